@@ -1,0 +1,1 @@
+"""vitlab: a reproducible laboratory for vision transformers."""

@@ -1,0 +1,215 @@
+"""Pretrain the embedded ViT on generated scenes, from image-level labels alone (no masks).
+
+Two losses: presence of the 20 classes and 8 colours from the class token, and presence of the classes as
+multiple-instance learning over patches (the logsumexp of a patch classifier's logits). Every scene is drawn
+on the fly, once. A killed run goes on from its last evaluation and ends in the same weights.
+"""
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from stages.backbones import vit
+from stages.backbones.card import write_card
+from stages.data.scenes.scene import CLASSES, COLOURS, Style, draw
+from stages.params.pretrain import Pretrain
+from stages.params.section import load
+from stages.stage import stage
+from stages.writing import replacing
+
+FOLDER = Path("data/checkpoints/vit_scenes")
+RESUME = Path("data/resume/pretrain.pt")
+HELD_OUT = 1000  # scenes by the held-out writers of the pretraining block
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ZOOM = (0.9, 1.25)  # a training view shows a scene up to 300 / 256 times enlarged
+
+
+class PretrainScenes(Dataset):
+    """Scene `i` of a split: image `(3, side, side)` uint8 and presence `(28,)` of classes, then colours."""
+
+    def __init__(self, writers: str, seed: int, first: int, count: int, style: Style):
+        self.writers, self.seed, self.first, self.count, self.style = writers, seed, first, count, style
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        stream = list(self.writers.encode())
+        rng = np.random.default_rng([self.seed, *stream, self.first + index])
+        scene = draw(rng, self.writers, self.style)
+        flip = rng.random() < 0.5 and self.writers == "pretrain"
+        pixels = scene.image[:, ::-1] if flip else scene.image
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _presence(scene)
+
+
+def _presence(scene) -> Tensor:
+    present = {thing.name for thing in scene.things} | {thing.colour for thing in scene.things}
+    return torch.tensor([float(name in present) for name in (*CLASSES[1:], *COLOURS)])
+
+
+class Pretrainer(nn.Module):
+    """The ViT with a presence layer on its class token and a patch classifier for the loss alone."""
+
+    def __init__(self, architecture: vit.Architecture):
+        super().__init__()
+        self.vit = vit.build(architecture)
+        self.patch_head = nn.Linear(architecture.dim, len(CLASSES) - 1)
+        nn.init.constant_(self.patch_head.bias, -6.0)  # logsumexp over 100 patches starts near presence's prior
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Presence logits from uint8 `images`: `(B, 28)` from the class token, `(B, 20)` from the patches."""
+        tokens = self.vit.forward_features(_normalise(images))
+        patches = self.patch_head(tokens[:, self.vit.num_prefix_tokens :])  # (B, patches, 20)
+        return self.vit.forward_head(tokens), patches.logsumexp(1)
+
+
+def _normalise(images: Tensor) -> Tensor:
+    mean, std = (images.new_tensor(stats, dtype=torch.float32).view(3, 1, 1) for stats in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def presence_loss(outputs: tuple[Tensor, Tensor], present: Tensor) -> Tensor:
+    """Binary cross entropy of both readings; the patches answer for the classes only."""
+    whole, patches = outputs
+    classes = patches.shape[1]
+    return F.binary_cross_entropy_with_logits(whole, present) + F.binary_cross_entropy_with_logits(
+        patches, present[:, :classes]
+    )
+
+
+@dataclass
+class Progress:
+    """What a resumed run must know."""
+
+    step: int
+    seconds: float
+    curve: list[dict]
+
+
+def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Architecture, Progress]:
+    """Train as `recipe` says, from the last saved evaluation where there is one of the same recipe."""
+    architecture = vit.Architecture(outputs=len(CLASSES) - 1 + len(COLOURS))
+    style = Style(side=architecture.side, zoom=ZOOM)
+    torch.manual_seed(recipe.seed)
+    model = Pretrainer(architecture).to(device, memory_format=torch.channels_last)
+    optimizers = _optimizers(model, recipe)
+    progress = _resume(recipe, model, optimizers)
+    steps = recipe.images // recipe.batch
+    held_out = _held_out(recipe, style)
+    remaining = PretrainScenes(
+        "pretrain", recipe.seed, progress.step * recipe.batch, (steps - progress.step) * recipe.batch, style
+    )
+    batches = DataLoader(remaining, recipe.batch, num_workers=1, prefetch_factor=16, pin_memory=device.type == "cuda")
+    bar = tqdm(batches, total=steps, initial=progress.step, desc="pretrain", unit="batch", mininterval=2)
+    start, losses = time.perf_counter() - progress.seconds, []
+    for step, (images, present) in enumerate(bar, progress.step):
+        _set_rate(optimizers, step, steps, recipe.warmup)
+        model.train()
+        loss = presence_loss(model(images.to(device, non_blocking=True)), present.to(device, non_blocking=True))
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.detach())
+        if (step + 1) % recipe.evaluate_every == 0 or step + 1 == steps:
+            figures = {
+                "images": (step + 1) * recipe.batch,
+                "loss": torch.stack(losses).mean().item(),
+                "mAP": mean_average_precision(model, held_out, device),
+            }
+            progress = Progress(step + 1, time.perf_counter() - start, [*progress.curve, figures])
+            losses = []
+            bar.write("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            _keep(recipe, model, optimizers, progress)
+    return model, architecture, progress
+
+
+def _optimizers(model: Pretrainer, recipe: Pretrain) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon (K. Jordan et al., 2024) for the blocks' matrices, AdamW for stem, embeddings, norms and heads."""
+    matrices = [weight for weight in model.vit.blocks.parameters() if weight.ndim == 2]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in model.parameters() if id(weight) not in chosen]
+    return (
+        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(others, lr=recipe.lr, weight_decay=recipe.weight_decay),
+    )
+
+
+def _set_rate(optimizers, step: int, steps: int, warmup: int) -> None:
+    """Linear warm-up, then a cosine to 0."""
+    share = min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps))
+    for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * float(share)
+
+
+def _held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Tensor]:
+    scenes = PretrainScenes("pretrain_val", recipe.seed, 0, HELD_OUT, replace(style, zoom=(1.0, 1.0)))
+    images, present = zip(*DataLoader(scenes, batch_size=None, num_workers=1), strict=True)
+    return torch.stack(images), torch.stack(present)
+
+
+@torch.inference_mode()
+def class_scores(model: Pretrainer, images: Tensor, device: torch.device) -> Tensor:
+    """Class-token presence logits `(N, 28)` of uint8 images `(N, 3, side, side)`."""
+    model.eval()
+    return torch.cat([model(chunk.to(device))[0].cpu() for chunk in images.split(100)])
+
+
+def mean_average_precision(model: Pretrainer, held_out: tuple[Tensor, Tensor], device: torch.device) -> float:
+    """Mean over the 20 classes of the average precision of the class token's presence score."""
+    images, present = held_out
+    scores, classes = class_scores(model, images, device), len(CLASSES) - 1
+    return float(average_precision_score(present[:, :classes], scores[:, :classes], average="macro"))
+
+
+def _keep(recipe: Pretrain, model, optimizers, progress: Progress) -> None:
+    with replacing(RESUME) as beside:
+        torch.save(
+            {
+                "recipe": recipe.model_dump(),
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "progress": vars(progress),
+            },
+            beside,
+        )
+
+
+def _resume(recipe: Pretrain, model, optimizers) -> Progress:
+    if RESUME.is_file():
+        kept = torch.load(RESUME, weights_only=True)
+        if kept["recipe"] == recipe.model_dump():
+            model.load_state_dict(kept["model"])
+            for optimizer, state in zip(optimizers, kept["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            return Progress(**kept["progress"])
+    return Progress(0, 0.0, [])
+
+
+def main() -> None:
+    torch.set_flush_denormal(True)
+    recipe = load(Pretrain, "pretrain")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, architecture, progress = pretrain(recipe, device)
+    held_out = _held_out(recipe, Style(side=architecture.side))
+    scores = class_scores(model, held_out[0], device)
+    average = average_precision_score(held_out[1], scores, average=None)
+    vit.save(FOLDER / "model.safetensors", model.vit.cpu(), architecture)
+    names = (*CLASSES[1:], *COLOURS)
+    write_card(FOLDER, recipe, device, progress, dict(zip(names, average.tolist(), strict=True)))
+    RESUME.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    with stage("pretrain"):
+        main()

@@ -1,0 +1,1 @@
+"""Image sources; each gives the same manifest (`stages/data/manifest.py`)."""

@@ -1,0 +1,168 @@
+"""The manifest: one row an image, the same for every source, validated before it is written."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from stages.data.images import read_image, read_mask
+from stages.stage import InputError
+from stages.writing import replacing
+
+MANIFEST = Path("data/manifest.parquet")
+SPLITS = ("train", "val")
+VOID = 255
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("mask", pa.string()),
+        pa.field("captions", pa.list_(pa.string()), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image. `height` and `width` (pixels, upright) are filled in by `validate`."""
+
+    image_id: str
+    split: str
+    image: str
+    mask: str | None = None
+    captions: tuple[str, ...] = ()
+    label: int | None = None
+    height: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Rows, with what is known of them all: names of mask classes, names of labels, licence, source."""
+
+    rows: tuple[Row, ...]
+    source: str
+    classes: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    licence: str = "unknown"
+
+    def split(self, name: str) -> tuple[Row, ...]:
+        """The rows of one split, in the source's order."""
+        return tuple(row for row in self.rows if row.split == name)
+
+
+@dataclass
+class Faults:
+    """What is wrong with a source, gathered in one pass."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, where: object, reason: object) -> None:
+        self.lines.append(f"{where}: {reason}")
+
+    def refuse(self, source: str) -> None:
+        """Raise `InputError` with a line a fault, if there is one."""
+        if self.lines:
+            count = f"{len(self.lines)} fault{'s' if len(self.lines) > 1 else ''}"
+            raise InputError("\n  ".join([f"{source}: {count}, nothing written", *self.lines]))
+
+
+def validate(manifest: Manifest, faults: Faults | None = None) -> Manifest:
+    """Look at every file once; return the manifest with image sizes, or raise `InputError` listing all faults.
+
+    `faults` holds what reading the source has found already. Where the source names no classes, they are numbered
+    from the masks' values.
+    """
+    faults = faults or Faults()
+    for image_id, count in Counter(row.image_id for row in manifest.rows).items():
+        if count > 1:
+            faults.add(image_id, f"duplicate id, listed {count} times")
+    for split in SPLITS:
+        if not manifest.split(split):
+            faults.add(split, "empty split")
+    with ThreadPoolExecutor() as pool:
+        looks = pool.map(_look, manifest.rows)
+        looks = list(tqdm(looks, "check images", len(manifest.rows), unit="image", mininterval=1))
+    for look in looks:
+        faults.lines.extend(look.faults)
+    classes = manifest.classes or _numbered(looks)
+    for look in looks:
+        beyond = [value for value in look.values if value >= len(classes) and value != VOID]
+        if beyond:
+            faults.add(look.row.mask, f"mask value {beyond} out of range; allowed 0..{len(classes) - 1} and {VOID} (void)")
+    faults.refuse(manifest.source)
+    return replace(manifest, rows=tuple(look.row for look in looks), classes=classes)
+
+
+@dataclass(frozen=True)
+class _Look:
+    row: Row
+    values: tuple[int, ...] = ()
+    faults: tuple[str, ...] = ()
+
+
+def _look(row: Row) -> _Look:
+    """Decode an image and its mask in full: size, mask values, faults."""
+    faults, values = [], ()
+    try:
+        width, height = read_image(Path(row.image)).size
+        row = replace(row, height=height, width=width)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+        faults.append(f"{row.image}: {_reason(fault)}")
+    if row.mask is not None:
+        try:
+            mask = read_mask(Path(row.mask))
+            values = tuple(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
+            if row.height and mask.shape != (row.height, row.width):
+                faults.append(
+                    f"{row.mask}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {row.width}x{row.height} pixels"
+                )
+        except (OSError, ValueError, SyntaxError) as fault:
+            faults.append(f"{row.mask}: {_reason(fault)}")
+    return _Look(row, values, tuple(faults))
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, FileNotFoundError):
+        return "missing"
+    return "not a readable image" if "cannot identify" in str(fault) else str(fault)
+
+
+def _numbered(looks: Iterable[_Look]) -> tuple[str, ...]:
+    values = {value for look in looks for value in look.values if value != VOID}
+    return tuple(f"class {index}" for index in range(max(values, default=-1) + 1))
+
+
+def write(manifest: Manifest, path: Path = MANIFEST) -> None:
+    """Write a validated manifest."""
+    facts = {
+        "source": manifest.source,
+        "classes": json.dumps(manifest.classes),
+        "labels": json.dumps(manifest.labels),
+        "licence": manifest.licence,
+    }
+    table = pa.Table.from_pylist([asdict(row) for row in manifest.rows], schema=SCHEMA.with_metadata(facts))
+    with replacing(path) as beside:
+        pq.write_table(table, beside)
+
+
+def read(path: Path = MANIFEST) -> Manifest:
+    """Read a manifest of `write`. Raises `OSError` where there is none."""
+    table = pq.read_table(path)
+    facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    rows = tuple(Row(**{**row, "captions": tuple(row["captions"])}) for row in table.to_pylist())
+    classes, labels = (tuple(json.loads(facts[key])) for key in ("classes", "labels"))
+    return Manifest(rows, facts["source"], classes, labels, facts["licence"])

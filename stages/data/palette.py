@@ -1,0 +1,19 @@
+"""PASCAL VOC's colour map, for masks on disk and in figures."""
+
+import numpy as np
+
+
+def _voc_colours() -> np.ndarray:
+    """`(256, 3)` uint8: bits 0, 1, 2 of the index, then 3, 4, 5 and so on, fill R, G, B from the top bit down.
+
+    The rule of the VOC devkit's `VOCcolormap.m` (Everingham et al., 2010).
+    """
+    index = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colours
+
+
+VOC = _voc_colours()

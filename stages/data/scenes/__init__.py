@@ -1,0 +1,1 @@
+"""The embedded source: handwritten digits and drawn shapes on photographs."""

@@ -1,0 +1,112 @@
+"""All of `params.yaml`: the profile in force and what the experiment asks."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from stages.params.pretrain import Pretrain
+from stages.params.section import PARAMS, Count, Rate, Section, Seed, Weight, read, validate
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class ViewParams(Section):
+    """A training view: the short side resized to a random length in pixels, then a random square crop."""
+
+    short_side_min: Count
+    short_side_max: Count
+    crop: Count
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.short_side_max < self.short_side_min:
+            raise ValueError(f"short_side_max must be at least short_side_min, {self.short_side_min}")
+        return self
+
+
+class Profile(Section):
+    """Where a profile's backbone comes from, and the training view that suits it."""
+
+    backbone: str
+    view: ViewParams
+
+
+class Embedded(Profile):
+    """Generated scenes."""
+
+    seed: Seed
+    train: Count
+    val: Count
+
+
+class Folder(Profile):
+    """A directory in VOC's layout."""
+
+    path: Path
+
+
+class Paper(Profile):
+    """VOC 2012, unpacked."""
+
+    voc_root: Path
+
+
+class Head(Section):
+    """One segmentation head. `kernel` is the convolutional head's, `shared_qk` the transformer's."""
+
+    kind: Literal["linear", "convolutional", "transformer"]
+    kernel: Count | None = None
+    shared_qk: bool | None = None
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> Self:
+        for key, owner in (("kernel", "convolutional"), ("shared_qk", "transformer")):
+            given = getattr(self, key) is not None
+            if given != (self.kind == owner):
+                raise ValueError(f"'{key}' {'belongs to' if given else 'is needed by'} kind '{owner}'")
+        return self
+
+
+class Segmentation(Section):
+    """The segmentation task: views to extract, and how every head trains on them."""
+
+    views: Count
+    epochs: Count
+    batch: Count
+    lr: Rate
+    weight_decay: Weight
+    heads: dict[Name, Head] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _views_are_used(self) -> Self:
+        if self.views > self.epochs:
+            raise ValueError(f"views must be at most epochs, {self.epochs}: epoch e sees view e mod views")
+        return self
+
+
+class Experiment(Section):
+    """`params.yaml` as a whole."""
+
+    profile: Literal["embedded", "folder", "paper"]
+    seed: Seed
+    embedded: Embedded
+    folder: Folder
+    paper: Paper
+    pretrain: Pretrain
+    segmentation: Segmentation
+
+    @property
+    def active(self) -> Profile:
+        """The section of the profile in force."""
+        return getattr(self, self.profile)
+
+    def seed_of(self, run: str) -> int:
+        """The seed of a run, from its name, so that no run's numbers hang on what ran before it."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{run}".encode()).digest()[:4])
+
+
+def load_experiment(path: Path = PARAMS) -> Experiment:
+    """Read and validate `params.yaml`; raises `InputError` with one line on the first fault."""
+    return validate(Experiment, read(path))

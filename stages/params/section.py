@@ -1,0 +1,78 @@
+"""What every section of `params.yaml` is: frozen, closed to unknown keys, refused in one line."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from stages.stage import InputError
+
+PARAMS = Path("params.yaml")
+
+Count = Annotated[int, Strict(), Field(gt=0)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read(path: Path = PARAMS) -> dict[str, Any]:
+    """The raw content of a params file. Reads YAML 1.2, where `1e-5` is a number (in PyYAML it is a string)."""
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except YAMLError as fault:
+        raise InputError(f"{path} is no YAML: {' '.join(str(fault).split())}") from fault
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no keys; expected sections such as 'segmentation'")
+    return content
+
+
+def validate(model: type[S], content: Any, prefix: str = "") -> S:
+    """`content` as `model`. Raises `InputError`, one line with the first fault's key, value and what is allowed."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        faults = error.errors()
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise InputError(_line(faults[0], model, prefix) + more) from error
+
+
+def load(model: type[S], key: str) -> S:
+    """One section of `params.yaml`, for a stage that needs no other."""
+    content = read()
+    if key not in content:
+        raise InputError(f"{PARAMS} has no section '{key}'")
+    return validate(model, content[key], f"{key}.")
+
+
+def _line(fault: dict[str, Any], model: type[Section], prefix: str) -> str:
+    key = prefix + ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"params.yaml: unknown key '{key}' = {fault['input']!r}; allowed here: {', '.join(_siblings(fault, model))}"
+    if fault["type"] == "missing":
+        return f"params.yaml: '{key}' is missing"
+    allowed = fault["msg"].removeprefix("Value error, ")
+    return f"params.yaml: {key} = {fault['input']!r}: {allowed[0].lower()}{allowed[1:]}"
+
+
+def _siblings(fault: dict[str, Any], model: type[BaseModel]) -> list[str]:
+    """Names of the fields beside an unknown key."""
+    for part in fault["loc"][:-1]:
+        field = model.model_fields.get(str(part)) if isinstance(model, type) else None
+        inner = field.annotation if field else model
+        found = [kind for kind in (inner, *getattr(inner, "__args__", ())) if _is_section(kind)]
+        model = found[0] if found else model
+    return list(model.model_fields)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
