@@ -29,7 +29,6 @@ from stages.writing import replacing
 FOLDER = Path("data/checkpoints/vit_scenes")
 RESUME = Path("data/resume/pretrain.pt")
 HELD_OUT = 1000  # scenes by the held-out writers of the pretraining block
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ZOOM = (0.9, 1.25)  # a training view shows a scene up to 300 / 256 times enlarged
 
 
@@ -67,14 +66,9 @@ class Pretrainer(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Presence logits from uint8 `images`: `(B, 28)` from the class token, `(B, 20)` from the patches."""
-        tokens = self.vit.forward_features(_normalise(images))
+        tokens = self.vit.forward_features(vit.normalise(images))
         patches = self.patch_head(tokens[:, self.vit.num_prefix_tokens :])  # (B, patches, 20)
         return self.vit.forward_head(tokens), patches.logsumexp(1)
-
-
-def _normalise(images: Tensor) -> Tensor:
-    mean, std = (images.new_tensor(stats, dtype=torch.float32).view(3, 1, 1) for stats in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
 
 
 def presence_loss(outputs: tuple[Tensor, Tensor], present: Tensor) -> Tensor:

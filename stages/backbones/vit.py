@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,9 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from stages.writing import replacing
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as DINO and most ViTs expect
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,12 @@ def read_architecture(path: Path) -> Architecture:
     return Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
+def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """Float `(B, 3, H, W)` from uint8 `images` of the same shape."""
+    mean, std = (images.new_tensor(stats, dtype=torch.float32).view(3, 1, 1) for stats in (mean, std))
+    return (images.float() / 255 - mean) / std
+
+
 @dataclass(frozen=True)
 class Tokens:
     """What a ViT makes of `B` images, after its last norm.
@@ -84,7 +94,7 @@ class Tokens:
 
 
 class Backbone(nn.Module):
-    """A frozen ViT. Sides that are no multiple of the patch lose the remainder at the right and the bottom.
+    """A frozen ViT on uint8 images, which it normalises itself. Sides that are no multiple of the patch lose the remainder at the right and the bottom.
 
     That is what a patch embedding's convolution does by itself, and so what DINO's code does on VOC. Position
     embeddings are resampled to the image's grid (bicubic, antialiased: timm's `resample_abs_pos_embed`).
@@ -93,10 +103,11 @@ class Backbone(nn.Module):
     def __init__(self, vit: VisionTransformer):
         super().__init__()
         self.vit = vit.eval().requires_grad_(False)
+        config = getattr(vit, "pretrained_cfg", None) or {}
+        self.mean, self.std = tuple(config.get("mean", MEAN)), tuple(config.get("std", STD))
         self.dim: int = vit.embed_dim
         self.heads: int = vit.blocks[-1].attn.num_heads
-        ratio = vit.patch_embed.feat_ratio(as_scalar=False)
-        self.patch: tuple[int, int] = tuple(int(side) for side in ratio)
+        self.patch: tuple[int, int] = vit.patch_embed.feat_ratio(as_scalar=False)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stays in eval mode: a frozen backbone has no other."""
@@ -107,8 +118,8 @@ class Backbone(nn.Module):
         return height // self.patch[0], width // self.patch[1]
 
     def forward(self, images: Tensor) -> Tokens:
-        """Tokens of normalised `images` `(B, 3, H, W)`."""
-        images, (rows, columns) = self._whole_patches(images)
+        """Tokens of uint8 `images` `(B, 3, H, W)`."""
+        images, (rows, columns) = self._prepared(images)
         tokens = self.vit.forward_features(images)  # (B, prefix + rows * columns, dim)
         patches = tokens[:, self.vit.num_prefix_tokens :].unflatten(1, (rows, columns))
         return Tokens(patches, tokens[:, 0] if self.vit.has_class_token else None)
@@ -118,7 +129,7 @@ class Backbone(nn.Module):
 
         Computed from the block's own projections, as fused attention never shows its weights.
         """
-        images, _ = self._whole_patches(images)
+        images, _ = self._prepared(images)
         vit, block = self.vit, range(len(self.vit.blocks))[block]
         x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
         x = vit.blocks[block].norm1(vit.blocks[:block](x))
@@ -128,12 +139,13 @@ class Backbone(nn.Module):
         query, key = attention.q_norm(query), attention.k_norm(key)
         return (query * attention.scale @ key.transpose(-2, -1)).softmax(-1)
 
-    def _whole_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _prepared(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         height, width = images.shape[-2:]
         rows, columns = self.grid(height, width)
         if not (rows and columns):
             raise ValueError(f"a {height}x{width} image is smaller than one {self.patch[0]}x{self.patch[1]} patch")
-        return images[..., : rows * self.patch[0], : columns * self.patch[1]], (rows, columns)
+        whole = images[..., : rows * self.patch[0], : columns * self.patch[1]]
+        return normalise(whole, self.mean, self.std), (rows, columns)
 
 
 def load(source: str) -> Backbone:

@@ -1,0 +1,175 @@
+"""The feature table: patch tokens of image views in parquet, streamed in, handed out without a copy.
+
+One row a view. `tokens` is a list of `fixed_size_binary(2 * dim)`, one entry a patch token in row-major order, so
+that images of any size share a table without padding; their bytes lie side by side in the file. What the tokens
+were made with stands in the schema metadata, and a reader that expects something else is refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from stages.stage import InputError
+from stages.views import View
+from stages.writing import replacing
+
+GROUP = 32  # views in a row group: what is read at once
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a table's tokens were made with."""
+
+    backbone: str
+    weights: str  # SHA-256 of the backbone's weights
+    transform: str  # how a view was cut, and normalised
+    dim: int
+    heads: int  # attention heads of the backbone
+    patch: str  # "rows x columns" of pixels behind one token
+    manifest: str  # SHA-256 of the manifest
+    dtype: str = "float16"
+
+
+@dataclass(frozen=True)
+class Features:
+    """The tokens of one view, `(rows, columns, dim)` float16, and how it was cut."""
+
+    image_id: str
+    view_index: int
+    view: View
+    tokens: Tensor
+
+
+_VIEW_TYPES = {field.name: pa.bool_() if field.type is bool else pa.int32() for field in fields(View)}
+
+
+def _schema(provenance: Provenance) -> pa.Schema:
+    metadata = {key: str(value) for key, value in asdict(provenance).items()}
+    token = pa.field("token", pa.binary(2 * provenance.dim), nullable=False, metadata={"shape": str(provenance.dim)})
+    columns = [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("view", pa.int16(), nullable=False),
+        pa.field("grid_rows", pa.int16(), nullable=False),
+        pa.field("grid_columns", pa.int16(), nullable=False),
+        *(pa.field(name, kind, nullable=False) for name, kind in _VIEW_TYPES.items()),
+        pa.field("tokens", pa.list_(token), nullable=False),
+    ]
+    return pa.schema(columns, metadata=metadata)
+
+
+class FeatureWriter:
+    """Takes views one by one and writes full row groups; a group never mixes view indices."""
+
+    def __init__(self, writer: pq.ParquetWriter):
+        self._writer = writer
+        self._waiting: list[Features] = []
+
+    def add(self, features: Features) -> None:
+        """Queue one view; tokens are stored as half floats, whatever they came as."""
+        if self._waiting and self._waiting[0].view_index != features.view_index:
+            self.flush()
+        self._waiting.append(features)
+        if len(self._waiting) == GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as one row group."""
+        if self._waiting:
+            self._writer.write_table(_table(self._waiting, self._writer.schema), row_group_size=GROUP)
+            self._waiting = []
+
+
+def _table(rows: list[Features], schema: pa.Schema) -> pa.Table:
+    flat = [row.tokens.to("cpu", torch.float16).flatten(0, 1).contiguous() for row in rows]
+    tokens = np.concatenate([one.numpy() for one in flat])  # (tokens of all rows, dim)
+    offsets = np.cumsum([0, *(len(one) for one in flat)]).astype(np.int32)
+    kind = schema.field("tokens").type.value_type
+    values = pa.FixedSizeBinaryArray.from_buffers(kind, len(tokens), [None, pa.py_buffer(tokens)])
+    columns = {
+        "image_id": pa.array([row.image_id for row in rows]),
+        "view": pa.array([row.view_index for row in rows], pa.int16()),
+        "grid_rows": pa.array([row.tokens.shape[0] for row in rows], pa.int16()),
+        "grid_columns": pa.array([row.tokens.shape[1] for row in rows], pa.int16()),
+        **{name: pa.array([getattr(row.view, name) for row in rows], kind) for name, kind in _VIEW_TYPES.items()},
+        "tokens": pa.ListArray.from_arrays(pa.array(offsets), values, type=schema.field("tokens").type),
+    }
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+@contextmanager
+def feature_writer(path: Path, provenance: Provenance) -> Iterator[FeatureWriter]:
+    """Write a table to `path`; it appears there whole, or not at all."""
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with replacing(path) as beside:
+        with pq.ParquetWriter(beside, _schema(provenance), **options) as parquet:
+            writer = FeatureWriter(parquet)
+            yield writer
+            writer.flush()
+
+
+class FeatureTable:
+    """Reads a table by row group. `expect` names what its provenance must be; anything else raises `InputError`."""
+
+    def __init__(self, path: Path, **expect: object):
+        self.path = path
+        self._file = pq.ParquetFile(path, memory_map=True)
+        metadata = {key.decode(): value.decode() for key, value in self._file.schema_arrow.metadata.items()}
+        self.provenance = Provenance(**{**{field.name: metadata[field.name] for field in fields(Provenance)}, "dim": int(metadata["dim"]), "heads": int(metadata["heads"])})
+        for key, expected in expect.items():
+            if getattr(self.provenance, key) != expected:
+                found = getattr(self.provenance, key)
+                raise InputError(f"{path}: {key} is {found!r}, expected {expected!r}; run `dvc repro` to extract anew")
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    @property
+    def groups(self) -> int:
+        """How many row groups there are."""
+        return self._file.num_row_groups
+
+    @cached_property
+    def group_views(self) -> tuple[int, ...]:
+        """The view index of every row group."""
+        return tuple(
+            self._file.read_row_group(group, columns=["view"]).column(0)[0].as_py() for group in range(self.groups)
+        )
+
+    def groups_of(self, view: int) -> list[int]:
+        """The row groups that hold a view index."""
+        return [group for group, index in enumerate(self.group_views) if index == view]
+
+    def group(self, index: int) -> list[Features]:
+        """The views of one row group; their tokens are windows into the group's own memory."""
+        table = self._file.read_row_group(index).combine_chunks()
+        tokens = table.column("tokens").chunk(0)
+        memory = _as_tensor(tokens.values, self.provenance.dim)
+        starts = tokens.offsets.to_pylist()
+        columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "tokens"}
+        return [
+            Features(
+                columns["image_id"][row],
+                columns["view"][row],
+                View(**{name: columns[name][row] for name in _VIEW_TYPES}),
+                memory[starts[row] : starts[row + 1]].unflatten(
+                    0, (columns["grid_rows"][row], columns["grid_columns"][row])
+                ),
+            )
+            for row in range(table.num_rows)
+        ]
+
+
+def _as_tensor(values: pa.FixedSizeBinaryArray, dim: int) -> Tensor:
+    """`(tokens, dim)` float16 over Arrow's own memory. Read it, do not write to it."""
+    floats = pa.Array.from_buffers(
+        pa.float16(), len(values) * dim, [None, values.buffers()[1]], offset=values.offset * dim
+    )
+    return torch.from_dlpack(floats).unflatten(0, (-1, dim))

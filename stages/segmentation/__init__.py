@@ -1,0 +1,1 @@
+"""Segmentation heads on frozen patch tokens."""

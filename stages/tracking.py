@@ -1,0 +1,163 @@
+"""Runs in MLflow: registered from their records, at most once, and never at the price of a result."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an absent server costs seconds, not minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from filelock import FileLock  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param  # noqa: E402
+from mlflow.entities import Run as MlflowRun  # noqa: E402
+from mlflow.utils.git_utils import get_git_commit  # noqa: E402
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME  # noqa: E402
+
+from stages.runs import Run  # noqa: E402
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+IDENTITY = "vitlab.identity"  # a tag: the SHA-256 of the record that the run was registered from
+BATCH = 1000  # metrics a request, MLflow's limit
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A run as MLflow holds it: its id, final metrics, and the mIoU and losses by step."""
+
+    run_id: str
+    metrics: dict[str, float]
+
+
+def store_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a sqlite file at the project's root (not in an experiment's temporary copy)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_root() / 'mlflow.db'}"
+
+
+def _root() -> Path:
+    return Path(os.environ.get("DVC_ROOT") or ".").resolve()
+
+
+@contextmanager
+def open_store() -> Iterator[MlflowClient]:
+    """A client of the store, made first where it is a new local file; two makers at once would break it."""
+    with FileLock(_root() / "mlflow.db.lock", timeout=120):
+        client = MlflowClient(store_uri())
+        client.search_experiments(max_results=1)
+    yield client
+
+
+def register(run: Run) -> str | None:
+    """Register `run` unless a finished MLflow run has its identity; returns the run id.
+
+    Whatever goes wrong with the store is told in one line and costs nothing else: the record is the result.
+    """
+    try:
+        with open_store() as client:
+            return _find(client, run) or _create(client, run)
+    except Exception as fault:  # noqa: BLE001 - any store, any transport; none may lose a training result
+        print(f"MLflow store {store_uri()} not usable, {run.name} not registered: {_first_line(fault)}", file=sys.stderr)
+        return None
+
+
+def fetch(run: Run) -> Tracked | None:
+    """What MLflow holds of `run`, or None where the store lacks it or cannot be reached."""
+    try:
+        with open_store() as client:
+            run_id = _find(client, run)
+            return Tracked(run_id, dict(client.get_run(run_id).data.metrics)) if run_id else None
+    except Exception as fault:  # noqa: BLE001 - as in register
+        print(f"MLflow store {store_uri()} not usable: {_first_line(fault)}", file=sys.stderr)
+        return None
+
+
+def attach(run_id: str, files: list[Path]) -> None:
+    """Add figures to a registered run, under `figures/`; the same file again replaces itself."""
+    try:
+        with open_store() as client:
+            for file in files:
+                client.log_artifact(run_id, str(file), "figures")
+    except Exception as fault:  # noqa: BLE001 - as in register
+        print(f"MLflow store {store_uri()} not usable, figures not attached: {_first_line(fault)}", file=sys.stderr)
+
+
+def _find(client: MlflowClient, run: Run) -> str | None:
+    experiment = client.get_experiment_by_name(_experiment_name(run))
+    if experiment is None:
+        return None
+    same = f"tags.`{IDENTITY}` = '{run.identity}' and attributes.status = 'FINISHED'"
+    found: list[MlflowRun] = client.search_runs([experiment.experiment_id], same, max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _create(client: MlflowClient, run: Run) -> str:
+    created = client.create_run(_experiment_id(client, run), tags=_tags(run), run_name=run.name)
+    run_id, status = created.info.run_id, "FAILED"
+    try:
+        metrics = list(_metrics(run, created.info.start_time))
+        client.log_batch(run_id, params=_params(run))
+        for first in range(0, len(metrics), BATCH):
+            client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        client.log_artifact(run_id, str(run.path))
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run_id, status)
+    return run_id
+
+
+def _experiment_name(run: Run) -> str:
+    return f"vitlab-{run.task}"
+
+
+def _experiment_id(client: MlflowClient, run: Run) -> str:
+    experiment = client.get_experiment_by_name(_experiment_name(run))
+    if experiment is not None:
+        return experiment.experiment_id
+    local = store_uri().startswith("sqlite:")  # a server knows its own place for artefacts
+    place = (_root() / "mlartifacts" / run.task).as_uri() if local else None
+    return client.create_experiment(_experiment_name(run), artifact_location=place)
+
+
+def _tags(run: Run) -> dict[str, str]:
+    tags = {
+        MLFLOW_RUN_NAME: run.name,
+        IDENTITY: run.identity,
+        "dvc.stage": os.environ.get("DVC_STAGE"),
+        "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
+        MLFLOW_GIT_COMMIT: get_git_commit("."),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def _params(run: Run) -> list[Param]:
+    return [Param(key, str(value)) for key, value in {**run.params, **run.inputs}.items()]
+
+
+def _metrics(run: Run, time: int) -> Iterator[Metric]:
+    for key, value in _numbers(run.metrics):
+        yield Metric(key, value, time, 0)
+    for row in run.history:
+        for key, value in _numbers({key: value for key, value in row.items() if key != "epoch"}):
+            yield Metric(f"epoch/{key}", value, time, row["epoch"])
+
+
+def _numbers(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a nested dict under names that MLflow allows; what is undefined or no number is left out."""
+    for key, value in values.items():
+        name = prefix + re.sub(r"[^\w\-. :/]", "_", str(key))
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{name}/")
+        elif isinstance(value, int | float):
+            yield name, float(value)
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).splitlines() or [type(fault).__name__])[0][:200]
