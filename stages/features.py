@@ -108,11 +108,10 @@ def _table(rows: list[Features], schema: pa.Schema) -> pa.Table:
 def feature_writer(path: Path, provenance: Provenance) -> Iterator[FeatureWriter]:
     """Write a table to `path`; it appears there whole, or not at all."""
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    with replacing(path) as beside:
-        with pq.ParquetWriter(beside, _schema(provenance), **options) as parquet:
-            writer = FeatureWriter(parquet)
-            yield writer
-            writer.flush()
+    with replacing(path) as beside, pq.ParquetWriter(beside, _schema(provenance), **options) as parquet:
+        writer = FeatureWriter(parquet)
+        yield writer
+        writer.flush()
 
 
 class FeatureTable:
@@ -122,7 +121,7 @@ class FeatureTable:
         self.path = path
         self._file = pq.ParquetFile(path, memory_map=True)
         metadata = {key.decode(): value.decode() for key, value in self._file.schema_arrow.metadata.items()}
-        self.provenance = Provenance(**{**{field.name: metadata[field.name] for field in fields(Provenance)}, "dim": int(metadata["dim"]), "heads": int(metadata["heads"])})
+        self.provenance = Provenance(**{field.name: field.type(metadata[field.name]) for field in fields(Provenance)})
         for key, expected in expect.items():
             if getattr(self.provenance, key) != expected:
                 found = getattr(self.provenance, key)

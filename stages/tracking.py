@@ -13,14 +13,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an absent server costs seconds, not minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-from filelock import FileLock  # noqa: E402
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param  # noqa: E402
-from mlflow.entities import Run as MlflowRun  # noqa: E402
-from mlflow.utils.git_utils import get_git_commit  # noqa: E402
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME  # noqa: E402
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.entities import Run as MlflowRun
+from mlflow.utils.git_utils import get_git_commit
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 
-from stages.runs import Run  # noqa: E402
+from stages.runs import Run
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -31,7 +31,7 @@ BATCH = 1000  # metrics a request, MLflow's limit
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run as MLflow holds it: its id, final metrics, and the mIoU and losses by step."""
+    """A run as MLflow holds it: its id and its final metrics."""
 
     run_id: str
     metrics: dict[str, float]
@@ -47,46 +47,41 @@ def _root() -> Path:
 
 
 @contextmanager
-def open_store() -> Iterator[MlflowClient]:
-    """A client of the store, made first where it is a new local file; two makers at once would break it."""
-    with FileLock(_root() / "mlflow.db.lock", timeout=120):
-        client = MlflowClient(store_uri())
-        client.search_experiments(max_results=1)
-    yield client
+def _store(lost: str) -> Iterator[MlflowClient]:
+    """A client of the store, made first where it is a new local file: two makers at once would break it.
+
+    Whatever goes wrong inside is told in one line, with what is `lost`, and ends there: the record is the result.
+    """
+    try:
+        with FileLock(_root() / "mlflow.db.lock", timeout=120):
+            client = MlflowClient(store_uri())
+            client.search_experiments(max_results=1)
+        yield client
+    except Exception as fault:  # noqa: BLE001 - any store, any transport; none may lose a training result
+        first_line = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
+        print(f"MLflow store {store_uri()} not usable, {lost}: {first_line}", file=sys.stderr)
 
 
 def register(run: Run) -> str | None:
-    """Register `run` unless a finished MLflow run has its identity; returns the run id.
-
-    Whatever goes wrong with the store is told in one line and costs nothing else: the record is the result.
-    """
-    try:
-        with open_store() as client:
-            return _find(client, run) or _create(client, run)
-    except Exception as fault:  # noqa: BLE001 - any store, any transport; none may lose a training result
-        print(f"MLflow store {store_uri()} not usable, {run.name} not registered: {_first_line(fault)}", file=sys.stderr)
-        return None
+    """Register `run` unless a finished MLflow run has its identity; returns the run id, None where the store fails."""
+    with _store(f"{run.name} not registered") as client:
+        return _find(client, run) or _create(client, run)
+    return None
 
 
 def fetch(run: Run) -> Tracked | None:
-    """What MLflow holds of `run`, or None where the store lacks it or cannot be reached."""
-    try:
-        with open_store() as client:
-            run_id = _find(client, run)
-            return Tracked(run_id, dict(client.get_run(run_id).data.metrics)) if run_id else None
-    except Exception as fault:  # noqa: BLE001 - as in register
-        print(f"MLflow store {store_uri()} not usable: {_first_line(fault)}", file=sys.stderr)
-        return None
+    """What MLflow holds of `run`, or None where the store lacks it or fails."""
+    with _store(f"{run.name} not read") as client:
+        run_id = _find(client, run)
+        return Tracked(run_id, dict(client.get_run(run_id).data.metrics)) if run_id else None
+    return None
 
 
 def attach(run_id: str, files: list[Path]) -> None:
     """Add figures to a registered run, under `figures/`; the same file again replaces itself."""
-    try:
-        with open_store() as client:
-            for file in files:
-                client.log_artifact(run_id, str(file), "figures")
-    except Exception as fault:  # noqa: BLE001 - as in register
-        print(f"MLflow store {store_uri()} not usable, figures not attached: {_first_line(fault)}", file=sys.stderr)
+    with _store("figures not attached") as client:
+        for file in files:
+            client.log_artifact(run_id, str(file), "figures")
 
 
 def _find(client: MlflowClient, run: Run) -> str | None:
@@ -157,7 +152,3 @@ def _numbers(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{name}/")
         elif isinstance(value, int | float):
             yield name, float(value)
-
-
-def _first_line(fault: Exception) -> str:
-    return (str(fault).splitlines() or [type(fault).__name__])[0][:200]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-VOID = 255
+from stages.data.voc import VOID
 
 
 @dataclass(frozen=True)

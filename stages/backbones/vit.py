@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from stages.writing import replacing
 
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as DINO and most ViTs expect
 
 
@@ -94,7 +93,9 @@ class Tokens:
 
 
 class Backbone(nn.Module):
-    """A frozen ViT on uint8 images, which it normalises itself. Sides that are no multiple of the patch lose the remainder at the right and the bottom.
+    """A frozen ViT on uint8 images, which it normalises itself.
+
+    Sides that are no multiple of the patch lose the remainder at the right and the bottom.
 
     That is what a patch embedding's convolution does by itself, and so what DINO's code does on VOC. Position
     embeddings are resampled to the image's grid (bicubic, antialiased: timm's `resample_abs_pos_embed`).

@@ -1,11 +1,11 @@
 """Any directory in PASCAL VOC's layout.
 
-    JPEGImages/ID.jpg (or .jpeg, .png, .webp, .bmp, .tif)    SegmentationClass/ID.png
-    ImageSets/Segmentation/train.txt, val.txt                one id a line
-    classes.txt     optional: names of mask values 0, 1, ... one a line
-    captions.json   optional: {id: caption or list of captions}
-    labels.csv      optional: image_id,label with a name or a number for a label
-    licence.txt     optional: one line on whose the images are
+JPEGImages/ID.jpg (or .jpeg, .png, .webp, .bmp, .tif)    SegmentationClass/ID.png
+ImageSets/Segmentation/train.txt, val.txt                one id a line
+classes.txt     optional: names of mask values 0, 1, ... one a line
+captions.json   optional: {id: caption or list of captions}
+labels.csv      optional: image_id,label with a name or a number for a label
+licence.txt     optional: one line on whose the images are
 """
 
 import csv
@@ -91,5 +91,9 @@ def _labels(root: Path, faults: Faults) -> tuple[dict[str, int], tuple[str, ...]
     for image_id, name in by_id.items():
         if not name:
             faults.add(path, f"'{image_id}' has an empty label")
-    names = tuple(sorted(set(by_id.values()), key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
+    names = tuple(sorted(set(by_id.values()), key=_numbers_first))
     return {image_id: names.index(name) for image_id, name in by_id.items()}, names
+
+
+def _numbers_first(name: str) -> tuple[bool, int, str]:
+    return (not name.isdigit(), int(name) if name.isdigit() else 0, name)

@@ -1,5 +1,6 @@
 """The manifest: one row an image, the same for every source, validated before it is written."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -14,12 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.data.images import read_image, read_mask
+from stages.data.voc import VOID
 from stages.stage import InputError
 from stages.writing import replacing
 
 MANIFEST = Path("data/manifest.parquet")
 SPLITS = ("train", "val")
-VOID = 255
 
 SCHEMA = pa.schema(
     [
@@ -102,7 +103,8 @@ def validate(manifest: Manifest, faults: Faults | None = None) -> Manifest:
     for look in looks:
         beyond = [value for value in look.values if value >= len(classes) and value != VOID]
         if beyond:
-            faults.add(look.row.mask, f"mask value {beyond} out of range; allowed 0..{len(classes) - 1} and {VOID} (void)")
+            allowed = f"0..{len(classes) - 1} and {VOID} (void)"
+            faults.add(look.row.mask, f"mask value {beyond} out of range; allowed {allowed}")
     faults.refuse(manifest.source)
     return replace(manifest, rows=tuple(look.row for look in looks), classes=classes)
 
@@ -157,6 +159,11 @@ def write(manifest: Manifest, path: Path = MANIFEST) -> None:
     table = pa.Table.from_pylist([asdict(row) for row in manifest.rows], schema=SCHEMA.with_metadata(facts))
     with replacing(path) as beside:
         pq.write_table(table, beside)
+
+
+def fingerprint(path: Path = MANIFEST) -> str:
+    """SHA-256 of a manifest on disk: what is made from it is bound to it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read(path: Path = MANIFEST) -> Manifest:

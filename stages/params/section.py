@@ -57,7 +57,8 @@ def load(model: type[S], key: str) -> S:
 def _line(fault: dict[str, Any], model: type[Section], prefix: str) -> str:
     key = prefix + ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        return f"params.yaml: unknown key '{key}' = {fault['input']!r}; allowed here: {', '.join(_siblings(fault, model))}"
+        allowed = ", ".join(_siblings(fault, model))
+        return f"params.yaml: unknown key '{key}' = {fault['input']!r}; allowed here: {allowed}"
     if fault["type"] == "missing":
         return f"params.yaml: '{key}' is missing"
     allowed = fault["msg"].removeprefix("Value error, ")

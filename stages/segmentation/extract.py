@@ -1,6 +1,5 @@
 """Stage `extract_segmentation`: every image view through the frozen backbone once, into feature tables."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,13 @@ from tqdm import tqdm
 from stages.backbones import vit
 from stages.data import manifest as manifests
 from stages.data.images import read_image
-from stages.data.manifest import MANIFEST, Row
+from stages.data.manifest import Row
 from stages.features import Features, FeatureWriter, Provenance, feature_writer
 from stages.params.experiment import Experiment, ViewParams, load_experiment
+from stages.segmentation import FEATURES
 from stages.stage import InputError, stage
 from stages.views import View, cut_image, native_view, random_view
 
-FOLDER = Path("data/features/segmentation")
 BATCH = 32  # views; bounds memory, changes no result that is kept
 WORKERS = min(2, os.cpu_count() or 1)
 
@@ -94,11 +93,6 @@ def extract(
             bar.update(len(indices))
 
 
-def manifest_hash() -> str:
-    """SHA-256 of the manifest that lies on disk."""
-    return hashlib.sha256(MANIFEST.read_bytes()).hexdigest()
-
-
 def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -> Provenance:
     """What the tables of this experiment are made with."""
     return Provenance(
@@ -108,7 +102,7 @@ def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -
         dim=backbone.dim,
         heads=backbone.heads,
         patch=f"{backbone.patch[0]}x{backbone.patch[1]}",
-        manifest=manifest_hash(),
+        manifest=manifests.fingerprint(),
     )
 
 
@@ -125,12 +119,13 @@ def main() -> None:
     splits = {
         "train": (
             train_views(manifest.split("train"), task.views, params, experiment.seed_of("segmentation/views")),
-            f"{task.views} views, short side {params.short_side_min}..{params.short_side_max}, crop {params.crop}, flip",
+            f"{task.views} views, short side {params.short_side_min} to {params.short_side_max}, "
+            f"crop {params.crop}, flip",
         ),
         "val": (val_views(manifest.split("val")), "native size"),
     }
     for split, (views, transform) in splits.items():
-        with feature_writer(FOLDER / f"{split}.parquet", provenance(experiment, backbone, transform)) as writer:
+        with feature_writer(FEATURES / f"{split}.parquet", provenance(experiment, backbone, transform)) as writer:
             extract(backbone, views, writer, name=f"extract {split}")
 
 

@@ -3,26 +3,26 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-VOID = 255
+from stages.data.voc import VOID
 
 
-def confusion(truth: Tensor, prediction: Tensor, classes: int) -> Tensor:
+def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
     """Pixel counts `(N, classes, classes)` int64, truth in rows, of `N` masks; pixels of truth 255 are left out.
 
-    `truth` and `prediction` are integer tensors `(N, ...)` of one shape. Raises `ValueError` where either holds a
-    value that is no class.
+    `truth` and `prediction` are uint8 arrays `(N, ...)` of one shape. Raises `ValueError` where either holds a value
+    that is no class.
     """
-    truth, prediction = truth.flatten(1).long(), prediction.flatten(1).long()
-    kept = truth != VOID
-    for name, values in (("truth", truth[kept]), ("prediction", prediction[kept])):
-        if values.numel() and not (0 <= values.min() and values.max() < classes):
-            raise ValueError(f"{name} holds class {int(values.max())}; allowed 0..{classes - 1}")
-    image = torch.arange(len(truth), device=truth.device).unsqueeze(1).expand_as(truth)
-    cells = (image * classes + truth) * classes + prediction
-    return torch.bincount(cells[kept], minlength=len(truth) * classes * classes).view(-1, classes, classes)
+    truth, prediction = truth.reshape(len(truth), -1), prediction.reshape(len(prediction), -1)
+    void = truth == VOID
+    for name, wrong in (("truth", (truth >= classes) & ~void), ("prediction", prediction >= classes)):
+        if wrong.any():
+            raise ValueError(f"{name} holds a class beyond 0..{classes - 1}")
+    # One cell more than the matrix has takes what is void: cheaper than picking the other pixels out.
+    cells = np.where(void, classes * classes, truth.astype(np.int32) * classes + prediction)
+    cells += np.arange(len(truth), dtype=np.int32)[:, None] * (classes * classes + 1)
+    counted = np.bincount(cells.ravel(), minlength=len(truth) * (classes * classes + 1))
+    return counted.reshape(len(truth), -1)[:, :-1].reshape(-1, classes, classes)
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,21 @@ def iou(matrix: np.ndarray) -> Iou:
     return Iou(float(np.nanmean(shares)), per_class)
 
 
-def mean_iou_interval(matrices: np.ndarray, *, seed: int, draws: int = 1000) -> tuple[float, float]:
-    """A 95 % interval of the mean IoU over the choice of images: percentiles of a bootstrap of whole images.
+def mean_iou_draws(matrices: np.ndarray, *, seed: int, draws: int = 1000) -> np.ndarray:
+    """Mean IoU of `draws` bootstrap samples of whole images, `(draws,)`, from `matrices` `(images, classes, classes)`.
 
-    `matrices` is `(images, classes, classes)`. The heads' own randomness is not in it.
+    Two heads' draws with one seed are of the same images, so that their differences are paired. The randomness of
+    training is not in them.
     """
     images = len(matrices)
-    flat = matrices.reshape(images, -1).astype(np.float64)
     weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
-    drawn = (weights @ flat).reshape(draws, *matrices.shape[1:])
-    with np.errstate(invalid="ignore"):
-        means = np.nanmean([_shares(matrix) for matrix in drawn], axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = (weights @ matrices.reshape(images, -1).astype(np.float64)).reshape(draws, *matrices.shape[1:])
+    return np.array([np.nanmean(_shares(matrix)) for matrix in drawn])
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of bootstrap draws."""
+    low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -19,18 +19,18 @@ from tqdm import tqdm
 from stages import tracking
 from stages.data import manifest as manifests
 from stages.data.images import read_mask
+from stages.data.voc import VOID
 from stages.features import FeatureTable
 from stages.params.experiment import Experiment, Segmentation, load_experiment
 from stages.runs import Run, package_versions, write_run
-from stages.segmentation import extract
+from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.heads import build_head
-from stages.segmentation.iou import VOID, confusion, iou, mean_iou_interval
+from stages.segmentation.iou import confusion, interval, iou, mean_iou_draws
 from stages.stage import InputError, stage
 from stages.views import cut_mask
 from stages.writing import replacing
 
 WEIGHTS = Path("data/models/segmentation")
-PREDICTIONS = Path("data/predictions/segmentation")
 PIXELS = 2**18  # validation pixels whose logits are held at full size at once
 
 
@@ -56,11 +56,11 @@ class TrainViews:
 
 @dataclass(frozen=True)
 class Alike:
-    """Validation images of one size: ids, tokens `(n, rows, columns, dim)`, masks `(n, H, W)`."""
+    """Validation images of one size: ids, tokens `(n, rows, columns, dim)`, masks `(n, H, W)` uint8."""
 
     image_ids: list[str]
     tokens: Tensor
-    masks: Tensor
+    masks: np.ndarray
 
 
 class ValImages:
@@ -86,7 +86,7 @@ class ValImages:
 
     def _batch(self, rows) -> Alike:
         ids = [row.image_id for row in rows]
-        masks = torch.from_numpy(np.stack([self._mask(image_id) for image_id in ids]))
+        masks = np.stack([self._mask(image_id) for image_id in ids])
         return Alike(ids, torch.stack([row.tokens for row in rows]), masks)
 
     def _mask(self, image_id: str) -> np.ndarray:
@@ -111,7 +111,9 @@ def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return total / (masks != VOID).sum().clamp(min=1)
 
 
-def train_epoch(head: nn.Module, optimizer, tokens: Tensor, masks: Tensor, batch: int, shuffle: torch.Generator) -> float:
+def train_epoch(
+    head: nn.Module, optimizer, tokens: Tensor, masks: Tensor, batch: int, shuffle: torch.Generator
+) -> float:
     """One pass over the views in random order, the last partial batch dropped; returns the mean loss of its steps."""
     device = next(head.parameters()).device
     head.train()
@@ -133,17 +135,18 @@ def predict(head: nn.Module, images: ValImages) -> Iterator[tuple[Alike, Tensor]
     head.eval()
     for alike in images:
         logits = upsample(head(alike.tokens.to(device).float()), alike.masks.shape[1:])
-        yield alike, logits.argmax(-1).to(torch.uint8).cpu()
+        yield alike, logits.max(-1).indices.to(torch.uint8).cpu()  # twice as fast as argmax on a CPU
 
 
-def evaluate(head: nn.Module, images: ValImages, classes: int) -> Tensor:
+def evaluate(head: nn.Module, images: ValImages, classes: int) -> np.ndarray:
     """Confusion matrices of all validation images, `(N, classes, classes)`."""
-    return torch.cat([confusion(alike.masks, predicted, classes) for alike, predicted in predict(head, images)])
+    pairs = ((alike.masks, predicted.numpy()) for alike, predicted in predict(head, images))
+    return np.concatenate([confusion(masks, predicted, classes) for masks, predicted in pairs])
 
 
 def train(
     head: nn.Module, views: TrainViews, val: ValImages, classes: int, task: Segmentation, seed: int, name: str
-) -> tuple[list[dict], Tensor]:
+) -> tuple[list[dict], np.ndarray]:
     """Train for `task.epochs`; returns the history, an epoch a dict, and the last epoch's confusion matrices.
 
     AdamW; the learning rate falls linearly to 0, a step an epoch.
@@ -158,7 +161,7 @@ def train(
             loss = train_epoch(head, optimizer, tokens, masks, task.batch, shuffle)
             falling.step()
             matrices = evaluate(head, val, classes)
-            measured = iou(matrices.sum(0).numpy())
+            measured = iou(matrices.sum(0))
             history.append({"epoch": epoch + 1, "train_loss": loss, "miou": measured.mean, "iou": measured.per_class})
             bar.set_postfix(loss=f"{loss:.3f}", mIoU=f"{measured.mean:.2f}")
     return history, matrices
@@ -181,8 +184,8 @@ def run_head(experiment: Experiment, name: str) -> Run:
     if name not in task.heads:
         raise InputError(f"unknown head '{name}'; segmentation.heads has: {', '.join(task.heads)}")
     asked, classes = task.heads[name], len(manifest.classes)
-    expected = {"backbone": experiment.active.backbone, "manifest": extract.manifest_hash()}
-    train_table, val_table = (FeatureTable(extract.FOLDER / f"{split}.parquet", **expected) for split in ("train", "val"))
+    expected = {"backbone": experiment.active.backbone, "manifest": manifests.fingerprint()}
+    train_table, val_table = (FeatureTable(FEATURES / f"{split}.parquet", **expected) for split in ("train", "val"))
     masks = {row.image_id: Path(row.mask) for row in manifest.rows}
     made_from = train_table.provenance
     config = {"dim": made_from.dim, "classes": classes, "heads": made_from.heads, **asked.model_dump()}
@@ -210,7 +213,7 @@ def run_head(experiment: Experiment, name: str) -> Run:
             **task.model_dump(exclude={"heads"}),
             **asked.model_dump(exclude_none=True),
         },
-        metrics=_metrics(history, matrices.numpy(), manifest.classes, seed),
+        metrics=_metrics(history, matrices, manifest.classes, experiment.seed_of(BOOTSTRAP)),
         history=[{**row, "iou": dict(zip(manifest.classes, row["iou"], strict=True))} for row in history],
         inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(made_from)},
         artefacts={"weights": str(weights), "predictions": str(predictions)},
@@ -234,7 +237,7 @@ def _check_fits(name: str, config: dict, views: TrainViews, batch: int) -> None:
 
 def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...], seed: int) -> dict:
     last, best = history[-1], max(history, key=lambda row: row["miou"])
-    low, high = mean_iou_interval(matrices, seed=seed)
+    low, high = interval(mean_iou_draws(matrices, seed=seed))
     return {
         "miou": last["miou"],
         "miou_low": low,

@@ -8,9 +8,9 @@ from scipy import ndimage
 from stages.data.scenes.digits import DIGITS, GLYPH_SIDE, glyphs
 from stages.data.scenes.grounds import photograph, texture
 from stages.data.scenes.shapes import SHAPES
+from stages.data.voc import VOID
 
 CLASSES = ("background", *DIGITS, *SHAPES)
-VOID = 255
 
 COLOURS = {
     "red": (0.84, 0.14, 0.16),

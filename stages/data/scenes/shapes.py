@@ -71,7 +71,7 @@ _ARROW = np.array([(0.0, -1.0), (0.78, -0.1), (0.3, -0.1), (0.3, 0.92), (-0.3, 0
 SHAPES: dict[str, Distance] = {
     "circle": circle,
     "square": square,
-    "triangle": polygon(_around(3, 1.05) + (0, 0.12)),
+    "triangle": polygon(_around(3, 1.05) + np.array([0, 0.12])),
     "star": polygon(_around(10, 1.0, 0.44)),
     "ring": ring,
     "cross": cross,

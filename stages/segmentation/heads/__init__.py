@@ -7,7 +7,9 @@ from stages.segmentation.heads.linear import Linear
 from stages.segmentation.heads.transformer import Transformer
 
 
-def build_head(kind: str, *, dim: int, classes: int, heads: int, kernel: int | None, shared_qk: bool | None) -> nn.Module:
+def build_head(
+    kind: str, *, dim: int, classes: int, heads: int, kernel: int | None, shared_qk: bool | None
+) -> nn.Module:
     """The head that a row of `segmentation.heads` asks for; `heads` is the backbone's number of attention heads."""
     if kind == "linear":
         return Linear(dim, classes)

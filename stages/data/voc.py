@@ -1,9 +1,9 @@
-"""PASCAL VOC's colour map, for masks on disk and in figures."""
+"""PASCAL VOC's conventions for masks: the void label and the colour map."""
 
 import numpy as np
 
 
-def _voc_colours() -> np.ndarray:
+def _colour_map() -> np.ndarray:
     """`(256, 3)` uint8: bits 0, 1, 2 of the index, then 3, 4, 5 and so on, fill R, G, B from the top bit down.
 
     The rule of the VOC devkit's `VOCcolormap.m` (Everingham et al., 2010).
@@ -16,4 +16,5 @@ def _voc_colours() -> np.ndarray:
     return colours
 
 
-VOC = _voc_colours()
+VOID = 255  # pixels that are never counted
+COLOUR_MAP = _colour_map()

@@ -1,0 +1,1 @@
+"""Tables, figures and the page, made from run records and small files; no model is loaded here."""

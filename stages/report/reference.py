@@ -1,0 +1,12 @@
+"""What the source reports print, to stand beside our numbers (`reference.json`)."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def reference() -> dict[str, Any]:
+    """The reports' tables: caption, columns, and rows by run name, in the reports' order."""
+    return json.loads(Path(__file__).with_name("reference.json").read_text(encoding="utf-8"))

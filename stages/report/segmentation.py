@@ -1,0 +1,181 @@
+"""The segmentation section: Table 1, what the report said of it, curves and masks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from stages.data.images import read_mask
+from stages.data.manifest import Manifest, Row
+from stages.report import curves
+from stages.report.overlays import draw_masks
+from stages.report.reference import reference
+from stages.report.tables import Table
+from stages.runs import Run
+from stages.segmentation.iou import confusion, interval, mean_iou_draws
+from stages.writing import replacing
+
+PICTURES = 6  # validation images shown for every head
+TABLE = "table1_segmentation"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head's run, its label in the table, and its metrics as the MLflow store (or else the record) has them."""
+
+    label: str
+    run: Run
+    metrics: dict[str, float]
+
+    @property
+    def reported(self) -> float | None:
+        """What the report prints for this head."""
+        row = reference()[TABLE]["rows"].get(self.run.name)
+        return row[1] if row else None
+
+
+def head_label(name: str) -> str:
+    """The report's label of a head, or its own name where the report has none."""
+    row = reference()[TABLE]["rows"].get(name)
+    return row[0] if row else name
+
+
+def table(heads: list[Head]) -> Table:
+    """Table 1: the report's heads in its order, then any others."""
+    order = list(reference()[TABLE]["rows"])
+    ranked = sorted(heads, key=lambda head: order.index(head.run.name) if head.run.name in order else len(order))
+    columns = (*reference()[TABLE]["columns"], "95 % interval", "Report", "Difference")
+    return Table(f"Table 1. {reference()[TABLE]['caption']}", columns, tuple(_row(head) for head in ranked))
+
+
+def _row(head: Head) -> tuple[str, ...]:
+    miou, reported = head.metrics["miou"], head.reported
+    interval = f"{head.metrics['miou_low']:.2f} to {head.metrics['miou_high']:.2f}"
+    beside = ("-", "-") if reported is None else (f"{reported:.2f}", f"{miou - reported:+.2f}")
+    return (head.label, f"{miou:.2f}", interval, *beside)
+
+
+CLAIMS = (  # what the report says: the first head, against the second, by its own numbers
+    ("The convolutional head is no better than the linear one", "convolutional", "linear", -1),
+    ("The transformer head is far better than the linear one", "transformer", "linear", +1),
+    ("Sharing queries and keys costs a little", "transformer_shared_qk", "transformer", -1),
+)
+
+
+def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
+    """Each of the report's statements beside the difference found here, with its paired bootstrap interval."""
+    by_name, lines = {head.run.name: head for head in heads}, []
+    draws = {name: _draws(by_name[name], manifest, seed) for name in by_name if any(name in claim for claim in CLAIMS)}
+    for said, first, second, sign in CLAIMS:
+        if not {first, second} <= set(by_name):
+            continue
+        one, other = by_name[first], by_name[second]
+        low, high = interval(draws[first] - draws[second])
+        found = one.metrics["miou"] - other.metrics["miou"]
+        verdict = "too close to tell" if low <= 0 <= high else ("so here too" if found * sign > 0 else "not so here")
+        there = f"{one.reported - other.reported:+.2f} in the report"
+        lines.append(f"- *{said}* ({there}): {found:+.2f} here, 95 % interval {low:+.2f} to {high:+.2f}: {verdict}.")
+    return lines
+
+
+def _draws(head: Head, manifest: Manifest, seed: int) -> np.ndarray:
+    """Bootstrap draws of a head's mIoU, from its predictions; one seed draws the same images for all heads."""
+    rows, classes = manifest.split("val"), len(manifest.classes)
+    predicted = read_predictions(Path(head.run.artefacts["predictions"]))
+    counted = [confusion(read_mask(Path(row.mask))[None], predicted[row.image_id][None], classes) for row in rows]
+    return mean_iou_draws(np.concatenate(counted), seed=seed)
+
+
+def draw(folder: Path, heads: list[Head], manifest: Manifest) -> dict[str, list[Path]]:
+    """All figures of the section; returns each head's files by name, and the overview's under an empty name."""
+    shown = _shown(manifest.split("val"))
+    overview = folder / "miou_per_epoch.png"
+    curves.draw_miou(overview, {head.label: head.run for head in heads})
+    files = {"": [overview]}
+    for head in heads:
+        paths = [folder / f"{head.run.name}_{kind}.png" for kind in ("miou", "class_iou", "masks")]
+        curves.draw_miou(paths[0], {head.label: head.run})
+        curves.draw_class_iou(paths[1], head.label, head.run)
+        masks = read_predictions(Path(head.run.artefacts["predictions"]))
+        draw_masks(paths[2], head.label, shown, masks, manifest.classes)
+        files[head.run.name] = paths
+    return files
+
+
+def _shown(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Images spread evenly over the split, the same for every head."""
+    return tuple(rows[index] for index in np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).round().astype(int))
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """Predicted masks `(H, W)` uint8 by image id."""
+    return {
+        row["image_id"]: np.frombuffer(row["mask"], np.uint8).reshape(row["height"], row["width"])
+        for row in pq.read_table(path).to_pylist()
+    }
+
+
+def write_curves(folder: Path, heads: list[Head]) -> None:
+    """Per-epoch figures as CSV, a file a head, for `dvc plots`."""
+    for head in heads:
+        lines = [
+            "epoch,train_loss,miou",
+            *(f"{row['epoch']},{row['train_loss']},{row['miou']}" for row in head.run.history),
+        ]
+        with replacing(folder / f"{head.run.name}.csv") as beside:
+            beside.write_text("\n".join(lines) + "\n")
+
+
+def section(heads: list[Head], stated: list[str], figures: dict[str, list[Path]], root: Path) -> list[str]:
+    """The section in markdown, with the `claims` as `stated`; figures are linked relative to `root`."""
+    asked = heads[0].run.params
+    absent = sorted({name for head in heads for name in head.run.metrics["absent_classes"]})
+    lines = [
+        "## Segmentation",
+        "",
+        f"Heads on frozen `{heads[0].run.inputs['backbone']}` patch tokens, {asked['epochs']} epochs of "
+        f"{asked['views']} cached views (epoch e sees view e mod {asked['views']}), AdamW, learning rate "
+        f"{asked['lr']:g} falling linearly to 0, weight decay {asked['weight_decay']:g}, batch {asked['batch']}.",
+        "",
+        table(heads).markdown(),
+        "",
+        "mIoU in percent after the last epoch, from intersections and unions summed over the validation set at native "
+        "size; pixels labelled 255 (void) are not counted. The interval is a bootstrap over validation images; it does "
+        "not hold the randomness of training. *Report* is the number printed in "
+        f"{reference()['source']}; *Difference* is ours minus the report's, "
+        + ("on other images and another backbone." if asked["profile"] != "paper" else "on the same images."),
+        "",
+    ]
+    if absent:
+        lines += [f"In neither truth nor prediction, and left out of the mean: {', '.join(absent)}.", ""]
+    if stated:
+        lines += ["What the report says of these heads:", "", *stated, ""]
+    lines += [_image("Validation mIoU per epoch, all heads", figures[""][0], root), ""]
+    for head in heads:
+        miou, class_iou, masks = figures[head.run.name]
+        lines += [f"### {head.label}", ""]
+        lines += _figure("(a) Validation mIoU per epoch", head, miou, root)
+        lines += _figure("(b) Validation IoU of every class per epoch", head, class_iou, root)
+        lines += _figure("(c) Validation images with true and predicted masks; void is not painted", head, masks, root)
+    return lines
+
+
+def _figure(caption: str, head: Head, path: Path, root: Path) -> list[str]:
+    return [caption, "", _image(f"{head.label}: {caption[4:]}", path, root), ""]
+
+
+def _image(words: str, path: Path, root: Path) -> str:
+    return f"![{words}]({path.relative_to(root).as_posix()})"
+
+
+def metrics(heads: list[Head]) -> dict:
+    """Final metrics of every head, for `dvc metrics`."""
+    kept = ("miou", "miou_low", "miou_high", "best_miou", "best_epoch", "train_loss")
+    return {head.run.name: {key: head.metrics[key] for key in kept} for head in heads}
+
+
+def metrics_json(heads: list[Head]) -> str:
+    """`metrics` by task."""
+    return json.dumps({"segmentation": metrics(heads)}, indent=1) + "\n"

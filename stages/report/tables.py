@@ -1,0 +1,40 @@
+"""A table, as markdown and as CSV."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.writing import replacing
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows` hold text, as it is to be read; columns after the first are set to the right."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """A GitHub table with its caption above."""
+        rules = ["---"] + ["---:"] * (len(self.columns) - 1)
+        lines = [_line(self.columns), _line(rules), *(_line(row) for row in self.rows)]
+        return "\n".join([f"**{self.caption}**", "", *lines])
+
+    def plain(self) -> str:
+        """Aligned columns for a terminal."""
+        widths = [max(len(row[index]) for row in (self.columns, *self.rows)) for index in range(len(self.columns))]
+        lines = []
+        for row in (self.columns, *self.rows):
+            first, *others = zip(row, widths, strict=True)
+            lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+        return "\n".join([self.caption, *lines])
+
+    def write_csv(self, path: Path) -> None:
+        """The same cells, comma-separated."""
+        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
+
+
+def _line(cells) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
