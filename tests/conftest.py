@@ -1,0 +1,131 @@
+"""A small directory in VOC's layout, and a temporary clone of the project with shrunk params."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from stages.data.voc import COLOUR_MAP
+
+ROOT = Path(__file__).resolve().parent.parent
+PIPELINE = ("stages", "dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/folder", "reports")
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    image = Image.fromarray(mask.astype(np.uint8), mode="P")
+    image.putpalette(COLOUR_MAP.tobytes())
+    image.save(path)
+
+
+@pytest.fixture
+def voc_folder(tmp_path):
+    """Three images of unlike sizes (two train, one val), masks of classes 0..2 with a void line."""
+    root = tmp_path / "voc"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for image_id, (height, width) in {"a": (24, 32), "b": (40, 30), "c": (33, 47)}.items():
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            root / "JPEGImages" / f"{image_id}.jpg"
+        )
+        mask = np.zeros((height, width), np.uint8)
+        mask[:10], mask[10], mask[11:15] = 1, 255, 2
+        write_mask(root / "SegmentationClass" / f"{image_id}.png", mask)
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\nb\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("c\n")
+    return root
+
+
+class Project:
+    """A clone of the pipeline in a folder of its own."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+    def run(self, *command: str, **settings) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=400, **settings
+        )
+
+    def repro(self, *options: str) -> subprocess.CompletedProcess:
+        return self.run("dvc", "repro", *options)
+
+    def start_repro(self) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def set(self, **values) -> None:
+        """Change params: keys with `__` for dots."""
+        yaml = YAML()
+        path = self.root / "params.yaml"
+        params = yaml.load(path)
+        for key, value in values.items():
+            *sections, last = key.split("__")
+            section = params
+            for name in sections:
+                section = section[name]
+            section[last] = value
+        yaml.dump(params, path)
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+
+def clone(root: Path) -> Project:
+    """A clone with two heads, few images and an untrained backbone of the shipped kind."""
+    import torch
+
+    from stages.backbones import vit
+
+    for name in PIPELINE:
+        source, target = ROOT / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "timings.json", "figures", "tables", "curves", "runs")
+            shutil.copytree(source, target, ignore=ignored)
+        elif source.exists():
+            shutil.copy(source, target)
+    project = Project(root)
+    torch.manual_seed(0)
+    architecture = vit.Architecture(outputs=28)
+    vit.save(root / "data/checkpoints/vit_scenes/model.safetensors", vit.build(architecture), architecture)
+    project.set(
+        embedded__train=12,
+        embedded__val=7,
+        segmentation__epochs=2,
+        segmentation__views=2,
+        segmentation__batch=4,
+        segmentation__heads={
+            "linear": {"kind": "linear"},
+            "transformer": {"kind": "transformer", "shared_qk": False},
+        },
+    )
+    project.run("git", "init", "-q")
+    project.run("git", "add", "-A")
+    project.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "clone")
+    assert project.run("dvc", "commit", "-f", "pretrain").returncode == 0  # the checkpoint stands for its own training
+    return project
+
+
+@pytest.fixture(scope="session")
+def clone_project(tmp_path_factory):
+    """Make clones of the project."""
+    return lambda: clone(tmp_path_factory.mktemp("clone"))

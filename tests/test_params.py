@@ -1,0 +1,87 @@
+"""Params are typed at the border; a wrong one ends in one line."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from stages.params.experiment import Experiment, load_experiment
+from stages.params.section import read, validate
+from stages.stage import InputError
+
+
+@pytest.fixture
+def content():
+    return copy.deepcopy(read(ROOT / "params.yaml"))
+
+
+def refusal(content):
+    with pytest.raises(InputError) as caught:
+        validate(Experiment, content)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1e-5", "2e-05", "0.001", "1.0e-3"])
+def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
+    path = tmp_path / "params.yaml"
+    text = (ROOT / "params.yaml").read_text()
+    path.write_text(text.replace("lr: 0.001  # falls", f"lr: {written}  # falls"))
+    rate = load_experiment(path).segmentation.lr
+    assert isinstance(rate, float)
+    assert rate == float(written)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c["segmentation"].update(lr="abc"), ["segmentation.lr", "'abc'", "number"]),
+        (lambda c: c["segmentation"].update(lr=-1), ["segmentation.lr", "-1", "greater than 0"]),
+        (lambda c: c["segmentation"].update(epochs=0), ["segmentation.epochs", "greater than 0"]),
+        (lambda c: c["segmentation"].update(epochs=1.5), ["segmentation.epochs", "1.5", "integer"]),
+        (lambda c: c["segmentation"].update(lrr=1), ["segmentation.lrr", "allowed here", "lr", "epochs"]),
+        (lambda c: c.update(profil="x"), ["'profil'", "allowed here", "profile"]),
+        (lambda c: c.update(profile="papr"), ["profile", "'papr'", "'embedded', 'folder' or 'paper'"]),
+        (lambda c: c["segmentation"]["heads"]["linear"].update(kind="conv"), ["segmentation.heads.linear.kind", "conv"]),
+        (lambda c: c["segmentation"]["heads"]["linear"].update(kernel=3), ["segmentation.heads.linear", "'kernel'"]),
+        (lambda c: c["segmentation"]["heads"]["linear"].update(pad=1), ["heads.linear.pad", "kind, kernel, shared_qk"]),
+        (lambda c: c["segmentation"]["heads"].update({"a b": {"kind": "linear"}}), ["segmentation.heads.a b"]),
+        (lambda c: c["segmentation"].update(views=99), ["views must be at most epochs"]),
+        (lambda c: c["embedded"]["view"].update(short_side_max=1), ["embedded.view", "at least short_side_min"]),
+        (lambda c: c.pop("seed"), ["'seed' is missing"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(content, change, named):
+    change(content)
+    line = refusal(content)
+    for part in named:
+        assert part in line
+
+
+def test_a_stage_exits_with_2_and_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("epochs: 15", "epochs: many"))
+    ran = subprocess.run(
+        [sys.executable, "-m", "stages.data"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.count("\n") == 1
+    assert "segmentation.epochs = 'many'" in ran.stderr
+
+
+def test_params_are_frozen(content):
+    with pytest.raises(ValueError, match="frozen"):
+        validate(Experiment, content).seed = 3
+
+
+def test_run_seeds_differ_by_name_and_hang_on_nothing_else(content):
+    experiment = validate(Experiment, content)
+    assert experiment.seed_of("segmentation/linear") == experiment.seed_of("segmentation/linear")
+    assert experiment.seed_of("segmentation/linear") != experiment.seed_of("segmentation/transformer")
+    content["segmentation"]["heads"].pop("transformer")
+    assert validate(Experiment, content).seed_of("segmentation/linear") == experiment.seed_of("segmentation/linear")
