@@ -22,8 +22,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 
 from stages.runs import Run
 
-logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow").setLevel(logging.WARNING)
+for chatty, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
+    logging.getLogger(chatty).setLevel(level)
 
 IDENTITY = "vitlab.identity"  # a tag: the SHA-256 of the record that the run was registered from
 BATCH = 1000  # metrics a request, MLflow's limit
@@ -47,31 +47,35 @@ def _root() -> Path:
 
 
 @contextmanager
-def _store(lost: str) -> Iterator[MlflowClient]:
-    """A client of the store, made first where it is a new local file: two makers at once would break it.
-
-    Whatever goes wrong inside is told in one line, with what is `lost`, and ends there: the record is the result.
-    """
+def _survived(lost: str) -> Iterator[None]:
+    """Whatever goes wrong inside is told in one line, with what is `lost`, and ends there: the record is the result."""
     try:
-        with FileLock(_root() / "mlflow.db.lock", timeout=120):
-            client = MlflowClient(store_uri())
-            client.search_experiments(max_results=1)
-        yield client
+        yield
     except Exception as fault:  # noqa: BLE001 - any store, any transport; none may lose a training result
         first_line = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
         print(f"MLflow store {store_uri()} not usable, {lost}: {first_line}", file=sys.stderr)
 
 
+def _open() -> MlflowClient:
+    """A client of the store, made first where it is a new local file: two makers at once would break it."""
+    with FileLock(_root() / "mlflow.db.lock", timeout=120):
+        client = MlflowClient(store_uri())
+        client.search_experiments(max_results=1)
+    return client
+
+
 def register(run: Run) -> str | None:
     """Register `run` unless a finished MLflow run has its identity; returns the run id, None where the store fails."""
-    with _store(f"{run.name} not registered") as client:
+    with _survived(f"{run.name} not registered"):
+        client = _open()
         return _find(client, run) or _create(client, run)
     return None
 
 
 def fetch(run: Run) -> Tracked | None:
     """What MLflow holds of `run`, or None where the store lacks it or fails."""
-    with _store(f"{run.name} not read") as client:
+    with _survived(f"{run.name} not read"):
+        client = _open()
         run_id = _find(client, run)
         return Tracked(run_id, dict(client.get_run(run_id).data.metrics)) if run_id else None
     return None
@@ -79,7 +83,8 @@ def fetch(run: Run) -> Tracked | None:
 
 def attach(run_id: str, files: list[Path]) -> None:
     """Add figures to a registered run, under `figures/`; the same file again replaces itself."""
-    with _store("figures not attached") as client:
+    with _survived("figures not attached"):
+        client = _open()
         for file in files:
             client.log_artifact(run_id, str(file), "figures")
 

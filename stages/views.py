@@ -56,4 +56,4 @@ def _cut(picture: Image.Image, view: View, resampling: Image.Resampling, fill) -
         canvas.paste(picture, (-view.left, -view.top))
         picture = canvas
     pixels = np.asarray(picture)
-    return np.ascontiguousarray(pixels[:, ::-1] if view.flip else pixels)
+    return np.array(pixels[:, ::-1] if view.flip else pixels, order="C")  # a copy: Pillow's own memory is read-only

@@ -14,7 +14,17 @@ from ruamel.yaml import YAML
 from stages.data.voc import COLOUR_MAP
 
 ROOT = Path(__file__).resolve().parent.parent
-PIPELINE = ("stages", "dvc.yaml", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore", "data/folder", "reports")
+PIPELINE = (
+    "stages",
+    "dvc.yaml",
+    "params.yaml",
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+    ".gitignore",
+    "data/folder",
+    "reports",
+)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

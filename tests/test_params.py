@@ -44,7 +44,10 @@ def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
         (lambda c: c["segmentation"].update(lrr=1), ["segmentation.lrr", "allowed here", "lr", "epochs"]),
         (lambda c: c.update(profil="x"), ["'profil'", "allowed here", "profile"]),
         (lambda c: c.update(profile="papr"), ["profile", "'papr'", "'embedded', 'folder' or 'paper'"]),
-        (lambda c: c["segmentation"]["heads"]["linear"].update(kind="conv"), ["segmentation.heads.linear.kind", "conv"]),
+        (
+            lambda c: c["segmentation"]["heads"]["linear"].update(kind="conv"),
+            ["segmentation.heads.linear.kind", "conv"],
+        ),
         (lambda c: c["segmentation"]["heads"]["linear"].update(kernel=3), ["segmentation.heads.linear", "'kernel'"]),
         (lambda c: c["segmentation"]["heads"]["linear"].update(pad=1), ["heads.linear.pad", "kind, kernel, shared_qk"]),
         (lambda c: c["segmentation"]["heads"].update({"a b": {"kind": "linear"}}), ["segmentation.heads.a b"]),

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -163,8 +164,8 @@ def load(source: str) -> Backbone:
         vit.load_state_dict(load_file(path))
         return Backbone(vit)
     if not timm.is_model(source.split(".")[0]):
-        near = ", ".join(timm.list_models(f"*{source.split('_')[0]}*")[:4]) or "vit_small_patch16_224"
-        raise ValueError(f"unknown backbone '{source}'; a .safetensors file or a timm ViT, such as {near}")
+        near = get_close_matches(source, timm.list_models("vit_*"), n=3, cutoff=0) or ["vit_small_patch16_224"]
+        raise ValueError(f"unknown backbone '{source}'; a .safetensors file or a timm ViT, such as {', '.join(near)}")
     vit = timm.create_model(source, pretrained=True, num_classes=0, dynamic_img_size=True)
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"backbone '{source}' is a {type(vit).__name__}, not a timm VisionTransformer")

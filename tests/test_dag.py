@@ -1,0 +1,141 @@
+"""dvc.yaml names every param and every module that a stage hangs on."""
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from stages.params.section import read
+
+PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
+PARAMS = read(ROOT / "params.yaml")
+
+
+def instances():
+    """Every stage as (name, definition), one an item for `foreach`, with `${...}` filled in."""
+    for name, stage in PIPELINE["stages"].items():
+        if "foreach" not in stage:
+            yield name, fill(stage)
+            continue
+        for key in lookup(re.fullmatch(r"\$\{(.*)\}", stage["foreach"])[1]):
+            yield f"{name}@{key}", fill(stage["do"], key)
+
+
+def fill(value, key=None):
+    if isinstance(value, dict):
+        return {fill(k, key): fill(v, key) for k, v in value.items()}
+    if isinstance(value, list):
+        return [fill(v, key) for v in value]
+    if isinstance(value, str):
+        return re.sub(r"\$\{(.*?)\}", lambda m: key if m[1] == "key" else str(lookup(m[1])), value)
+    return value
+
+
+def lookup(path):
+    value = PARAMS
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+@cache
+def imports(module: Path) -> frozenset[Path]:
+    """Files of this project that a module imports, itself and packages' `__init__` included, transitively."""
+    found, waiting = set(), [module]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for name in names:
+                if name.split(".")[0] == "stages":
+                    waiting += [file for file in files(name) if file not in found]
+    return frozenset(found)
+
+
+def files(name):
+    base = ROOT / name.replace(".", "/")
+    return [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+
+
+STAGES = dict(instances())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_param_exists(name):
+    for key in STAGES[name].get("params", []):
+        lookup(key)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_imported_module_is_a_dependency(name):
+    stage = STAGES[name]
+    module = stage["cmd"].split()[2]
+    entry = [path for path in files(module) if path.name != "__init__.py"] or [
+        ROOT / module.replace(".", "/") / "__main__.py"
+    ]
+    covered = [ROOT / dependency for dependency in stage["deps"]]
+    trivial = {path for path in ROOT.glob("stages/**/__init__.py") if docstring_only(path)}
+    missing = [
+        path
+        for path in imports(entry[0])
+        if path not in trivial and not any(path == one or one in path.parents for one in covered)
+    ]
+    assert not missing, f"{name} imports {[str(path.relative_to(ROOT)) for path in missing]}"
+
+
+def docstring_only(path):
+    return all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_dependency_on_code_that_is_not_imported(name):
+    module = STAGES[name]["cmd"].split()[2]
+    entry = [path for path in files(module) if path.name != "__init__.py"] or [
+        ROOT / module.replace(".", "/") / "__main__.py"
+    ]
+    used = imports(entry[0])
+    for dependency in STAGES[name]["deps"]:
+        path = ROOT / dependency
+        if dependency.startswith("stages"):
+            assert path in used or any(path in one.parents for one in used), f"{name} does not import {dependency}"
+
+
+def test_rooms_import_from_above_only():
+    """house.md's order: task rooms never import each other, models know no params' experiment, data knows no models."""
+    for module in (ROOT / "stages").rglob("*.py"):
+        room = module.relative_to(ROOT / "stages").parts[0]
+        reached = {path.relative_to(ROOT / "stages").parts[0] for path in imports(module)}
+        if room == "data":
+            assert not reached & {"backbones", "segmentation", "report", "tracking.py", "features.py"}, module
+        if room == "backbones":
+            assert not reached & {"segmentation", "report", "tracking.py", "features.py"}, module
+            assert ROOT / "stages/params/experiment.py" not in imports(module), module
+        if room == "segmentation":
+            assert "report" not in reached, module
+        if room == "report":
+            assert not reached & {"backbones", "features.py"}, module
+
+
+def test_curves_in_plots_are_those_of_the_heads():
+    (curves,) = [plot for entry in PIPELINE["plots"] if isinstance(entry, dict) for plot in entry.values()]
+    assert {Path(path).stem for path in curves["y"]} == set(PARAMS["segmentation"]["heads"])
+
+
+def test_the_shipped_checkpoint_is_the_committed_recipes():
+    """A fresh clone must skip pretraining: the lock knows the code, the params and the checkpoint as they are."""
+    dvc = Path(sys.executable).with_name("dvc")
+    told = subprocess.run([dvc, "status", "pretrain"], cwd=ROOT, capture_output=True, text=True)
+    assert "up to date" in told.stdout, told.stdout + told.stderr
