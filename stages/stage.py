@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from stages.writing import replacing
 
 TIMINGS = Path("reports/timings.json")
@@ -18,18 +20,23 @@ class InputError(Exception):
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Run the body as stage `name`: `InputError` and `OSError` print one clear message and exit with 2."""
+    """Run the body as stage `name`; wrong input, a full disk or an unreadable file end in one message and code 2."""
     start = time.perf_counter()
     try:
         yield
         note_seconds(name, time.perf_counter() - start)
-    except InputError as fault:
-        print(f"{name}: {fault}", file=sys.stderr)
+    except (InputError, OSError, SafetensorError) as fault:
+        print(f"{name}: {_told(fault)}", file=sys.stderr)
         sys.exit(2)
-    except OSError as fault:
-        where = f": {fault.filename}" if fault.filename else ""
-        print(f"{name}: {fault.strerror or fault}{where}", file=sys.stderr)
-        sys.exit(2)
+
+
+def _told(fault: Exception) -> str:
+    """What a fault says, without the tracebacks that data loading workers pack into it."""
+    if isinstance(fault, InputError):
+        return str(fault)
+    where = f": {fault.filename}" if getattr(fault, "filename", None) else ""
+    lines = str(getattr(fault, "strerror", None) or fault).strip().splitlines() or [type(fault).__name__]
+    return lines[-1] + where
 
 
 def note_seconds(name: str, seconds: float) -> None:

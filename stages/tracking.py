@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,11 +65,14 @@ def _open() -> MlflowClient:
     return client
 
 
-def register(run: Run) -> str | None:
-    """Register `run` unless a finished MLflow run has its identity; returns the run id, None where the store fails."""
+def register(run: Run, seconds: float = 0.0) -> str | None:
+    """Register `run` unless a finished MLflow run has its identity; returns the run id, None where the store fails.
+
+    `seconds` is how long it took, for MLflow's duration; the record does not hold it.
+    """
     with _survived(f"{run.name} not registered"):
         client = _open()
-        return _find(client, run) or _create(client, run)
+        return _find(client, run) or _create(client, run, seconds)
     return None
 
 
@@ -98,11 +102,12 @@ def _find(client: MlflowClient, run: Run) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def _create(client: MlflowClient, run: Run) -> str:
-    created = client.create_run(_experiment_id(client, run), tags=_tags(run), run_name=run.name)
+def _create(client: MlflowClient, run: Run, seconds: float) -> str:
+    began = int((time.time() - seconds) * 1000)
+    created = client.create_run(_experiment_id(client, run), start_time=began, tags=_tags(run), run_name=run.name)
     run_id, status = created.info.run_id, "FAILED"
     try:
-        metrics = list(_metrics(run, created.info.start_time))
+        metrics = list(_metrics(run, int(time.time() * 1000)))
         client.log_batch(run_id, params=_params(run))
         for first in range(0, len(metrics), BATCH):
             client.log_batch(run_id, metrics=metrics[first : first + BATCH])
@@ -141,12 +146,12 @@ def _params(run: Run) -> list[Param]:
     return [Param(key, str(value)) for key, value in {**run.params, **run.inputs}.items()]
 
 
-def _metrics(run: Run, time: int) -> Iterator[Metric]:
+def _metrics(run: Run, now: int) -> Iterator[Metric]:
     for key, value in _numbers(run.metrics):
-        yield Metric(key, value, time, 0)
+        yield Metric(key, value, now, 0)
     for row in run.history:
         for key, value in _numbers({key: value for key, value in row.items() if key != "epoch"}):
-            yield Metric(f"epoch/{key}", value, time, row["epoch"])
+            yield Metric(f"epoch/{key}", value, now, row["epoch"])
 
 
 def _numbers(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -252,10 +253,11 @@ def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...]
 
 def main(name: str) -> None:
     torch.set_flush_denormal(True)
+    start = time.perf_counter()
     run = run_head(load_experiment(), name)
     if run.metrics["absent_classes"]:
         print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(run.metrics['absent_classes'])}")
-    tracking.register(run)
+    tracking.register(run, seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,170 @@
+"""The usual way against the cached way, in one run on the same images, views, heads and epochs.
+
+    python -m benchmarks.segmentation                 the embedded backbone
+    python -m benchmarks.segmentation --paper         ViT-S/16 at 256x256, random weights
+
+The usual way recomputes the backbone for every batch, epoch and head, training and validation. Ours extracts
+`views` views of each training image and one of each validation image, then trains the heads from the table. Both
+train the same heads with the same code, read masks and evaluate alike. Prints seconds, their ratio, the bound that
+counted backbone passes allow, and extraction's share of the raw forward throughput.
+"""
+
+import argparse
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+from stages.backbones import vit
+from stages.data.manifest import Row
+from stages.data.scenes.scene import CLASSES, Style, draw
+from stages.features import FeatureTable, Provenance, feature_writer
+from stages.params.experiment import Segmentation, ViewParams, load_experiment
+from stages.segmentation.extract import WORKERS, Views, extract, train_views, val_views
+from stages.segmentation.heads import build_head
+from stages.segmentation.iou import confusion
+from stages.segmentation.train_head import TrainViews, ValImages, pixel_loss, train, upsample
+from stages.views import cut_mask
+
+HEADS = 4
+
+
+def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tuple[Row, ...]]:
+    """Scenes of one size on disk, as manifest rows."""
+    rows = {"train": [], "val": []}
+    for index in range(train + val):
+        split = "train" if index < train else "val"
+        scene = draw(np.random.default_rng([1, index]), split, Style(side=side))
+        image, mask = folder / f"{index}.jpg", folder / f"{index}.png"
+        Image.fromarray(scene.image).save(image, quality=93)
+        Image.fromarray(scene.mask).save(mask)
+        rows[split].append(Row(str(index), split, str(image), str(mask), height=side, width=side))
+    return {split: tuple(made) for split, made in rows.items()}
+
+
+@contextmanager
+def clocked(seconds: dict[str, float], name: str):
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def new_head(row, backbone: vit.Backbone):
+    torch.manual_seed(0)
+    return build_head(dim=backbone.dim, classes=len(CLASSES), heads=backbone.heads, **row.model_dump())
+
+
+def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int) -> int:
+    """Every head, epoch and batch through the backbone, as a training script without a cache does; counts passes."""
+    passes = 0
+    training = train_views(rows["train"], task.epochs, params, seed)
+    masks = {row.image_id: Path(row.mask) for split in rows.values() for row in split}
+    for asked in task.heads.values():
+        head = new_head(asked, backbone)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=task.lr, weight_decay=task.weight_decay)
+        val = ValImages([], masks)
+        for epoch in range(task.epochs):
+            views = training[epoch * len(rows["train"]) : (epoch + 1) * len(rows["train"])]
+            dataset = Views(views)
+            loader = torch.utils.data.DataLoader(
+                dataset, task.batch, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=False
+            )
+            for indices, pixels in loader:
+                with torch.no_grad():
+                    tokens = backbone(pixels).patches
+                cut = [cut_mask(val._mask(views[i][0].image_id), views[i][2]) for i in indices.tolist()]
+                loss = pixel_loss(head(tokens), torch.from_numpy(np.stack(cut)))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                passes += len(indices)
+            natives = Views(val_views(rows["val"]))
+            for index, pixels in torch.utils.data.DataLoader(natives, 1, num_workers=WORKERS):
+                with torch.inference_mode():
+                    logits = upsample(head(backbone(pixels).patches), pixels.shape[2:])
+                truth = val._mask(natives.views[int(index)][0].image_id)
+                confusion(truth[None], logits.max(-1).indices.to(torch.uint8).numpy(), len(CLASSES))
+                passes += 1
+    return passes
+
+
+def cached_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int, folder: Path) -> dict[str, float]:
+    """The pipeline's own functions, from extraction to the last epoch; seconds by part."""
+    seconds: dict[str, float] = {}
+    made_with = Provenance("benchmark", "", "", backbone.dim, backbone.heads, "", "")
+    splits = {"train": train_views(rows["train"], task.views, params, seed), "val": val_views(rows["val"])}
+    with clocked(seconds, "extract"):
+        for split, views in splits.items():
+            with feature_writer(folder / f"{split}.parquet", made_with) as writer:
+                extract(backbone, views, writer, name=f"extract {split}")
+    masks = {row.image_id: Path(row.mask) for split in rows.values() for row in split}
+    with clocked(seconds, "heads"):
+        for name, asked in task.heads.items():
+            table = FeatureTable(folder / "train.parquet")
+            views = TrainViews(table, masks, views=task.views, epochs=task.epochs)
+            val = ValImages(FeatureTable(folder / "val.parquet"), masks)
+            train(new_head(asked, backbone), views, val, len(CLASSES), task, seed, name)
+    return seconds
+
+
+@torch.inference_mode()
+def forward_seconds(backbone, rows, count: int, side: int, batch: int = 32) -> float:
+    """Seconds that the backbone alone takes for `count` views that are already in memory."""
+    pixels = torch.randint(0, 256, (min(batch, count), 3, side, side), dtype=torch.uint8)
+    backbone(pixels)
+    start = time.perf_counter()
+    done = 0
+    while done < count:
+        backbone(pixels[: count - done])
+        done += len(pixels)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--paper", action="store_true", help="ViT-S/16, 256x256, random weights")
+    parser.add_argument("--train", type=int, default=None, help="training images")
+    parser.add_argument("--val", type=int, default=None, help="validation images")
+    parser.add_argument("--views", type=int, nargs="+", default=[15, 4])
+    parser.add_argument("--epochs", type=int, default=15)
+    asked = parser.parse_args()
+    torch.set_flush_denormal(True)
+    experiment = load_experiment()
+    if asked.paper:
+        torch.manual_seed(0)
+        backbone, params = (
+            vit.Backbone(timm.create_model("vit_small_patch16_224", num_classes=0, dynamic_img_size=True)),
+            experiment.paper.view,
+        )
+        side, train_count, val_count = 256, asked.train or 24, asked.val or 24
+    else:
+        backbone, params = vit.load(experiment.embedded.backbone), experiment.embedded.view
+        side, train_count, val_count = params.crop, asked.train or 360, asked.val or 356
+    task = experiment.segmentation.model_copy(update={"epochs": asked.epochs})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = make_scenes(folder, train_count, val_count, side)
+        seconds: dict[str, float] = {}
+        with clocked(seconds, "usual"):
+            usual_passes = usual_way(backbone, rows, task, params, seed=1)
+        print(f"{train_count} + {val_count} images of {side}x{side}, {len(task.heads)} heads, {task.epochs} epochs")
+        print(f"usual way     {seconds['usual']:8.1f} s   {usual_passes} backbone passes")
+        for views in asked.views:
+            ours = cached_way(backbone, rows, task.model_copy(update={"views": views}), params, 1, folder)
+            total, passes = sum(ours.values()), views * train_count + val_count
+            raw = forward_seconds(backbone, rows, passes, side)
+            ratio, bound = seconds["usual"] / total, usual_passes / passes
+            print(
+                f"cached, V={views:<3} {total:8.1f} s   {passes} backbone passes; extraction {ours['extract']:.1f} s "
+                f"(raw forward is {raw / ours['extract']:.0%} of it), heads {ours['heads']:.1f} s"
+            )
+            print(f"              ratio {ratio:.1f}; bound by counted passes {bound:.1f}; {ratio / bound:.0%} of it")
+
+
+if __name__ == "__main__":
+    main()
