@@ -4,8 +4,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-# The newest Python among the usual names; `make PYTHON=...` overrides.
-PYTHON ?= $(firstword $(shell command -v python3 python3.13 python3.12 python3.11 2>/dev/null))
+# The first of these that is Python 3.11 or newer; `make PYTHON=...` overrides.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 READY := .venv/.ready
 
 .PHONY: help setup repro test lint ui dag clean
@@ -17,7 +18,9 @@ help:  ## list the verbs
 setup: $(READY)  ## make .venv from requirements.txt (every other verb does this by itself)
 
 repro: $(READY)  ## run the pipeline: reports/report.md
-	@git rev-parse --git-dir >/dev/null 2>&1 || dvc config --local core.no_scm true  # unpacked from a zip
+	@if git rev-parse --git-dir >/dev/null 2>&1; \
+	then dvc config --local --unset core.no_scm >/dev/null 2>&1 || true; \
+	else dvc config --local core.no_scm true; fi  # unpacked from a zip: DVC works without git
 	dvc repro
 
 test: $(READY)  ## run the tests
@@ -39,9 +42,7 @@ clean:  ## remove outputs and caches; .venv and the shipped checkpoints stay
 		data/resume mlflow.db mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache
 
 $(READY): requirements.txt constraints.txt
-	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or newer"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "$(PYTHON) is $$($(PYTHON) --version); Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 2; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $(READY)

@@ -19,19 +19,20 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from stages.backbones import vit
+from stages.data.images import read_mask
 from stages.data.manifest import Row
 from stages.data.scenes.scene import CLASSES, Style, draw
 from stages.features import FeatureTable, Provenance, feature_writer
 from stages.params.experiment import Segmentation, ViewParams, load_experiment
-from stages.segmentation.extract import WORKERS, Views, extract, train_views, val_views
+from stages.segmentation.cached import TrainViews, ValImages
+from stages.segmentation.extract import WORKERS, Views, batches_alike, extract, train_views, val_views
 from stages.segmentation.heads import build_head
 from stages.segmentation.iou import confusion
-from stages.segmentation.train_head import TrainViews, ValImages, pixel_loss, train, upsample
+from stages.segmentation.training import pixel_loss, train, upsample
 from stages.views import cut_mask
-
-HEADS = 4
 
 
 def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tuple[Row, ...]]:
@@ -60,37 +61,48 @@ def new_head(row, backbone: vit.Backbone):
 
 
 def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int) -> int:
-    """Every head, epoch and batch through the backbone, as a training script without a cache does; counts passes."""
+    """Every head, epoch and batch through the backbone, as a training script without a cache does; counts passes.
+
+    One pool of loading workers a head and split, kept over the epochs; validation batched as ours is.
+    """
     passes = 0
-    training = train_views(rows["train"], task.epochs, params, seed)
-    masks = {row.image_id: Path(row.mask) for split in rows.values() for row in split}
+    masks = {row.image_id: read_mask(Path(row.mask)) for split in rows.values() for row in split}
+    count = len(rows["train"])
+    training, natives = Views(train_views(rows["train"], task.epochs, params, seed)), Views(val_views(rows["val"]))
+    steps = count // task.batch
     for asked in task.heads.values():
         head = new_head(asked, backbone)
         optimizer = torch.optim.AdamW(head.parameters(), lr=task.lr, weight_decay=task.weight_decay)
-        val = ValImages([], masks)
-        for epoch in range(task.epochs):
-            views = training[epoch * len(rows["train"]) : (epoch + 1) * len(rows["train"])]
-            dataset = Views(views)
-            loader = torch.utils.data.DataLoader(
-                dataset, task.batch, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=False
-            )
-            for indices, pixels in loader:
-                with torch.no_grad():
-                    tokens = backbone(pixels).patches
-                cut = [cut_mask(val._mask(views[i][0].image_id), views[i][2]) for i in indices.tolist()]
-                loss = pixel_loss(head(tokens), torch.from_numpy(np.stack(cut)))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                passes += len(indices)
-            natives = Views(val_views(rows["val"]))
-            for index, pixels in torch.utils.data.DataLoader(natives, 1, num_workers=WORKERS):
-                with torch.inference_mode():
-                    logits = upsample(head(backbone(pixels).patches), pixels.shape[2:])
-                truth = val._mask(natives.views[int(index)][0].image_id)
-                confusion(truth[None], logits.max(-1).indices.to(torch.uint8).numpy(), len(CLASSES))
-                passes += 1
+        orders = [epoch * count + torch.randperm(count)[: steps * task.batch] for epoch in range(task.epochs)]
+        settings = {"num_workers": WORKERS, "persistent_workers": True}
+        batches = DataLoader(training, batch_sampler=torch.cat(orders).view(-1, task.batch).tolist(), **settings)
+        val = DataLoader(natives, batch_sampler=list(batches_alike(natives.views, 32)), **settings)
+        for step, (indices, pixels) in enumerate(batches, 1):
+            with torch.no_grad():
+                tokens = backbone(pixels).patches
+            views = [training.views[index] for index in indices.tolist()]
+            cut = np.stack([cut_mask(masks[row.image_id], view) for row, _, view in views])
+            loss = pixel_loss(head(tokens), torch.from_numpy(cut))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            passes += len(indices)
+            if step % steps == 0:
+                passes += validate(backbone, head, val, natives.views, masks)
     return passes
+
+
+@torch.inference_mode()
+def validate(backbone, head, loader, views, masks) -> int:
+    """One validation of the usual way; returns the images seen."""
+    seen = 0
+    for indices, pixels in loader:
+        tokens = backbone(pixels).patches
+        logits = torch.cat([upsample(head(part), pixels.shape[2:]) for part in tokens.split(4)])
+        truth = np.stack([masks[views[index][0].image_id] for index in indices.tolist()])
+        confusion(truth, logits.max(-1).indices.to(torch.uint8).numpy(), len(CLASSES))
+        seen += len(indices)
+    return seen
 
 
 def cached_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int, folder: Path) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -141,6 +142,12 @@ class FeatureTable:
         return tuple(
             self._file.read_row_group(group, columns=["view"]).column(0)[0].as_py() for group in range(self.groups)
         )
+
+    @cached_property
+    def smallest_grid(self) -> tuple[int, int]:
+        """The fewest rows and the fewest columns of patch tokens that any view has."""
+        grids = self._file.read(columns=["grid_rows", "grid_columns"])
+        return pc.min(grids["grid_rows"]).as_py(), pc.min(grids["grid_columns"]).as_py()
 
     def groups_of(self, view: int) -> list[int]:
         """The row groups that hold a view index."""

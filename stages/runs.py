@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.stage import InputError
-from stages.writing import replacing
+from stages.writing import write_text
 
 FOLDER = Path("reports/runs")
 
@@ -21,12 +21,13 @@ FOLDER = Path("reports/runs")
 class Run:
     """`history` has one dict an epoch, starting with `epoch` (from 1); values are numbers, or null where undefined.
 
-    `artefacts` maps a word to the path of a file; `inputs` names what the run was made from (hashes); `versions`
-    are those of the packages that decide its numbers.
+    `stage` is the stage that made it; `artefacts` maps a word to the path of a file; `inputs` names what the run was
+    made from (hashes); `versions` are those of the packages that decide its numbers.
     """
 
     task: str
     name: str
+    stage: str
     params: dict[str, Any]
     metrics: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -57,8 +58,7 @@ def package_versions(*packages: str) -> dict[str, str]:
 
 def write_run(run: Run) -> None:
     """Write the record; raises `ValueError` for NaN or infinity, which JSON has not."""
-    with replacing(run.path) as beside:
-        beside.write_text(_dump(run), encoding="utf-8")
+    write_text(run.path, _dump(run))
 
 
 def read_run(task: str, name: str) -> Run:

@@ -1,6 +1,7 @@
 """How a stage runs: its faults end in one line, its seconds go to an untracked file."""
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from stages.writing import replacing
+from stages.writing import write_text
 
 TIMINGS = Path("reports/timings.json")
 
@@ -45,6 +46,17 @@ def note_seconds(name: str, seconds: float) -> None:
         timings = json.loads(TIMINGS.read_text())
     except (FileNotFoundError, ValueError):
         timings = {}
-    timings[name] = {"seconds": round(seconds, 1), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-    with replacing(TIMINGS) as beside:
-        beside.write_text(json.dumps(timings, indent=2, sort_keys=True) + "\n")
+    finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    timings[name] = {"seconds": round(seconds, 1), "finished": finished, "revision": git_revision()}
+    write_text(TIMINGS, json.dumps(timings, indent=2, sort_keys=True) + "\n")
+
+
+def git_revision() -> str | None:
+    """The commit that is checked out here, with `-dirty` after changes; None outside a repository."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"], capture_output=True, text=True
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return described.stdout.strip() or None

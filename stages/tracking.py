@@ -18,10 +18,10 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.entities import Run as MlflowRun
-from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 
 from stages.runs import Run
+from stages.stage import git_revision
 
 for chatty, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
     logging.getLogger(chatty).setLevel(level)
@@ -135,9 +135,9 @@ def _tags(run: Run) -> dict[str, str]:
     tags = {
         MLFLOW_RUN_NAME: run.name,
         IDENTITY: run.identity,
-        "dvc.stage": os.environ.get("DVC_STAGE"),
+        "dvc.stage": run.stage,
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
-        MLFLOW_GIT_COMMIT: get_git_commit("."),
+        MLFLOW_GIT_COMMIT: git_revision(),
     }
     return {key: value for key, value in tags.items() if value}
 

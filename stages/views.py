@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from stages.data.voc import VOID
+from stages.voc import VOID
 
 
 @dataclass(frozen=True)

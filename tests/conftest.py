@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from stages.data.voc import COLOUR_MAP
+from stages.backbones import vit
+from stages.voc import COLOUR_MAP
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINE = (
@@ -25,6 +27,12 @@ PIPELINE = (
     "data/folder",
     "reports",
 )
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """No test hangs on the random numbers that another one drew."""
+    torch.manual_seed(0)
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
@@ -101,10 +109,6 @@ class Project:
 
 def clone(root: Path) -> Project:
     """A clone with two heads, few images and an untrained backbone of the shipped kind."""
-    import torch
-
-    from stages.backbones import vit
-
     for name in PIPELINE:
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +122,7 @@ def clone(root: Path) -> Project:
     architecture = vit.Architecture(outputs=28)
     vit.save(root / "data/checkpoints/vit_scenes/model.safetensors", vit.build(architecture), architecture)
     project.set(
+        profile="embedded",
         embedded__train=12,
         embedded__val=7,
         segmentation__epochs=2,

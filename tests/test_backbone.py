@@ -79,3 +79,16 @@ def test_shipped_checkpoints_load_and_stay_small():
     assert {path.suffix for path in files} <= {".safetensors", ".md", ".png"}
     shipped = vit.load(str(CHECKPOINTS / "vit_scenes/model.safetensors"))
     assert (shipped.dim, shipped.heads, shipped.patch) == (128, 4, (8, 8))
+
+
+def test_a_tokens_window_is_centred_on_its_patch():
+    """The stem's receptive field, from gradients: heads stretch logits as if tokens stood in their patches' middles."""
+    stem = vit.build(vit.Architecture()).patch_embed.backbone.eval()
+    for conv in (module for module in stem.modules() if isinstance(module, torch.nn.Conv2d)):
+        torch.nn.init.ones_(conv.weight)  # every path counts alike, so that the window's middle is its own
+    pixels = torch.ones(1, 3, 80, 80, requires_grad=True)
+    stem(pixels)[0, :, 5, 4].sum().backward()
+    seen = pixels.grad[0].abs().sum(0)
+    rows, columns = (torch.arange(80.0) @ seen.sum(axis) / seen.sum() for axis in (1, 0))
+    assert rows == pytest.approx(5 * 8 + 3.5, abs=0.01)
+    assert columns == pytest.approx(4 * 8 + 3.5, abs=0.01)

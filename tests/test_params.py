@@ -1,6 +1,7 @@
 """Params are typed at the border; a wrong one ends in one line."""
 
 import copy
+import re
 import subprocess
 import sys
 
@@ -24,11 +25,18 @@ def refusal(content):
     return str(caught.value)
 
 
+def write_with(path, key, written):
+    """The project's params with the first `KEY: value` of the segmentation section as `written`."""
+    before, section = (ROOT / "params.yaml").read_text().split("\nsegmentation:", 1)
+    section, found = re.subn(rf"(\n  {key}:) [^\n]*", rf"\1 {written}", section, count=1)
+    assert found
+    path.write_text(f"{before}\nsegmentation:{section}")
+
+
 @pytest.mark.parametrize("written", ["1e-3", "1e-5", "2e-05", "0.001", "1.0e-3"])
 def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
     path = tmp_path / "params.yaml"
-    text = (ROOT / "params.yaml").read_text()
-    path.write_text(text.replace("lr: 0.001  # falls", f"lr: {written}  # falls"))
+    write_with(path, "lr", written)
     rate = load_experiment(path).segmentation.lr
     assert isinstance(rate, float)
     assert rate == float(written)
@@ -39,6 +47,9 @@ def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
     [
         (lambda c: c["segmentation"].update(lr="abc"), ["segmentation.lr", "'abc'", "number"]),
         (lambda c: c["segmentation"].update(lr=-1), ["segmentation.lr", "-1", "greater than 0"]),
+        (lambda c: c["segmentation"].update(lr=True), ["segmentation.lr", "True", "number"]),
+        (lambda c: c["segmentation"].update(weight_decay=float("nan")), ["segmentation.weight_decay", "finite"]),
+        (lambda c: c["segmentation"]["heads"].update(conv={"kind": "convolutional"}), ["heads.conv.kernel is missing"]),
         (lambda c: c["segmentation"].update(epochs=0), ["segmentation.epochs", "greater than 0"]),
         (lambda c: c["segmentation"].update(epochs=1.5), ["segmentation.epochs", "1.5", "integer"]),
         (lambda c: c["segmentation"].update(lrr=1), ["segmentation.lrr", "allowed here", "lr", "epochs"]),
@@ -48,11 +59,17 @@ def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
             lambda c: c["segmentation"]["heads"]["linear"].update(kind="conv"),
             ["segmentation.heads.linear.kind", "conv"],
         ),
-        (lambda c: c["segmentation"]["heads"]["linear"].update(kernel=3), ["segmentation.heads.linear", "'kernel'"]),
+        (
+            lambda c: c["segmentation"]["heads"]["linear"].update(kernel=3),
+            ["segmentation.heads.linear.kernel = 3", "belongs to kind 'convolutional'"],
+        ),
         (lambda c: c["segmentation"]["heads"]["linear"].update(pad=1), ["heads.linear.pad", "kind, kernel, shared_qk"]),
         (lambda c: c["segmentation"]["heads"].update({"a b": {"kind": "linear"}}), ["segmentation.heads.a b"]),
-        (lambda c: c["segmentation"].update(views=99), ["views must be at most epochs"]),
-        (lambda c: c["embedded"]["view"].update(short_side_max=1), ["embedded.view", "at least short_side_min"]),
+        (lambda c: c["segmentation"].update(views=99), ["segmentation.views = 99: must be at most epochs, "]),
+        (
+            lambda c: c["embedded"]["view"].update(short_side_max=1),
+            ["embedded.view.short_side_max = 1: must be at least short_side_min"],
+        ),
         (lambda c: c.pop("seed"), ["'seed' is missing"]),
     ],
 )
@@ -64,7 +81,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(content, change, named):
 
 
 def test_a_stage_exits_with_2_and_one_line(tmp_path):
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("epochs: 15", "epochs: many"))
+    write_with(tmp_path / "params.yaml", "epochs", "many")
     ran = subprocess.run(
         [sys.executable, "-m", "stages.data"],
         cwd=tmp_path,

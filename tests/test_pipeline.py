@@ -8,6 +8,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from mlflow import MlflowClient
 
 STREET = ROOT.parent / "shared/data/street"
 TABLE = "reports/tables/table1_segmentation.csv"
@@ -86,6 +87,9 @@ def test_runs_lost_with_the_store_are_registered_again_before_the_report(undistu
     made = undisturbed.repro("-f", "-s", "report")
     assert made.returncode == 0, made.stdout + made.stderr
     assert undisturbed.read("reports/report.md") == before
+    client = MlflowClient(f"sqlite:///{undisturbed.root / 'mlflow.db'}")
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert {run.data.tags["dvc.stage"] for run in found} == {"train_head@linear", "train_head@transformer"}
 
 
 def test_an_unreachable_store_costs_no_result_and_the_report_says_so(undisturbed):

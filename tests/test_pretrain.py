@@ -12,7 +12,7 @@ from stages.params.pretrain import Pretrain
 from stages.stage import InputError
 
 RECIPE = Pretrain(
-    seed=1, images=40, batch=8, lr=0.001, muon_lr=0.01, weight_decay=0.01, warmup=2, evaluate_every=2
+    seed=1, images=40, batch=8, lr=0.001, muon_lr=0.01, weight_decay=0.01, warmup=2
 )  # five batches, evaluated after the second, the fourth and the last
 
 
@@ -20,6 +20,7 @@ RECIPE = Pretrain(
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage, "HELD_OUT", 60)
+    monkeypatch.setattr(stage, "EVALUATE_EVERY", 2)
     return tmp_path
 
 

@@ -12,7 +12,7 @@ from stages.runs import Run
 
 def head(name, miou):
     metrics = {"miou": miou, "miou_low": miou - 1, "miou_high": miou + 1}
-    return Head(head_label(name), Run("segmentation", name, {}, metrics), metrics)
+    return Head(head_label(name), Run("segmentation", name, f"train_head@{name}", {}, metrics), metrics)
 
 
 def test_table_1_has_the_reports_rows_in_its_order_and_two_decimals():

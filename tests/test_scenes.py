@@ -13,7 +13,7 @@ from stages.data.scenes.digits import DIGITS, WRITERS, glyphs
 from stages.data.scenes.scene import CLASSES, COLOURS, draw
 from stages.data.scenes.shapes import SHAPES
 from stages.data.scenes.source import write_scenes
-from stages.data.voc import COLOUR_MAP, VOID
+from stages.voc import COLOUR_MAP, VOID
 
 
 def digest(folder):

@@ -12,6 +12,7 @@ def made_up(**changes):
     fields = {
         "task": "segmentation",
         "name": "linear",
+        "stage": "train_head@linear",
         "params": {"lr": 0.001, "kind": "linear"},
         "metrics": {"miou": 31.25, "absent_classes": ["boat"]},
         "history": [
@@ -73,6 +74,7 @@ def test_registered_once_with_metrics_params_tags_and_record(project):
     data = client.get_run(run_id).data
     assert data.params["lr"] == "0.001"
     assert data.tags[tracking.IDENTITY] == run.identity
+    assert data.tags["dvc.stage"] == "train_head@linear"
     assert [file.path for file in client.list_artifacts(run_id)] == ["linear.json"]
 
 

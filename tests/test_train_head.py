@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from stages.backbones import vit
 from stages.data.folder import read_folder
 from stages.data.images import read_image, read_mask
 from stages.features import FeatureTable, Provenance, feature_writer
-from stages.params.experiment import ViewParams
+from stages.params.experiment import Head, ViewParams
 from stages.segmentation import train_head
-from stages.segmentation.extract import batches_alike, extract, train_views, val_views
+from stages.segmentation.cached import TrainViews, ValImages
+from stages.segmentation.extract import batches_alike, check_sizes, extract, train_views, val_views
 from stages.segmentation.heads import build_head
-from stages.segmentation.train_head import TrainViews, ValImages, evaluate, pixel_loss, train_epoch, upsample
+from stages.segmentation.training import evaluate, pixel_loss, train, train_epoch, upsample
+from stages.stage import InputError
 from stages.views import cut_image, cut_mask
 
 VIEW = ViewParams(short_side_min=24, short_side_max=28, crop=24)
@@ -80,6 +83,20 @@ def test_batches_hold_one_shape_and_one_view_index(manifest):
     assert [len(batch) for batch in batches_alike(training, 32)] == [2, 2]
 
 
+def test_large_views_come_in_small_batches(manifest):
+    rows = tuple(replace(manifest.rows[0], height=1024, width=1024) for _ in range(5))
+    assert [len(batch) for batch in batches_alike(val_views(rows), 32)] == [2, 2, 1]
+
+
+def test_views_smaller_than_a_patch_are_named(backbone, manifest):
+    check_sizes(manifest, backbone, 24, "folder")
+    with pytest.raises(InputError, match="folder.view.crop = 6: smaller than one 8x8 patch"):
+        check_sizes(manifest, backbone, 6, "folder")
+    small = replace(manifest, rows=(replace(manifest.rows[2], height=7),))
+    with pytest.raises(InputError, match="c.jpg: 47x7 pixels, smaller than one 8x8 patch"):
+        check_sizes(small, backbone, 24, "folder")
+
+
 def masks_of(manifest):
     return {row.image_id: Path(row.mask) for row in manifest.rows}
 
@@ -126,16 +143,14 @@ def test_rate_falls_linearly_and_a_run_repeats_itself(tmp_path, backbone, manife
     training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1))
     val = ValImages(table(tmp_path / "v", backbone, val_views(manifest.split("val"))), masks_of(manifest))
 
-    class Task:
-        views, epochs, batch, lr, weight_decay = 2, 4, 2, 0.1, 0.001
-
+    task = SimpleNamespace(views=2, epochs=4, batch=2, lr=0.1, weight_decay=0.001)
     rates = []
 
     def once():
         torch.manual_seed(3)
         head = build_head(kind="linear", dim=12, classes=CLASSES, heads=3, kernel=None, shared_qk=None)
         views = TrainViews(training, masks_of(manifest), views=2, epochs=4)
-        return train_head.train(head, views, val, CLASSES, Task, 3, "test")
+        return train(head, views, val, CLASSES, task, 3, "test")
 
     real = torch.optim.AdamW.step
     with pytest.MonkeyPatch.context() as patch:
@@ -148,6 +163,31 @@ def test_rate_falls_linearly_and_a_run_repeats_itself(tmp_path, backbone, manife
     assert history == first[0]
     assert np.array_equal(matrices, first[1])
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "batch", "views", "told"),
+    [
+        (5, 2, 1, "heads.mine.kernel = 5: at most 3, the side of the smallest grid"),
+        (3, 3, 1, "segmentation.batch = 3: at most 2, the training images"),
+        (3, 2, 2, "segmentation.views = 2: .* holds 1"),
+    ],
+)
+def test_what_cannot_fit_is_named_before_training(tmp_path, backbone, manifest, kernel, batch, views, told):
+    training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 1, VIEW, seed=1))
+    asked, task = Head(kind="convolutional", kernel=kernel), SimpleNamespace(batch=batch, views=views)
+    with pytest.raises(InputError, match=told):
+        train_head._check_fits("mine", asked, task, training, training)
+
+
+def test_a_diverged_run_is_named_when_it_happens(tmp_path, backbone, manifest, monkeypatch):
+    training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 1, VIEW, seed=1))
+    val = ValImages(table(tmp_path / "v", backbone, val_views(manifest.split("val"))), masks_of(manifest))
+    task = SimpleNamespace(views=1, epochs=2, batch=2, lr=0.1, weight_decay=0.0)
+    head = build_head(kind="linear", dim=12, classes=CLASSES, heads=3, kernel=None, shared_qk=None)
+    torch.nn.init.constant_(head.classify.weight, float("inf"))
+    with pytest.raises(InputError, match="mine: training diverged in epoch 1"):
+        train(head, TrainViews(training, masks_of(manifest), views=1, epochs=2), val, CLASSES, task, 0, "mine")
 
 
 def test_evaluation_predicts_at_the_masks_size(tmp_path, backbone, manifest):

@@ -1,31 +1,48 @@
 """The model card of a shipped checkpoint: what it is, what it cost, how good it is."""
 
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import matplotlib
+import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from stages.writing import replacing
+from stages.backbones.vit import Architecture
+from stages.params.pretrain import Pretrain
+from stages.writing import replacing, write_text
 
 
-def write_card(folder: Path, recipe, device, progress, average_precision: dict[str, float]) -> None:
+@dataclass(frozen=True)
+class Facts:
+    """What the card says of the model and of where it was made."""
+
+    architecture: Architecture
+    parameters: int
+    held_out: int  # scenes that it is measured on
+    machine: str
+
+
+def write_card(folder: Path, recipe: Pretrain, facts: Facts, progress, average_precision: dict[str, float]) -> None:
     """Write `README.md` and `curve.png` into `folder` from a finished pretraining."""
     _draw_curve(folder / "curve.png", progress.curve)
-    last = progress.curve[-1]
+    last, vit = progress.curve[-1], facts.architecture
+    patch = prod(vit.strides)
     lines = [
         "# vit_scenes: a small ViT pretrained on generated scenes",
         "",
-        "A Vision Transformer (80x80 images, 8x8 patches behind a convolutional stem, 128 wide, 4 blocks, 4 heads, "
-        "0.95 M parameters) pretrained from image-level labels alone: which of 20 classes and 8 colours a scene "
-        "holds. It never saw a mask, nor a digit by the writers of the task's `train` and `val` splits.",
+        f"A Vision Transformer ({vit.side}x{vit.side} images, {patch}x{patch} patches behind a convolutional stem, "
+        f"{vit.dim} wide, {vit.depth} blocks, {vit.heads} heads, {facts.parameters:,} parameters) pretrained from "
+        "image-level labels alone: which of 20 classes and 8 colours a scene holds. It saw no mask, and no digit that "
+        "the task's `train` and `val` splits use (their writers are others: `stages/data/scenes/digits.py`).",
         "",
-        f"Made by `dvc repro -f pretrain` (`stages/backbones/pretrain.py`) in {progress.seconds / 60:.0f} minutes "
-        f"on {_describe(device)}: {last['images']:,} scenes, each drawn once and seen once. "
+        f"Made by `dvc repro -f pretrain` (`stages/backbones/pretrain.py`) in {progress.seconds:,.0f} seconds "
+        f"on {facts.machine}: {last['images']:,} scenes, each drawn once and seen once. "
         f"Recipe: {', '.join(f'{key} {value}' for key, value in recipe.model_dump().items())}.",
         "",
-        f"On 1000 scenes by the last 100 of the 1000 pretraining digits (held-out writers; neither task split): "
+        f"On {facts.held_out} held-out scenes, with the pretraining block's own last digits (neither task split): "
         f"mean average precision {last['mAP']:.3f} over the 20 classes, read from the class token.",
         "",
         "![Loss and mean average precision against images seen](curve.png)",
@@ -42,13 +59,11 @@ def write_card(folder: Path, recipe, device, progress, average_precision: dict[s
         "`load_sample_images` (CC BY).",
         "",
     ]
-    with replacing(folder / "README.md") as beside:
-        beside.write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "README.md", "\n".join(lines))
 
 
-def _describe(device) -> str:
-    import torch
-
+def describe(device: torch.device) -> str:
+    """Where a model was made, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"a CPU with {torch.get_num_threads()} threads"

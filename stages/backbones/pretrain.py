@@ -5,7 +5,10 @@ multiple-instance learning over patches (the logsumexp of a patch classifier's l
 on the fly, once. A killed run goes on from its last evaluation and ends in the same weights.
 """
 
+import hashlib
+import inspect
 import itertools
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from stages.backbones import vit
-from stages.backbones.card import write_card
+from stages.backbones.card import Facts, describe, write_card
+from stages.data.scenes import digits, grounds, scene, shapes
 from stages.data.scenes.scene import CLASSES, COLOURS, Style, draw
 from stages.params.pretrain import Pretrain
 from stages.params.section import load
@@ -28,6 +32,7 @@ from stages.writing import replacing
 
 FOLDER = Path("data/checkpoints/vit_scenes")
 RESUME = Path("data/resume/pretrain.pt")
+EVALUATE_EVERY = 250  # batches; a killed run goes on from the last evaluation
 HELD_OUT = 1000  # scenes by the held-out writers of the pretraining block
 ZOOM = (0.9, 1.25)  # a training view shows a scene up to 300 / 256 times enlarged
 
@@ -44,14 +49,14 @@ class PretrainScenes(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         stream = list(self.writers.encode())
         rng = np.random.default_rng([self.seed, *stream, self.first + index])
-        scene = draw(rng, self.writers, self.style)
+        drawn = draw(rng, self.writers, self.style)
         flip = rng.random() < 0.5 and self.writers == "pretrain"
-        pixels = scene.image[:, ::-1] if flip else scene.image
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _presence(scene)
+        pixels = drawn.image[:, ::-1] if flip else drawn.image
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _presence(drawn.things)
 
 
-def _presence(scene) -> Tensor:
-    present = {thing.name for thing in scene.things} | {thing.colour for thing in scene.things}
+def _presence(things: tuple[scene.Thing, ...]) -> Tensor:
+    present = {thing.name for thing in things} | {thing.colour for thing in things}
     return torch.tensor([float(name in present) for name in (*CLASSES[1:], *COLOURS)])
 
 
@@ -114,7 +119,7 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.detach())
-        if (step + 1) % recipe.evaluate_every == 0 or step + 1 == steps:
+        if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == steps:
             figures = {
                 "images": (step + 1) * recipe.batch,
                 "loss": torch.stack(losses).mean().item(),
@@ -170,7 +175,7 @@ def _keep(recipe: Pretrain, model, optimizers, progress: Progress) -> None:
     with replacing(RESUME) as beside:
         torch.save(
             {
-                "recipe": recipe.model_dump(),
+                "recipe": _asked(recipe),
                 "model": model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "progress": vars(progress),
@@ -179,10 +184,16 @@ def _keep(recipe: Pretrain, model, optimizers, progress: Progress) -> None:
         )
 
 
+def _asked(recipe: Pretrain) -> dict:
+    """The recipe and a hash of the code that follows it: what a resumed run must share with the one cut off."""
+    code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], vit, digits, grounds, scene, shapes))
+    return {**recipe.model_dump(), "code": hashlib.sha256(code.encode()).hexdigest()}
+
+
 def _resume(recipe: Pretrain, model, optimizers) -> Progress:
     if RESUME.is_file():
-        kept = torch.load(RESUME, weights_only=True)
-        if kept["recipe"] == recipe.model_dump():
+        kept = torch.load(RESUME, weights_only=True, map_location="cpu")
+        if kept["recipe"] == _asked(recipe):
             model.load_state_dict(kept["model"])
             for optimizer, state in zip(optimizers, kept["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
@@ -200,7 +211,8 @@ def main() -> None:
     average = average_precision_score(held_out[1], scores, average=None)
     vit.save(FOLDER / "model.safetensors", model.vit.cpu(), architecture)
     names = (*CLASSES[1:], *COLOURS)
-    write_card(FOLDER, recipe, device, progress, dict(zip(names, average.tolist(), strict=True)))
+    facts = Facts(architecture, sum(weight.numel() for weight in model.vit.parameters()), HELD_OUT, describe(device))
+    write_card(FOLDER, recipe, facts, progress, dict(zip(names, average.tolist(), strict=True)))
     RESUME.unlink(missing_ok=True)
 
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from stages import voc
 from stages.data.folder import read_folder
 from stages.data.manifest import Manifest, write
 from stages.data.scenes.source import write_scenes
@@ -23,7 +24,7 @@ def source(experiment: Experiment) -> Manifest:
                 f"paper.voc_root = '{root}' is no folder; put VOC 2012 there "
                 "(VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, unpacked)"
             )
-        return read_folder(root)
+        return read_folder(root, voc.CLASSES)
     write_scenes(SCENES, experiment.embedded.seed, {"train": experiment.embedded.train, "val": experiment.embedded.val})
     return read_folder(SCENES)
 

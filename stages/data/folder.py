@@ -18,25 +18,28 @@ from stages.stage import InputError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def read_folder(root: Path) -> Manifest:
-    """The validated manifest of a VOC-like directory; raises `InputError` listing all that is wrong with it."""
-    lists = {split: root / "ImageSets" / "Segmentation" / f"{split}.txt" for split in SPLITS}
-    if not root.is_dir() or not (root / "JPEGImages").is_dir():
+def read_folder(root: Path, classes: tuple[str, ...] = ()) -> Manifest:
+    """The validated manifest of a VOC-like directory; raises `InputError` listing all that is wrong with it.
+
+    `classes` names the mask values where the directory does not.
+    """
+    if not (root / "JPEGImages").is_dir():
         raise InputError(f"{root}: no JPEGImages/ here; expected VOC's layout (see stages/data/folder.py)")
     faults = Faults()
-    images = _by_stem(root / "JPEGImages")
-    masks = _by_stem(root / "SegmentationClass")
+    images, masks = _by_stem(root / "JPEGImages"), _by_stem(root / "SegmentationClass")
     captions, (labels, label_names) = _captions(root, faults), _labels(root, faults)
     rows = []
-    for split, path in lists.items():
-        for image_id in _ids(path, faults):
+    for split in SPLITS:
+        for image_id in _ids(root / "ImageSets" / "Segmentation" / f"{split}.txt", faults):
             image = images.get(image_id, root / "JPEGImages" / f"{image_id}.jpg")
             mask = masks.get(image_id, root / "SegmentationClass" / f"{image_id}.png")
             told, label = captions.get(image_id, ()), labels.get(image_id)
             rows.append(Row(image_id, split, str(image), str(mask), told, label))
-    classes = _lines(root / "classes.txt")
-    licence = " ".join(_lines(root / "licence.txt")) or "unknown"
-    return validate(Manifest(tuple(rows), str(root), classes, label_names, licence), faults)
+    named = _lines(root / "classes.txt", faults)
+    if "" in named:
+        faults.add(root / "classes.txt", f"line {named.index('') + 1} is empty; a line is a mask value's name")
+    licence = " ".join(_lines(root / "licence.txt", faults)) or "unknown"
+    return validate(Manifest(tuple(rows), str(root), named or classes, label_names, licence), faults)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -45,17 +48,27 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
 
 
+def _text(path: Path, faults: Faults) -> str:
+    """The text of a file; "" with a fault added where it is no UTF-8 (a byte order mark is fine)."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as fault:
+        faults.add(path, f"no UTF-8: {fault.reason} at byte {fault.start}")
+        return ""
+
+
 def _ids(path: Path, faults: Faults) -> list[str]:
     if not path.is_file():
         faults.add(path, "missing")
         return []
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.split()[0] for line in _lines(path, faults) if line]
 
 
-def _lines(path: Path) -> tuple[str, ...]:
+def _lines(path: Path, faults: Faults) -> tuple[str, ...]:
+    """Lines without the space around them, none after the last one with text; () where there is no file."""
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return tuple(line.strip() for line in _text(path, faults).rstrip().splitlines())
 
 
 def _captions(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
@@ -63,12 +76,15 @@ def _captions(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         return {}
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(_text(path, faults) or "{}")
     except ValueError as fault:
         faults.add(path, f"no JSON: {fault}")
         return {}
+    if not isinstance(told, dict):
+        faults.add(path, f"holds a {type(told).__name__}; expected {{id: caption or list of captions}}")
+        return {}
     captions = {}
-    for image_id, value in told.items() if isinstance(told, dict) else [("", told)]:
+    for image_id, value in told.items():
         value = [value] if isinstance(value, str) else value
         if isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value):
             captions[image_id] = tuple(value)
@@ -82,12 +98,11 @@ def _labels(root: Path, faults: Faults) -> tuple[dict[str, int], tuple[str, ...]
     path = root / "labels.csv"
     if not path.is_file():
         return {}, ()
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if not {"image_id", "label"} <= set(table.fieldnames or ()):
-            faults.add(path, f"columns {table.fieldnames}; expected image_id,label")
-            return {}, ()
-        by_id = {row["image_id"]: (row["label"] or "").strip() for row in table}
+    table = csv.DictReader(_text(path, faults).splitlines())
+    if not {"image_id", "label"} <= set(table.fieldnames or ()):
+        faults.add(path, f"columns {table.fieldnames}; expected image_id,label")
+        return {}, ()
+    by_id = {row["image_id"]: (row["label"] or "").strip() for row in table}
     for image_id, name in by_id.items():
         if not name:
             faults.add(path, f"'{image_id}' has an empty label")

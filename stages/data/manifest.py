@@ -15,12 +15,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.data.images import read_image, read_mask
-from stages.data.voc import VOID
 from stages.stage import InputError
+from stages.voc import VOID
 from stages.writing import replacing
 
 MANIFEST = Path("data/manifest.parquet")
 SPLITS = ("train", "val")
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 SCHEMA = pa.schema(
     [
@@ -32,13 +33,17 @@ SCHEMA = pa.schema(
         pa.field("label", pa.int32()),
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
+        pa.field("content", pa.string(), nullable=False),
     ]
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image. `height` and `width` (pixels, upright) are filled in by `validate`."""
+    """One image. `validate` fills in `height` and `width` (pixels, upright) and `content`.
+
+    `content` is the SHA-256 of the image's and the mask's bytes: a redrawn mask makes another manifest.
+    """
 
     image_id: str
     split: str
@@ -48,6 +53,7 @@ class Row:
     label: int | None = None
     height: int = 0
     width: int = 0
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,11 @@ def validate(manifest: Manifest, faults: Faults | None = None) -> Manifest:
     for look in looks:
         faults.lines.extend(look.faults)
     classes = manifest.classes or _numbered(looks)
+    for name, count in Counter(classes).items():
+        if count > 1:
+            faults.add(manifest.source, f"class name '{name}' stands {count} times")
+    if looks and len(classes) < 2:
+        faults.add(manifest.source, f"masks hold {len(classes)} class; at least 2 are needed beside {VOID} (void)")
     for look in looks:
         beyond = [value for value in look.values if value >= len(classes) and value != VOID]
         if beyond:
@@ -121,8 +132,8 @@ def _look(row: Row) -> _Look:
     faults, values = [], ()
     try:
         width, height = read_image(Path(row.image)).size
-        row = replace(row, height=height, width=width)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as fault:
+        row = replace(row, height=height, width=width, content=_content(row))
+    except UNREADABLE as fault:
         faults.append(f"{row.image}: {_reason(fault)}")
     if row.mask is not None:
         try:
@@ -132,9 +143,14 @@ def _look(row: Row) -> _Look:
                 faults.append(
                     f"{row.mask}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {row.width}x{row.height} pixels"
                 )
-        except (OSError, ValueError, SyntaxError) as fault:
+        except UNREADABLE as fault:
             faults.append(f"{row.mask}: {_reason(fault)}")
     return _Look(row, values, tuple(faults))
+
+
+def _content(row: Row) -> str:
+    files = [Path(name) for name in (row.image, row.mask) if name is not None and Path(name).is_file()]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _reason(fault: Exception) -> str:

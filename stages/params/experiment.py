@@ -22,7 +22,8 @@ class ViewParams(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.short_side_max < self.short_side_min:
-            raise ValueError(f"short_side_max must be at least short_side_min, {self.short_side_min}")
+            least = f"at least short_side_min, {self.short_side_min}"
+            raise ValueError(f"short_side_max = {self.short_side_max}: must be {least}")
         return self
 
 
@@ -63,9 +64,11 @@ class Head(Section):
     @model_validator(mode="after")
     def _own_keys(self) -> Self:
         for key, owner in (("kernel", "convolutional"), ("shared_qk", "transformer")):
-            given = getattr(self, key) is not None
-            if given != (self.kind == owner):
-                raise ValueError(f"'{key}' {'belongs to' if given else 'is needed by'} kind '{owner}'")
+            value = getattr(self, key)
+            if value is not None and self.kind != owner:
+                raise ValueError(f"{key} = {value}: belongs to kind '{owner}', not '{self.kind}'")
+            if value is None and self.kind == owner:
+                raise ValueError(f"{key} is missing: kind '{owner}' needs it")
         return self
 
 
@@ -82,7 +85,8 @@ class Segmentation(Section):
     @model_validator(mode="after")
     def _views_are_used(self) -> Self:
         if self.views > self.epochs:
-            raise ValueError(f"views must be at most epochs, {self.epochs}: epoch e sees view e mod views")
+            most = f"at most epochs, {self.epochs} (epoch e sees view e mod views)"
+            raise ValueError(f"views = {self.views}: must be {most}")
         return self
 
 

@@ -13,4 +13,3 @@ class Pretrain(Section):
     muon_lr: Rate
     weight_decay: Weight
     warmup: Count
-    evaluate_every: Count

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
 from stages.stage import InputError
@@ -12,8 +12,17 @@ PARAMS = Path("params.yaml")
 
 Count = Annotated[int, Strict(), Field(gt=0)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("input should be a number")  # true would become 1.0
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Rate = Annotated[Number, Field(gt=0)]
+Weight = Annotated[Number, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -62,6 +71,8 @@ def _line(fault: dict[str, Any], model: type[Section], prefix: str) -> str:
     if fault["type"] == "missing":
         return f"params.yaml: '{key}' is missing"
     allowed = fault["msg"].removeprefix("Value error, ")
+    if isinstance(fault["input"], dict) and fault["type"] == "value_error":  # a section's own rule names its key
+        return f"params.yaml: {key}.{allowed}"
     return f"params.yaml: {key} = {fault['input']!r}: {allowed[0].lower()}{allowed[1:]}"
 
 

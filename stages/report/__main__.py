@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from stages import tracking
 from stages.data import manifest as manifests
@@ -14,7 +15,7 @@ from stages.report import segmentation
 from stages.runs import Run, package_versions, read_run
 from stages.segmentation import BOOTSTRAP
 from stages.stage import TIMINGS, stage
-from stages.writing import replacing
+from stages.writing import write_text
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,16 @@ class Registered:
 
     run: Run
     tracked: tracking.Tracked | None
+
+    def metrics(self, from_store: bool) -> dict[str, Any]:
+        """The run's numbers as MLflow has them, in the record's types (MLflow knows floats alone), or the record's."""
+        if not from_store:
+            return self.run.metrics
+        return {
+            key: type(self.run.metrics[key])(value)
+            for key, value in self.tracked.metrics.items()
+            if key in self.run.metrics
+        }
 
 
 ROOT = Path("reports")
@@ -88,11 +99,6 @@ def _versions(runs: list[Run]) -> dict[str, str]:
     return dict(sorted(merged.items()))
 
 
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     experiment, manifest = load_experiment(), manifests.read()
     for folder in (FIGURES, TABLES, CURVES):
@@ -100,10 +106,7 @@ def main() -> None:
     found = collect("segmentation", list(experiment.segmentation.heads))
     from_store = all(one.tracked for one in found)
     heads = [
-        segmentation.Head(
-            segmentation.head_label(one.run.name), one.run, one.tracked.metrics if from_store else one.run.metrics
-        )
-        for one in found
+        segmentation.Head(segmentation.head_label(one.run.name), one.run, one.metrics(from_store)) for one in found
     ]
     table = segmentation.table(heads)
     table.write_csv(TABLES / f"{segmentation.TABLE}.csv")
@@ -112,7 +115,7 @@ def main() -> None:
     for one in found:
         if one.tracked:
             tracking.attach(one.tracked.run_id, figures[one.run.name])
-    write_text(ROOT / "metrics.json", segmentation.metrics_json(heads))
+    write_text(ROOT / "metrics.json", json.dumps({"segmentation": segmentation.metrics(heads)}, indent=1) + "\n")
     stated = segmentation.claims(heads, manifest, experiment.seed_of(BOOTSTRAP))
     sections = segmentation.section(heads, stated, figures, ROOT)
     runs = [head.run for head in heads]

@@ -1,7 +1,7 @@
 """The segmentation section: Table 1, what the report said of it, curves and masks."""
 
-import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from stages.report.reference import reference
 from stages.report.tables import Table
 from stages.runs import Run
 from stages.segmentation.iou import confusion, interval, mean_iou_draws
-from stages.writing import replacing
+from stages.writing import write_text
 
 PICTURES = 6  # validation images shown for every head
 TABLE = "table1_segmentation"
@@ -52,12 +52,12 @@ def table(heads: list[Head]) -> Table:
 
 def _row(head: Head) -> tuple[str, ...]:
     miou, reported = head.metrics["miou"], head.reported
-    interval = f"{head.metrics['miou_low']:.2f} to {head.metrics['miou_high']:.2f}"
+    between = f"{head.metrics['miou_low']:.2f} to {head.metrics['miou_high']:.2f}"
     beside = ("-", "-") if reported is None else (f"{reported:.2f}", f"{miou - reported:+.2f}")
-    return (head.label, f"{miou:.2f}", interval, *beside)
+    return (head.label, f"{miou:.2f}", between, *beside)
 
 
-CLAIMS = (  # what the report says: the first head, against the second, by its own numbers
+CLAIMS = (  # what the report says of a head against another, and the sign of the difference that it says it of
     ("The convolutional head is no better than the linear one", "convolutional", "linear", -1),
     ("The transformer head is far better than the linear one", "transformer", "linear", +1),
     ("Sharing queries and keys costs a little", "transformer_shared_qk", "transformer", -1),
@@ -65,7 +65,10 @@ CLAIMS = (  # what the report says: the first head, against the second, by its o
 
 
 def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
-    """Each of the report's statements beside the difference found here, with its paired bootstrap interval."""
+    """Each of the report's statements beside the difference found here, with its paired bootstrap interval.
+
+    The verdict is about the direction alone; how large a difference is, its number says.
+    """
     by_name, lines = {head.run.name: head for head in heads}, []
     draws = {name: _draws(by_name[name], manifest, seed) for name in by_name if any(name in claim for claim in CLAIMS)}
     for said, first, second, sign in CLAIMS:
@@ -74,7 +77,8 @@ def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
         one, other = by_name[first], by_name[second]
         low, high = interval(draws[first] - draws[second])
         found = one.metrics["miou"] - other.metrics["miou"]
-        verdict = "too close to tell" if low <= 0 <= high else ("so here too" if found * sign > 0 else "not so here")
+        direction = "the same direction" if found * sign > 0 else "the other direction"
+        verdict = "no difference that the images could not explain" if low <= 0 <= high else direction
         there = f"{one.reported - other.reported:+.2f} in the report"
         lines.append(f"- *{said}* ({there}): {found:+.2f} here, 95 % interval {low:+.2f} to {high:+.2f}: {verdict}.")
     return lines
@@ -109,6 +113,7 @@ def _shown(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(rows[index] for index in np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).round().astype(int))
 
 
+@cache
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
     """Predicted masks `(H, W)` uint8 by image id."""
     return {
@@ -124,8 +129,7 @@ def write_curves(folder: Path, heads: list[Head]) -> None:
             "epoch,train_loss,miou",
             *(f"{row['epoch']},{row['train_loss']},{row['miou']}" for row in head.run.history),
         ]
-        with replacing(folder / f"{head.run.name}.csv") as beside:
-            beside.write_text("\n".join(lines) + "\n")
+        write_text(folder / f"{head.run.name}.csv", "\n".join(lines) + "\n")
 
 
 def section(heads: list[Head], stated: list[str], figures: dict[str, list[Path]], root: Path) -> list[str]:
@@ -170,12 +174,7 @@ def _image(words: str, path: Path, root: Path) -> str:
     return f"![{words}]({path.relative_to(root).as_posix()})"
 
 
-def metrics(heads: list[Head]) -> dict:
+def metrics(heads: list[Head]) -> dict[str, dict]:
     """Final metrics of every head, for `dvc metrics`."""
     kept = ("miou", "miou_low", "miou_high", "best_miou", "best_epoch", "train_loss")
     return {head.run.name: {key: head.metrics[key] for key in kept} for head in heads}
-
-
-def metrics_json(heads: list[Head]) -> str:
-    """`metrics` by task."""
-    return json.dumps({"segmentation": metrics(heads)}, indent=1) + "\n"

@@ -13,14 +13,15 @@ from tqdm import tqdm
 from stages.backbones import vit
 from stages.data import manifest as manifests
 from stages.data.images import read_image
-from stages.data.manifest import Row
+from stages.data.manifest import Manifest, Row
 from stages.features import Features, FeatureWriter, Provenance, feature_writer
 from stages.params.experiment import Experiment, ViewParams, load_experiment
 from stages.segmentation import FEATURES
 from stages.stage import InputError, stage
 from stages.views import View, cut_image, native_view, random_view
 
-BATCH = 32  # views; bounds memory, changes no result that is kept
+BATCH = 32  # views
+PIXELS = 2**21  # of a batch of larger views: 32 of 256x256; one view alone may have more
 WORKERS = min(2, os.cpu_count() or 1)
 
 
@@ -57,13 +58,14 @@ class Views(Dataset):
 
 
 def batches_alike(views: list[tuple[Row, int, View]], size: int) -> Iterator[list[int]]:
-    """Runs of neighbours that share one shape and one view index, at most `size` long."""
+    """Runs of neighbours that share one shape and one view index, at most `size` views or `PIXELS` long."""
     batch: list[int] = []
     for index, (_, number, view) in enumerate(views):
         if batch:
             _, last_number, last = views[batch[-1]]
             alike = (number, view.crop_height, view.crop_width) == (last_number, last.crop_height, last.crop_width)
-            if len(batch) == size or not alike:
+            full = (len(batch) + 1) * view.crop_height * view.crop_width > PIXELS
+            if len(batch) == size or full or not alike:
                 yield batch
                 batch = []
         batch.append(index)
@@ -93,6 +95,16 @@ def extract(
             bar.update(len(indices))
 
 
+def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: str) -> None:
+    """Raise `InputError` where a view is smaller than one patch."""
+    rows, columns = backbone.patch
+    if crop < max(rows, columns):
+        raise InputError(f"{profile}.view.crop = {crop}: smaller than one {rows}x{columns} patch of the backbone")
+    for row in manifest.split("val"):
+        if not all(backbone.grid(row.height, row.width)):
+            raise InputError(f"{row.image}: {row.width}x{row.height} pixels, smaller than one {rows}x{columns} patch")
+
+
 def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -> Provenance:
     """What the tables of this experiment are made with."""
     return Provenance(
@@ -114,6 +126,7 @@ def main() -> None:
         backbone = vit.load(experiment.active.backbone)
     except (FileNotFoundError, ValueError) as fault:
         raise InputError(f"{experiment.profile}.backbone: {fault}") from fault
+    check_sizes(manifest, backbone, params.crop, experiment.profile)
     backbone.to("cuda" if torch.cuda.is_available() else "cpu")
     task = experiment.segmentation
     splits = {

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.data.voc import VOID
+from stages.voc import VOID
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:

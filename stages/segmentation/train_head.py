@@ -3,9 +3,6 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,159 +10,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
+from torch import nn
 
 from stages import tracking
 from stages.data import manifest as manifests
-from stages.data.images import read_mask
-from stages.data.voc import VOID
 from stages.features import FeatureTable
-from stages.params.experiment import Experiment, Segmentation, load_experiment
+from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
 from stages.runs import Run, package_versions, write_run
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
+from stages.segmentation.cached import TrainViews, ValImages
 from stages.segmentation.heads import build_head
-from stages.segmentation.iou import confusion, interval, iou, mean_iou_draws
+from stages.segmentation.iou import interval, mean_iou_draws
+from stages.segmentation.training import predict, train
 from stages.stage import InputError, stage
-from stages.views import cut_mask
 from stages.writing import replacing
 
 WEIGHTS = Path("data/models/segmentation")
-PIXELS = 2**18  # validation pixels whose logits are held at full size at once
 
 
-class TrainViews:
-    """The training set as epochs see it: tokens and equally cut masks of one view of every image.
-
-    Loads a view when it is asked for, and keeps views only where `epochs` will ask again.
-    """
-
-    def __init__(self, table: FeatureTable, masks: dict[str, Path], *, views: int, epochs: int):
-        self.table, self.masks, self.views = table, masks, views
-        self._load = lru_cache(maxsize=views if views < epochs else 1)(self._load_view)
-
-    def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Tokens `(N, rows, columns, dim)` float16 and masks `(N, crop, crop)` uint8 of epoch `epoch`, from 0."""
-        return self._load(epoch % self.views)
-
-    def _load_view(self, view: int) -> tuple[Tensor, Tensor]:
-        rows = [row for group in self.table.groups_of(view) for row in self.table.group(group)]
-        masks = np.stack([cut_mask(read_mask(self.masks[row.image_id]), row.view) for row in rows])
-        return torch.stack([row.tokens for row in rows]), torch.from_numpy(masks)
-
-
-@dataclass(frozen=True)
-class Alike:
-    """Validation images of one size: ids, tokens `(n, rows, columns, dim)`, masks `(n, H, W)` uint8."""
-
-    image_ids: list[str]
-    tokens: Tensor
-    masks: np.ndarray
-
-
-class ValImages:
-    """The validation set at native size, streamed from the table in bounded batches; masks stay in memory."""
-
-    def __init__(self, table: FeatureTable, masks: dict[str, Path]):
-        self.table, self.paths, self._masks = table, masks, {}
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __iter__(self) -> Iterator[Alike]:
-        for group in range(self.table.groups):
-            waiting = []
-            for row in self.table.group(group):
-                shape = (row.view.crop_height, row.view.crop_width)
-                full = (len(waiting) + 1) * shape[0] * shape[1] > PIXELS
-                if waiting and (full or waiting[0].view != row.view):
-                    yield self._batch(waiting)
-                    waiting = []
-                waiting.append(row)
-            yield self._batch(waiting)
-
-    def _batch(self, rows) -> Alike:
-        ids = [row.image_id for row in rows]
-        masks = np.stack([self._mask(image_id) for image_id in ids])
-        return Alike(ids, torch.stack([row.tokens for row in rows]), masks)
-
-    def _mask(self, image_id: str) -> np.ndarray:
-        if image_id not in self._masks:
-            self._masks[image_id] = read_mask(self.paths[image_id])
-        return self._masks[image_id]
-
-
-def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits `(B, rows, columns, classes)` stretched bilinearly to `(B, *size, classes)`."""
-    stretched = F.interpolate(logits.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
-    return stretched.permute(0, 2, 3, 1)
-
-
-def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Mean cross entropy over the pixels that are not void; 0 where all are. Logits are stretched to the masks.
-
-    Classes come last: `cross_entropy` on `(pixels, classes)` is twice as fast as on `(B, classes, H, W)`.
-    """
-    stretched = upsample(logits, masks.shape[1:]).flatten(0, 2)
-    total = F.cross_entropy(stretched, masks.flatten().long(), ignore_index=VOID, reduction="sum")
-    return total / (masks != VOID).sum().clamp(min=1)
-
-
-def train_epoch(
-    head: nn.Module, optimizer, tokens: Tensor, masks: Tensor, batch: int, shuffle: torch.Generator
-) -> float:
-    """One pass over the views in random order, the last partial batch dropped; returns the mean loss of its steps."""
-    device = next(head.parameters()).device
-    head.train()
-    losses = []
-    order = torch.randperm(len(tokens), generator=shuffle)
-    for chosen in order[: len(order) - len(order) % batch].split(batch):
-        loss = pixel_loss(head(tokens[chosen].to(device).float()), masks[chosen].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return torch.stack(losses).mean().item()
-
-
-@torch.inference_mode()
-def predict(head: nn.Module, images: ValImages) -> Iterator[tuple[Alike, Tensor]]:
-    """Predicted classes `(n, H, W)` uint8 at full size, batch by batch: logits are stretched first, then argmax."""
-    device = next(head.parameters()).device
-    head.eval()
-    for alike in images:
-        logits = upsample(head(alike.tokens.to(device).float()), alike.masks.shape[1:])
-        yield alike, logits.max(-1).indices.to(torch.uint8).cpu()  # twice as fast as argmax on a CPU
-
-
-def evaluate(head: nn.Module, images: ValImages, classes: int) -> np.ndarray:
-    """Confusion matrices of all validation images, `(N, classes, classes)`."""
-    pairs = ((alike.masks, predicted.numpy()) for alike, predicted in predict(head, images))
-    return np.concatenate([confusion(masks, predicted, classes) for masks, predicted in pairs])
-
-
-def train(
-    head: nn.Module, views: TrainViews, val: ValImages, classes: int, task: Segmentation, seed: int, name: str
-) -> tuple[list[dict], np.ndarray]:
-    """Train for `task.epochs`; returns the history, an epoch a dict, and the last epoch's confusion matrices.
-
-    AdamW; the learning rate falls linearly to 0, a step an epoch.
-    """
-    optimizer = torch.optim.AdamW(head.parameters(), lr=task.lr, weight_decay=task.weight_decay)
-    falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / task.epochs)
-    shuffle = torch.Generator().manual_seed(seed)
-    history = []
-    with tqdm(range(task.epochs), desc=name, unit="epoch") as bar:
-        for epoch in bar:
-            tokens, masks = views.epoch(epoch)
-            loss = train_epoch(head, optimizer, tokens, masks, task.batch, shuffle)
-            falling.step()
-            matrices = evaluate(head, val, classes)
-            measured = iou(matrices.sum(0))
-            history.append({"epoch": epoch + 1, "train_loss": loss, "miou": measured.mean, "iou": measured.per_class})
-            bar.set_postfix(loss=f"{loss:.3f}", mIoU=f"{measured.mean:.2f}")
-    return history, matrices
+def write_weights(path: Path, head: nn.Module, config: dict, classes: tuple[str, ...]) -> None:
+    """The head's weights, with what `build_head` needs to make it anew and the classes' names."""
+    weights = {key: weight.cpu().contiguous() for key, weight in head.state_dict().items()}
+    with replacing(path) as beside:
+        save_file(weights, beside, metadata={"config": json.dumps(config), "classes": json.dumps(classes)})
 
 
 def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
@@ -187,33 +54,23 @@ def run_head(experiment: Experiment, name: str) -> Run:
     asked, classes = task.heads[name], len(manifest.classes)
     expected = {"backbone": experiment.active.backbone, "manifest": manifests.fingerprint()}
     train_table, val_table = (FeatureTable(FEATURES / f"{split}.parquet", **expected) for split in ("train", "val"))
-    masks = {row.image_id: Path(row.mask) for row in manifest.rows}
-    made_from = train_table.provenance
+    _check_fits(name, asked, task, train_table, val_table)
+    made_from, seed = train_table.provenance, experiment.seed_of(f"segmentation/{name}")
     config = {"dim": made_from.dim, "classes": classes, "heads": made_from.heads, **asked.model_dump()}
-    views = TrainViews(train_table, masks, views=task.views, epochs=task.epochs)
-    _check_fits(name, config, views, task.batch)
-    seed = experiment.seed_of(f"segmentation/{name}")
     torch.manual_seed(seed)
     head = build_head(**config).to("cuda" if torch.cuda.is_available() else "cpu")
-    val = ValImages(val_table, masks)
+    masks = {row.image_id: Path(row.mask) for row in manifest.rows}
+    views, val = TrainViews(train_table, masks, views=task.views, epochs=task.epochs), ValImages(val_table, masks)
     history, matrices = train(head, views, val, classes, task, seed, f"train_head@{name}")
     weights, predictions = WEIGHTS / f"{name}.safetensors", PREDICTIONS / f"{name}.parquet"
-    with replacing(weights) as beside:
-        save_file(
-            {key: weight.cpu().contiguous() for key, weight in head.state_dict().items()},
-            beside,
-            metadata={"config": json.dumps(config), "classes": json.dumps(manifest.classes)},
-        )
+    write_weights(weights, head, config, manifest.classes)
     write_predictions(predictions, head, val)
+    asked_for = {**task.model_dump(exclude={"heads"}), **asked.model_dump(exclude_none=True)}
     run = Run(
         task="segmentation",
         name=name,
-        params={
-            "profile": experiment.profile,
-            "seed": experiment.seed,
-            **task.model_dump(exclude={"heads"}),
-            **asked.model_dump(exclude_none=True),
-        },
+        stage=f"train_head@{name}",
+        params={"profile": experiment.profile, "seed": experiment.seed, **asked_for},
         metrics=_metrics(history, matrices, manifest.classes, experiment.seed_of(BOOTSTRAP)),
         history=[{**row, "iou": dict(zip(manifest.classes, row["iou"], strict=True))} for row in history],
         inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(made_from)},
@@ -224,16 +81,18 @@ def run_head(experiment: Experiment, name: str) -> Run:
     return run
 
 
-def _check_fits(name: str, config: dict, views: TrainViews, batch: int) -> None:
-    first = views.table.group(0)[0].tokens
-    if config["kernel"] and config["kernel"] > min(first.shape[:2]):
-        raise InputError(
-            f"segmentation.heads.{name}.kernel = {config['kernel']}: larger than the {first.shape[0]}x{first.shape[1]} "
-            "grid of patch tokens"
-        )
-    images = len(views.table) // views.views
-    if batch > images:
-        raise InputError(f"segmentation.batch = {batch}: only {images} training images; an epoch would have no step")
+def _check_fits(name: str, asked: Head, task: Segmentation, train_table: FeatureTable, val_table: FeatureTable) -> None:
+    """Raise `InputError` for other views than asked for, a batch that no epoch fills, a kernel larger than a grid."""
+    views = len(set(train_table.group_views))
+    if views != task.views:
+        raise InputError(f"segmentation.views = {task.views}: {train_table.path} holds {views}; run `dvc repro`")
+    images = len(train_table) // views
+    if task.batch > images:
+        raise InputError(f"segmentation.batch = {task.batch}: at most {images}, the training images")
+    side = min(*train_table.smallest_grid, *val_table.smallest_grid)
+    if asked.kernel and asked.kernel > side:
+        most = f"at most {side}, the side of the smallest grid of patch tokens"
+        raise InputError(f"segmentation.heads.{name}.kernel = {asked.kernel}: {most}")
 
 
 def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...], seed: int) -> dict:

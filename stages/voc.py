@@ -1,4 +1,4 @@
-"""PASCAL VOC's conventions for masks: the void label and the colour map."""
+"""PASCAL VOC's conventions for masks: class names, the void label, the colour map (Everingham et al., 2010)."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def _colour_map() -> np.ndarray:
     """`(256, 3)` uint8: bits 0, 1, 2 of the index, then 3, 4, 5 and so on, fill R, G, B from the top bit down.
 
-    The rule of the VOC devkit's `VOCcolormap.m` (Everingham et al., 2010).
+    The rule of the VOC devkit's `VOCcolormap.m`.
     """
     index = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
@@ -16,5 +16,28 @@ def _colour_map() -> np.ndarray:
     return colours
 
 
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)  # of mask values 0 to 20
 VOID = 255  # pixels that are never counted
 COLOUR_MAP = _colour_map()
