@@ -1,5 +1,6 @@
 """Extraction and head training follow the protocol."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ import pytest
 import torch
 from conftest import write_mask
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from stages.backbones import vit
@@ -188,6 +191,21 @@ def test_a_diverged_run_is_named_when_it_happens(tmp_path, backbone, manifest, m
     torch.nn.init.constant_(head.classify.weight, float("inf"))
     with pytest.raises(InputError, match="mine: training diverged in epoch 1"):
         train(head, TrainViews(training, masks_of(manifest), views=1, epochs=2), val, CLASSES, task, 0, "mine")
+
+
+def test_weights_are_the_same_bytes_every_time_and_build_their_head_again(tmp_path):
+    config = {"dim": 12, "classes": CLASSES, "heads": 3, "kind": "transformer", "kernel": None, "shared_qk": True}
+    head = build_head(**config)
+    for count in range(6):
+        train_head.write_weights(tmp_path / str(count), head, config, ("a", "b", "c"))
+    assert len({(tmp_path / str(count)).read_bytes() for count in range(6)}) == 1
+    with safe_open(tmp_path / "0", framework="pt") as file:
+        kept = json.loads(file.metadata()["head"])
+    again = build_head(**kept["config"])
+    again.load_state_dict(load_file(tmp_path / "0"))
+    patches = torch.randn(1, 4, 4, 12)
+    assert torch.equal(again(patches), head(patches))
+    assert kept["classes"] == ["a", "b", "c"]
 
 
 def test_evaluation_predicts_at_the_masks_size(tmp_path, backbone, manifest):

@@ -159,11 +159,24 @@ def section(heads: list[Head], stated: list[str], figures: dict[str, list[Path]]
     lines += [_image("Validation mIoU per epoch, all heads", figures[""][0], root), ""]
     for head in heads:
         miou, class_iou, masks = figures[head.run.name]
-        lines += [f"### {head.label}", ""]
+        lines += [f"### {head.label}", "", *_unpadded(head)]
         lines += _figure("(a) Validation mIoU per epoch", head, miou, root)
         lines += _figure("(b) Validation IoU of every class per epoch", head, class_iou, root)
         lines += _figure("(c) Validation images with true and predicted masks; void is not painted", head, masks, root)
     return lines
+
+
+def _unpadded(head: Head) -> list[str]:
+    """What an unpadded kernel does to the masks, where a head has one."""
+    kernel = head.run.params.get("kernel", 1)
+    if kernel == 1:
+        return []
+    return [
+        f"The unpadded {kernel}x{kernel} convolution leaves {kernel - 1} rows and columns fewer than the grid of patch "
+        "tokens has, and what is left is stretched over the whole image: masks move outwards from its middle, the more "
+        "the coarser the grid is.",
+        "",
+    ]
 
 
 def _figure(caption: str, head: Head, path: Path, root: Path) -> list[str]:

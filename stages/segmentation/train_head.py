@@ -29,10 +29,13 @@ WEIGHTS = Path("data/models/segmentation")
 
 
 def write_weights(path: Path, head: nn.Module, config: dict, classes: tuple[str, ...]) -> None:
-    """The head's weights, with what `build_head` needs to make it anew and the classes' names."""
+    """The head's weights, with what `build_head` needs to make it anew and the classes' names.
+
+    Both stand under one key of the metadata: safetensors writes several in an order that changes from run to run.
+    """
     weights = {key: weight.cpu().contiguous() for key, weight in head.state_dict().items()}
     with replacing(path) as beside:
-        save_file(weights, beside, metadata={"config": json.dumps(config), "classes": json.dumps(classes)})
+        save_file(weights, beside, metadata={"head": json.dumps({"config": config, "classes": classes})})
 
 
 def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
