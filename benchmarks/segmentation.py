@@ -5,7 +5,8 @@
 
 The usual way recomputes the backbone for every batch, epoch and head, training and validation. Ours extracts
 `views` views of each training image and one of each validation image, then trains the heads from the table. Both
-train the same heads with the same code, read masks and evaluate alike. Prints seconds, their ratio, the bound that
+train the same heads on the same views and count the same confusion matrices; the usual way stretches, scores and
+judges logits with torch's own interpolate, cross entropy and argmax. Prints seconds, their ratio, the bound that
 counted backbone passes allow, and extraction's share of the raw forward throughput.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from stages.backbones import vit
@@ -31,8 +33,9 @@ from stages.segmentation.cached import TrainViews, ValImages
 from stages.segmentation.extract import WORKERS, Views, batches_alike, extract, train_views, val_views
 from stages.segmentation.heads import build_head
 from stages.segmentation.iou import confusion
-from stages.segmentation.training import pixel_loss, train, upsample
+from stages.segmentation.training import train
 from stages.views import cut_mask
+from stages.voc import VOID
 
 
 def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tuple[Row, ...]]:
@@ -82,7 +85,7 @@ def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int)
                 tokens = backbone(pixels).patches
             views = [training.views[index] for index in indices.tolist()]
             cut = np.stack([cut_mask(masks[row.image_id], view) for row, _, view in views])
-            loss = pixel_loss(head(tokens), torch.from_numpy(cut))
+            loss = F.cross_entropy(stretch(head(tokens), pixels), torch.from_numpy(cut).long(), ignore_index=VOID)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -92,15 +95,20 @@ def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int)
     return passes
 
 
+def stretch(logits, pixels):
+    """Logits at the pixels' size, `(B, classes, H, W)`."""
+    return F.interpolate(logits.permute(0, 3, 1, 2), size=pixels.shape[2:], mode="bilinear", align_corners=False)
+
+
 @torch.inference_mode()
 def validate(backbone, head, loader, views, masks) -> int:
     """One validation of the usual way; returns the images seen."""
     seen = 0
     for indices, pixels in loader:
         tokens = backbone(pixels).patches
-        logits = torch.cat([upsample(head(part), pixels.shape[2:]) for part in tokens.split(4)])
-        truth = np.stack([masks[views[index][0].image_id] for index in indices.tolist()])
-        confusion(truth, logits.max(-1).indices.to(torch.uint8).numpy(), len(CLASSES))
+        for index, part in zip(indices.tolist(), tokens.split(1), strict=True):
+            predicted = stretch(head(part), pixels).argmax(1).to(torch.uint8)
+            confusion(masks[views[index][0].image_id][None], predicted.numpy(), len(CLASSES))
         seen += len(indices)
     return seen
 

@@ -116,14 +116,35 @@ def test_epoch_e_sees_view_e_mod_v_with_its_own_masks(tmp_path, backbone, manife
     assert not torch.equal(views.epoch(0)[0], tokens)
 
 
-def test_loss_is_the_mean_over_pixels_that_are_not_void():
-    logits = torch.randn(2, 3, 3, CLASSES)
-    masks = torch.randint(0, CLASSES, (2, 12, 12), dtype=torch.uint8)
+def test_loss_and_gradient_are_cross_entropys_over_pixels_that_are_not_void():
+    masks = torch.randint(0, CLASSES, (2, 12, 15), dtype=torch.uint8)
     masks[:, :4] = 255
-    stretched = F.interpolate(logits.permute(0, 3, 1, 2), size=(12, 12), mode="bilinear", align_corners=False)
+    logits = (torch.randn(2, 3, 4, CLASSES) * 30).double().requires_grad_()
+    loss = pixel_loss(logits, masks)
+    (gradient,) = torch.autograd.grad(3 * loss, logits)
+    stretched = F.interpolate(logits.permute(0, 3, 1, 2), size=(12, 15), mode="bilinear", align_corners=False)
     expected = F.cross_entropy(stretched, masks.long(), ignore_index=255)
-    torch.testing.assert_close(pixel_loss(logits, masks), expected)
-    assert pixel_loss(logits, torch.full_like(masks, 255)) == 0
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, logits)[0])
+
+
+def test_nothing_but_void_costs_nothing():
+    logits = torch.randn(1, 2, 2, CLASSES, requires_grad=True)
+    loss = pixel_loss(logits, torch.full((1, 4, 4), 255, dtype=torch.uint8))
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize(("grid", "size"), [((2, 3), (7, 5)), ((10, 10), (80, 80)), ((6, 4), (3, 9)), ((1, 1), (4, 4))])
+def test_stretching_is_bilinear_interpolation(grid, size):
+    logits = torch.randn(2, *grid, CLASSES)
+    with torch.inference_mode():
+        upsample(logits, size)  # what prediction keeps must not spoil training
+    logits.requires_grad_()
+    expected = F.interpolate(logits.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(upsample(logits, size), expected.permute(0, 2, 3, 1))
+    upsample(logits, size).sum().backward()
 
 
 def test_stretched_logits_keep_their_corners_in_place():

@@ -13,7 +13,7 @@ from stages.data.images import read_mask
 from stages.features import FeatureTable
 from stages.views import cut_mask
 
-PIXELS = 2**18  # validation pixels whose logits are held at full size at once
+PIXELS = 2**16  # whose logits are held at full size at once: 10 images of 80x80, one of 256x256
 
 
 class TrainViews:
