@@ -55,7 +55,7 @@ def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tupl
 def clocked(seconds: dict[str, float], name: str):
     start = time.perf_counter()
     yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+    seconds[name] = time.perf_counter() - start
 
 
 def new_head(row, backbone: vit.Backbone):
@@ -66,7 +66,7 @@ def new_head(row, backbone: vit.Backbone):
 def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int) -> int:
     """Every head, epoch and batch through the backbone, as a training script without a cache does; counts passes.
 
-    One pool of loading workers a head and split, kept over the epochs; validation batched as ours is.
+    One pool of loading workers a head and split, kept over the epochs; the backbone validates in batches as ours does.
     """
     passes = 0
     masks = {row.image_id: read_mask(Path(row.mask)) for split in rows.values() for row in split}
@@ -133,7 +133,7 @@ def cached_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int
 
 
 @torch.inference_mode()
-def forward_seconds(backbone, rows, count: int, side: int, batch: int = 32) -> float:
+def forward_seconds(backbone, count: int, side: int, batch: int = 32) -> float:
     """Seconds that the backbone alone takes for `count` views that are already in memory."""
     pixels = torch.randint(0, 256, (min(batch, count), 3, side, side), dtype=torch.uint8)
     backbone(pixels)
@@ -177,7 +177,7 @@ def main() -> None:
         for views in asked.views:
             ours = cached_way(backbone, rows, task.model_copy(update={"views": views}), params, 1, folder)
             total, passes = sum(ours.values()), views * train_count + val_count
-            raw = forward_seconds(backbone, rows, passes, side)
+            raw = forward_seconds(backbone, passes, side)
             ratio, bound = seconds["usual"] / total, usual_passes / passes
             print(
                 f"cached, V={views:<3} {total:8.1f} s   {passes} backbone passes; extraction {ours['extract']:.1f} s "

@@ -70,7 +70,9 @@ def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
     The verdict is about the direction alone; how large a difference is, its number says.
     """
     by_name, lines = {head.run.name: head for head in heads}, []
-    draws = {name: _draws(by_name[name], manifest, seed) for name in by_name if any(name in claim for claim in CLAIMS)}
+    truths = {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val")}
+    named = [head for head in heads if any(head.run.name in claim for claim in CLAIMS)]
+    draws = {head.run.name: _draws(head, truths, len(manifest.classes), seed) for head in named}
     for said, first, second, sign in CLAIMS:
         if not {first, second} <= set(by_name):
             continue
@@ -84,11 +86,10 @@ def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
     return lines
 
 
-def _draws(head: Head, manifest: Manifest, seed: int) -> np.ndarray:
+def _draws(head: Head, truths: dict[str, np.ndarray], classes: int, seed: int) -> np.ndarray:
     """Bootstrap draws of a head's mIoU, from its predictions; one seed draws the same images for all heads."""
-    rows, classes = manifest.split("val"), len(manifest.classes)
     predicted = read_predictions(Path(head.run.artefacts["predictions"]))
-    counted = [confusion(read_mask(Path(row.mask))[None], predicted[row.image_id][None], classes) for row in rows]
+    counted = [confusion(truth[None], predicted[image_id][None], classes) for image_id, truth in truths.items()]
     return mean_iou_draws(np.concatenate(counted), seed=seed)
 
 
