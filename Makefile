@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 READY := .venv/.ready
 
-.PHONY: help setup repro test lint ui dag clean
+.PHONY: help setup repro test lint ui search dag clean
 .DEFAULT_GOAL := help
 
 help:  ## list the verbs
@@ -33,6 +33,9 @@ lint: $(READY)  ## check style
 ui: $(READY)  ## show the runs in MLflow on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+search: $(READY)  ## find images by a sentence, captions by an image: make search QUERY="a red circle"
+	python -m stages.retrieval.search "$(QUERY)"
 
 dag: $(READY)  ## draw the stages
 	dvc dag

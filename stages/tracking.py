@@ -65,32 +65,27 @@ def _open() -> MlflowClient:
     return client
 
 
-def register(run: Run, seconds: float = 0.0) -> str | None:
-    """Register `run` unless a finished MLflow run has its identity; returns the run id, None where the store fails.
+def register(runs: list[Run], seconds: float = 0.0) -> dict[str, Tracked]:
+    """Register every run that no finished MLflow run has the identity of; returns what MLflow holds, by identity.
 
-    `seconds` is how long it took, for MLflow's duration; the record does not hold it.
+    Empty where the store fails at any of them. `seconds` is how long they took together, for MLflow's durations; the
+    records do not hold it.
     """
-    with _survived(f"{run.name} not registered"):
+    more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+    with _survived(f"{runs[0].name}{more} not registered"):
         client = _open()
-        return _find(client, run) or _create(client, run, seconds)
-    return None
+        ids = {run.identity: _find(client, run) or _create(client, run, seconds / len(runs)) for run in runs}
+        return {identity: Tracked(one, dict(client.get_run(one).data.metrics)) for identity, one in ids.items()}
+    return {}
 
 
-def fetch(run: Run) -> Tracked | None:
-    """What MLflow holds of `run`, or None where the store lacks it or fails."""
-    with _survived(f"{run.name} not read"):
-        client = _open()
-        run_id = _find(client, run)
-        return Tracked(run_id, dict(client.get_run(run_id).data.metrics)) if run_id else None
-    return None
-
-
-def attach(run_id: str, files: list[Path]) -> None:
-    """Add figures to a registered run, under `figures/`; the same file again replaces itself."""
+def attach(figures: dict[str, list[Path]]) -> None:
+    """Add figures to registered runs, by run id, under `figures/`; the same file again replaces itself."""
     with _survived("figures not attached"):
         client = _open()
-        for file in files:
-            client.log_artifact(run_id, str(file), "figures")
+        for run_id, files in figures.items():
+            for file in files:
+                client.log_artifact(run_id, str(file), "figures")
 
 
 def _find(client: MlflowClient, run: Run) -> str | None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
-from stages.backbones import vit
+from stages.backbones import blip, vit
+from stages.data.scenes import web
 from stages.voc import COLOUR_MAP
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +60,21 @@ def voc_folder(tmp_path):
     (root / "ImageSets/Segmentation/train.txt").write_text("a\nb\n")
     (root / "ImageSets/Segmentation/val.txt").write_text("c\n")
     return root
+
+
+def untrained_blip(folder: Path, sharp: float = 1.0) -> None:
+    """A BLIP of the shipped kind with random weights; `sharp` spreads its logits out."""
+    torch.manual_seed(0)
+    tokenizer = blip.word_tokenizer(web.words())
+    config = blip.small_config(vit.Architecture(dim=32, depth=1), len(tokenizer), layers=2, projection=16)
+    captioner = blip.build(BlipForConditionalGeneration, config)
+    retriever = blip.build(BlipForImageTextRetrieval, config)
+    retriever.vision_model = captioner.vision_model
+    with torch.no_grad():
+        captioner.text_decoder.cls.predictions.decoder.weight.mul_(sharp)
+    mean_std = {"image_mean": vit.MEAN, "image_std": vit.STD}
+    processor = BlipImageProcessorPil(**mean_std, size={"height": 80, "width": 80})
+    blip.save(folder, captioner, retriever, tokenizer, processor)
 
 
 class Project:
@@ -121,6 +138,7 @@ def clone(root: Path) -> Project:
     torch.manual_seed(0)
     architecture = vit.Architecture(outputs=28)
     vit.save(root / "data/checkpoints/vit_scenes/model.safetensors", vit.build(architecture), architecture)
+    untrained_blip(root / "data/checkpoints/blip_scenes", sharp=5.0)
     project.set(
         profile="embedded",
         embedded__train=12,
@@ -132,11 +150,31 @@ def clone(root: Path) -> Project:
             "linear": {"kind": "linear"},
             "transformer": {"kind": "transformer", "shared_qk": False},
         },
+        captioning__cells={
+            "greedy": {"type": "greedy", "prompt": "a picture of"},
+            "k50_t1": {"type": "top_k", "k": 50, "temperature": 1.0, "prompt": "a picture of"},
+            "beam": {"type": "beam", "beams": 3, "prompt": "this image shows"},
+        },
+        retrieval__views=2,
+        retrieval__epochs=2,
+        retrieval__batch_size=4,
+        retrieval__finetune={"lr": 1e-3, "weight_decay": 0, "temperature": 0.1, "epochs": 1, "batch_size": 4},
+        retrieval__grid={
+            "mine": {
+                "init": "scratch",
+                "lr": 1e-2,
+                "weight_decay": 0,
+                "temperature": 0.5,
+                "epochs": 2,
+                "batch_size": 4,
+            },
+        },
     )
     project.run("git", "init", "-q")
     project.run("git", "add", "-A")
     project.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "clone")
-    assert project.run("dvc", "commit", "-f", "pretrain").returncode == 0  # the checkpoint stands for its own training
+    shipped = project.run("dvc", "commit", "-f", "pretrain", "pretrain_blip")  # as if these were trained as params say
+    assert shipped.returncode == 0, shipped.stderr
     return project
 
 

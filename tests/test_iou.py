@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.segmentation.iou import confusion, interval, iou, mean_iou_draws
+from stages.bootstrap import interval
+from stages.segmentation.iou import confusion, iou, mean_iou_draws
 
 
 def mask(*rows):

@@ -56,6 +56,45 @@ def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
         (lambda c: c.update(profil="x"), ["'profil'", "allowed here", "profile"]),
         (lambda c: c.update(profile="papr"), ["profile", "'papr'", "'embedded', 'folder' or 'paper'"]),
         (
+            lambda c: c["captioning"]["cells"]["greedy"].update(type="gready"),
+            ["captioning.cells.greedy.type", "'gready'", "'greedy', 'top_k', 'top_p' or 'beam'"],
+        ),
+        (
+            lambda c: c["captioning"]["cells"]["k50_t1"].update(k=0),
+            ["captioning.cells.k50_t1.k", "0", "greater than 0"],
+        ),
+        (
+            lambda c: c["captioning"]["cells"]["k50_t1"].update(temperature=0),
+            ["captioning.cells.k50_t1.temperature", "0", "greater than 0"],
+        ),
+        (
+            lambda c: c["captioning"]["cells"]["k50_t1"].update(temperature=-0.5),
+            ["captioning.cells.k50_t1.temperature", "-0.5", "greater than 0"],
+        ),
+        (lambda c: c["captioning"]["cells"]["greedy"].update(k=3), ["cells.greedy.k = 3", "belongs to type top_k"]),
+        (
+            lambda c: c["captioning"]["cells"].update(mine={"type": "top_p", "prompt": "a", "temperature": 1}),
+            ["captioning.cells.mine.p is missing", "type top_p needs it"],
+        ),
+        (
+            lambda c: c["captioning"]["cells"].update(
+                mine={"type": "top_p", "prompt": "a", "temperature": 1, "p": 1.5}
+            ),
+            ["captioning.cells.mine.p", "1.5", "less than or equal to 1"],
+        ),
+        (lambda c: c["captioning"].update(max_length=5), ["captioning.max_length = 5", "at least min_length, 10"]),
+        (
+            lambda c: c["captioning"]["cells"].update({"my cell": {"type": "greedy", "prompt": ""}}),
+            ["captioning.cells.my cell", "pattern"],
+        ),
+        (lambda c: c["retrieval"]["grid"].update({"a/b": {}}), ["retrieval.grid.a/b", "pattern"]),
+        (
+            lambda c: c["retrieval"]["grid"]["scratch_lr1e-3_wd0"].pop("epochs"),
+            ["scratch_lr1e-3_wd0.epochs", "missing"],
+        ),
+        (lambda c: c["retrieval"].update(temperature=0), ["retrieval.temperature", "greater than 0"]),
+        (lambda c: c["retrieval"]["finetune"].update(init="scratch"), ["retrieval.finetune.init", "allowed here"]),
+        (
             lambda c: c["segmentation"]["heads"]["linear"].update(kind="conv"),
             ["segmentation.heads.linear.kind", "conv"],
         ),

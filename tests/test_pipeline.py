@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -12,7 +13,17 @@ from mlflow import MlflowClient
 
 STREET = ROOT.parent / "shared/data/street"
 TABLE = "reports/tables/table1_segmentation.csv"
-COMPARED = ("reports/report.md", TABLE, "reports/metrics.json", "reports/runs/segmentation/linear.json")
+COMPARED = (
+    "reports/report.md",
+    TABLE,
+    "reports/tables/table3_captioning_grid.csv",
+    "reports/tables/table5_retrieval_grid.csv",
+    "reports/metrics.json",
+    "reports/runs/segmentation/linear.json",
+    "reports/runs/captioning/k50_t1.json",
+    "reports/runs/retrieval/finetuned.json",
+    "reports/runs/retrieval_grid/mine.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +42,26 @@ def test_a_fresh_clone_gets_a_report_from_runs(undisturbed):
     assert rows[1].split(",")[1] == f"{record['metrics']['miou']:.2f}"
     assert "Tables are read from the MLflow runs." in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
-    assert len(pictures) == 7
+    assert len(pictures) == 7 + 2 + 2
     for picture in pictures:
         assert (undisturbed.root / "reports" / picture).stat().st_size > 5000
 
 
-def test_the_shipped_checkpoint_is_not_made_again(undisturbed):
-    assert "pretrain" not in json.loads(undisturbed.read("reports/timings.json"))
+def test_tables_2_to_5_come_from_runs(undisturbed):
+    cell = json.loads(undisturbed.read("reports/runs/captioning/k50_t1.json"))["metrics"]
+    rows = undisturbed.read("reports/tables/table2_captioning.csv").decode().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["Type", "Greedy search", "Top-K sampling"]
+    assert rows[2].split(",")[4] == f"{cell['bleu']:.2f}"
+    assert "Beam search,3 beams" in undisturbed.read("reports/tables/table3_captioning_grid.csv").decode()
+    record = json.loads(undisturbed.read("reports/runs/retrieval/scratch.json"))
+    rows = undisturbed.read("reports/tables/table4_retrieval.csv").decode().splitlines()
+    assert rows[2].split(",")[5] == f"{record['metrics']['image_to_text_r_at_1']:.2f}"
+    assert [row["epoch"] for row in record["history"]] == [1, 2]
+    assert record["metrics"]["gallery"] == 7
+
+
+def test_the_shipped_checkpoints_are_not_made_again(undisturbed):
+    assert not {"pretrain", "pretrain_blip"} & set(json.loads(undisturbed.read("reports/timings.json")))
 
 
 def test_a_second_repro_does_nothing(undisturbed):
@@ -81,6 +105,15 @@ def test_one_changed_head_reruns_alone_through_exp_run(undisturbed):
     assert undisturbed.repro().returncode == 0
 
 
+def test_a_retrieval_knob_touches_its_stage_and_the_report_alone(undisturbed):
+    made = undisturbed.run("dvc", "exp", "run", "-S", "retrieval.lr=3e-3", "-n", "faster")
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert re.findall(r"Running stage '(.*?)'", made.stdout) == ["train_retrieval", "report"]
+    assert "Training from scratch,3e-3" in undisturbed.read("reports/tables/table4_retrieval.csv").decode()
+    undisturbed.run("git", "checkout", "params.yaml")
+    assert undisturbed.repro().returncode == 0
+
+
 def test_runs_lost_with_the_store_are_registered_again_before_the_report(undisturbed):
     (undisturbed.root / "mlflow.db").unlink()
     before = undisturbed.read("reports/report.md")
@@ -89,7 +122,14 @@ def test_runs_lost_with_the_store_are_registered_again_before_the_report(undistu
     assert undisturbed.read("reports/report.md") == before
     client = MlflowClient(f"sqlite:///{undisturbed.root / 'mlflow.db'}")
     found = client.search_runs([one.experiment_id for one in client.search_experiments()])
-    assert {run.data.tags["dvc.stage"] for run in found} == {"train_head@linear", "train_head@transformer"}
+    assert {run.data.tags["dvc.stage"] for run in found} == {
+        "train_head@linear",
+        "train_head@transformer",
+        "caption",
+        "train_retrieval",
+        "train_retrieval_grid",
+    }
+    assert len(found) == 2 + 3 + 3 + 1
 
 
 def test_an_unreachable_store_costs_no_result_and_the_report_says_so(undisturbed):
@@ -123,6 +163,16 @@ def test_a_wrong_param_stops_with_its_key_and_what_is_allowed(undisturbed):
     undisturbed.run("git", "checkout", "params.yaml")
 
 
+def test_a_prompt_of_unknown_words_is_named(undisturbed):
+    asked = "captioning.cells.greedy.prompt=a photo of my dog"
+    made = undisturbed.run("dvc", "exp", "run", "-S", asked)
+    assert made.returncode != 0
+    told = made.stderr + made.stdout
+    assert "captioning.cells.greedy.prompt = 'a photo of my dog': my, dog not in the vocabulary" in told
+    assert "Traceback" not in told
+    undisturbed.run("git", "checkout", "params.yaml")
+
+
 @pytest.mark.skipif(not STREET.is_dir(), reason="the street photographs are not beside the project")
 def test_real_photographs_run_end_to_end(clone_project):
     project = clone_project()
@@ -131,3 +181,25 @@ def test_real_photographs_run_end_to_end(clone_project):
     report = project.read("reports/report.md").decode()
     assert "60 train, 30 val; 320x240 pixels" in report
     assert "bicyclist" in report
+    assert "Tables 2 to 5 are left out" in report
+    assert "has no captions" in report
+
+
+@pytest.mark.skipif(not STREET.is_dir(), reason="the street photographs are not beside the project")
+def test_a_folder_with_captions_of_its_own_is_captioned_and_searched(clone_project, tmp_path):
+    own = tmp_path / "street"
+    shutil.copytree(STREET, own)
+    ids = [one.stem for one in (own / "JPEGImages").iterdir()]
+    (own / "captions.json").write_text(json.dumps(dict.fromkeys(ids, "a red bus at the left of a street")))
+    project = clone_project()
+    made = project.run("dvc", "exp", "run", "-S", "profile=folder", "-S", f"folder.path={own}")
+    assert made.returncode == 0, made.stdout + made.stderr
+    told = "22.2% of the captions' words are unknown to data/checkpoints/blip_scenes: bus, street"
+    assert told in made.stdout
+    report = project.read("reports/report.md").decode()
+    assert "Table 5." in report
+    assert "22.2% of the captions' words are unknown to this BLIP, such as bus, street." in report
+    assert "Class named" not in report
+    found = project.run("python", "-m", "stages.retrieval.search", "a red bus")
+    assert found.returncode == 0, found.stderr
+    assert (project.root / "reports/search.png").stat().st_size > 5000

@@ -7,7 +7,7 @@ import torch
 from ruamel.yaml import YAML
 
 from stages.backbones import pretrain as stage
-from stages.backbones import vit
+from stages.backbones import recipe, vit
 from stages.params.pretrain import Pretrain
 from stages.stage import InputError
 
@@ -20,7 +20,7 @@ RECIPE = Pretrain(
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage, "HELD_OUT", 60)
-    monkeypatch.setattr(stage, "EVALUATE_EVERY", 2)
+    monkeypatch.setattr(recipe, "EVALUATE_EVERY", 2)
     return tmp_path
 
 
@@ -32,16 +32,16 @@ def test_a_cut_off_run_ends_in_the_weights_of_an_undisturbed_one(folder, monkeyp
     model, _, undisturbed = stage.pretrain(RECIPE, torch.device("cpu"))
     expected = weights(model)
     stage.RESUME.unlink()
-    keep = stage._keep
+    keep = recipe.keep
 
     def cut_off(*kept):
         keep(*kept)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "_keep", cut_off)
+    monkeypatch.setattr(recipe, "keep", cut_off)
     with pytest.raises(KeyboardInterrupt):
         stage.pretrain(RECIPE, torch.device("cpu"))
-    monkeypatch.setattr(stage, "_keep", keep)
+    monkeypatch.setattr(recipe, "keep", keep)
     model, _, progress = stage.pretrain(RECIPE, torch.device("cpu"))
     assert [point["images"] for point in progress.curve] == [16, 32, 40]
     assert progress.curve == undisturbed.curve

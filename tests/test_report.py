@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from stages.params.experiment import load_experiment
+from stages.report import captioning, retrieval
+from stages.report.claims import Claim
 from stages.report.figures import class_colours
+from stages.report.numbers import scientific
 from stages.report.overlays import overlay
+from stages.report.results import Result
 from stages.report.segmentation import CLAIMS, Head, head_label, table
 from stages.report.tables import Table
 from stages.runs import Run
@@ -57,4 +63,98 @@ def test_no_two_classes_share_a_colour(count):
 
 
 def test_claims_are_about_heads_that_the_report_has():
-    assert all(head(name, 1.0).reported is not None for _, first, second, _ in CLAIMS for name in (first, second))
+    assert all(head(name, 1.0).reported is not None for one in CLAIMS for name in (one.first, one.second))
+
+
+def test_a_claim_tells_direction_and_whether_the_images_could_explain_it():
+    claim = Claim("More is better", "more", "less", +1)
+    draws = np.linspace(1.0, 5.0, 1001)
+    assert claim.line(3.0, 1.5, draws) == (
+        "- *More is better* (+3.00 in the report): +1.50 here, 95 % interval +1.10 to +4.90: the same direction."
+    )
+    assert claim.line(3.0, -1.5, -draws).endswith("the other direction.")
+    assert claim.line(3.0, 0.1, draws - 1.5).endswith("no difference that the images could not explain.")
+
+
+def cell(name, bleu, **asked):
+    numbers = {"bleu": bleu, "bleu_low": bleu - 1, "bleu_high": bleu + 1, "images": 7}
+    return Result(Run("captioning", name, "caption", asked, numbers), numbers, None)
+
+
+def test_tables_2_and_3_are_laid_out_as_in_the_report():
+    cells = [
+        cell("mine", 9.0, type="top_p", p=0.9, temperature=1.0, prompt=""),
+        cell("k5_t01", 20.004, type="top_k", k=5, temperature=0.1, prompt="a picture of"),
+        cell("k50_t01", 20.001, type="top_k", k=50, temperature=0.1, prompt="a picture of"),
+        cell("k1_t01", 3.0, type="top_k", k=1, temperature=0.3, prompt="a picture of"),
+        cell("greedy", 12.0, type="greedy", prompt="a picture of"),
+        cell("k50_t1", 2.0, type="top_k", k=50, temperature=1.0, prompt="a picture of"),
+    ]
+    second = captioning.table(captioning.TABLE2, "Table 2", cells, False)
+    assert second.columns[:5] == ("Type", "K", "Temperature (T)", "prompt", "BLEU Score (%)")
+    assert [row[:5] + row[6:] for row in second.rows] == [
+        ("Greedy search", "-", "-", '"a picture of"', "12.00", "27.90", "-15.90"),
+        ("Top-K sampling", "50", "1.0", '"a picture of"', "2.00", "6.80", "-4.80"),
+    ]
+    third = captioning.table(captioning.TABLE3, "Table 3", cells, True)
+    assert [row[:5] + row[6:] for row in third.rows] == [
+        ("Top-K sampling", "50", "0.1", '"a picture of"', "20.00*", "26.29", "-6.29"),
+        ("Top-K sampling", "5", "0.1", '"a picture of"', "20.00*", "28.14", "-8.14"),
+        ("Top-K sampling", "1", "0.3", '"a picture of"', "3.00", "-", "-"),  # not set as in the report
+        ("Top-p sampling", "p = 0.9", "1.0", '""', "9.00", "-", "-"),
+    ]
+
+
+def row(name, recall, **asked):
+    numbers = {"image_to_text_r_at_1": recall}
+    numbers |= {"image_to_text_r_at_1_low": recall - 1, "image_to_text_r_at_1_high": recall + 1}
+    return Result(Run("retrieval", name, "train_retrieval", asked, numbers), numbers, None)
+
+
+def test_tables_4_and_5_are_laid_out_as_in_the_report():
+    rows = [
+        row("finetuned", 41.0, init="provided", lr=1e-5, weight_decay=0.0, temperature=0.1, epochs=3),
+        row("scratch", 40.0, init="scratch", lr=1e-3, weight_decay=1e-3, temperature=0.1, epochs=5),
+        row("provided", 39.0, init="provided"),
+    ]
+    made = retrieval.table(retrieval.TABLE4, "Table 4", rows, False)
+    assert made.columns[:6] == ("Mode", "Learning Rate", "Weight Decay", "Temperature", "Epochs", "R@1 (%)")
+    assert [one[:6] + one[7:] for one in made.rows] == [
+        ("Evaluating with the provided checkpoint", "-", "-", "-", "-", "39.00", "53.89", "-14.89"),
+        ("Training from scratch", "1e-3", "1e-3", "0.1", "5", "40.00", "43.96", "-3.96"),
+        ("Finetuning checkpoint", "1e-5", "0", "0.1", "3", "41.00", "58.94", "-17.94"),
+    ]
+    changed = row("scratch", 40.0, init="scratch", lr=3e-3, weight_decay=1e-3, temperature=0.1, epochs=5)
+    (only,) = retrieval.table(retrieval.TABLE4, "Table 4", [changed], True).rows
+    assert only[5:] == ("40.00*", "39.00 to 41.00", "-", "-")
+
+
+def test_the_committed_params_are_the_reports_grid():
+    """Every row of Tables 2 to 5 is asked for, as the report set it."""
+    experiment = load_experiment(ROOT / "params.yaml")
+    cells = [
+        Result(Run("captioning", name, "", one.model_dump(exclude_none=True), {}), {}, None)
+        for name, one in experiment.captioning.cells.items()
+    ]
+    task = experiment.retrieval
+    asked = {
+        "provided": {"init": "provided"},
+        "scratch": {"init": "scratch", **task.recipe.model_dump()},
+        "finetuned": {"init": "provided", **task.finetune.model_dump()},
+        **{name: one.model_dump() for name, one in task.grid.items()},
+    }
+    rows = [Result(Run("retrieval", name, "", one, {}), {}, None) for name, one in asked.items()]
+    assert len(cells) == 11
+    assert len(rows) == 12
+    assert all(captioning.reported(one) is not None for one in cells)
+    assert all(retrieval.reported(one) is not None for one in rows)
+    claims = [*captioning.CLAIMS, *retrieval.CLAIMS]
+    names = {one.run.name for one in [*cells, *rows]}
+    assert all({claim.first, claim.second} <= names for claim in claims)
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"), [(1e-3, "1e-3"), (5e-4, "5e-4"), (0.05, "5e-2"), (0, "0"), (1.5e-5, "1.5e-5"), (None, "-")]
+)
+def test_learning_rates_are_printed_as_in_the_report(value, printed):
+    assert scientific(value) == printed

@@ -62,12 +62,11 @@ def test_nan_is_never_written(project):
 def test_registered_once_with_metrics_params_tags_and_record(project):
     run = made_up()
     write_run(run)
-    run_id = tracking.register(run)
-    assert tracking.register(run) == run_id
+    tracked = tracking.register([run])[run.identity]
+    assert tracking.register([run]) == {run.identity: tracked}
     assert len(runs_in_store()) == 1
-    tracked = tracking.fetch(run)
-    assert tracked.run_id == run_id
     assert tracked.metrics["miou"] == 31.25
+    run_id = tracked.run_id
     client = MlflowClient(tracking.store_uri())
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "epoch/miou")] == [(1, 10.0), (2, 31.25)]
     assert [m.value for m in client.get_metric_history(run_id, "epoch/iou/a _b_")] == [1.0, 2.0]
@@ -82,39 +81,48 @@ def test_changed_results_are_another_run(project):
     for miou in (1.0, 2.0):
         run = made_up(metrics={"miou": miou})
         write_run(run)
-        tracking.register(run)
+        tracking.register([run])
     assert len(runs_in_store()) == 2
+
+
+def test_many_runs_are_registered_in_one_go(project):
+    runs = [made_up(name=name) for name in ("one", "two")]
+    for run in runs:
+        write_run(run)
+    found = tracking.register(runs, seconds=8.0)
+    assert list(found) == [run.identity for run in runs]
+    assert {info.info.run_name for info in runs_in_store()} == {"one", "two"}
+    assert all(3900 <= one.info.end_time - one.info.start_time < 8000 for one in runs_in_store())
 
 
 def test_a_run_cut_off_half_way_is_registered_anew(project, monkeypatch):
     run = made_up()
     write_run(run)
     monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("cut off")))
-    assert tracking.register(run) is None
+    assert tracking.register([run]) == {}
     monkeypatch.undo()
     monkeypatch.chdir(project)
     monkeypatch.setenv("DVC_ROOT", str(project))
-    assert tracking.register(run)
+    assert tracking.register([run])
     assert sorted(found.info.status for found in runs_in_store()) == ["FAILED", "FINISHED"]
 
 
 def test_an_unreachable_store_warns_in_one_line_and_returns(project, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert tracking.register(made_up()) is None
-    assert tracking.fetch(made_up()) is None
+    assert tracking.register([made_up()]) == {}
     told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 2
+    assert len(told) == 1
     assert "http://127.0.0.1:9 not usable, linear not registered" in told[0]
 
 
 def test_figures_are_attached_and_replace_themselves(project):
     run = made_up()
     write_run(run)
-    run_id = tracking.register(run)
+    run_id = tracking.register([run])[run.identity].run_id
     figure = project / "curve.png"
     for content in (b"one", b"two"):
         figure.write_bytes(content)
-        tracking.attach(run_id, [figure])
+        tracking.attach({run_id: [figure]})
     client = MlflowClient(tracking.store_uri())
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/curve.png"]
 

@@ -5,12 +5,8 @@ multiple-instance learning over patches (the logsumexp of a patch classifier's l
 on the fly, once. A killed run goes on from its last evaluation and ends in the same weights.
 """
 
-import hashlib
-import inspect
-import itertools
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +15,18 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from stages.backbones import vit
 from stages.backbones.card import Facts, describe, write_card
+from stages.backbones.recipe import Progress, asked_for, follow, optimizers
 from stages.data.scenes import digits, grounds, scene, shapes
 from stages.data.scenes.scene import CLASSES, COLOURS, Style, draw
 from stages.params.pretrain import Pretrain
 from stages.params.section import load
 from stages.stage import stage
-from stages.writing import replacing
 
 FOLDER = Path("data/checkpoints/vit_scenes")
 RESUME = Path("data/resume/pretrain.pt")
-EVALUATE_EVERY = 250  # batches; a killed run goes on from the last evaluation
 HELD_OUT = 1000  # scenes by the held-out writers of the pretraining block
 ZOOM = (0.9, 1.25)  # a training view shows a scene up to 300 / 256 times enlarged
 
@@ -85,70 +79,26 @@ def presence_loss(outputs: tuple[Tensor, Tensor], present: Tensor) -> Tensor:
     )
 
 
-@dataclass
-class Progress:
-    """What a resumed run must know."""
-
-    step: int
-    seconds: float
-    curve: list[dict]
-
-
 def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Architecture, Progress]:
     """Train as `recipe` says, from the last saved evaluation where there is one of the same recipe."""
     architecture = vit.Architecture(outputs=len(CLASSES) - 1 + len(COLOURS))
     style = Style(side=architecture.side, zoom=ZOOM)
     torch.manual_seed(recipe.seed)
     model = Pretrainer(architecture).to(device, memory_format=torch.channels_last)
-    optimizers = _optimizers(model, recipe)
-    progress = _resume(recipe, model, optimizers)
-    steps = recipe.images // recipe.batch
+    both = optimizers(model, model.vit.blocks.parameters(), recipe)
     held_out = _held_out(recipe, style)
-    remaining = PretrainScenes(
-        "pretrain", recipe.seed, progress.step * recipe.batch, (steps - progress.step) * recipe.batch, style
+    progress = follow(
+        recipe,
+        "pretrain",
+        model,
+        both,
+        lambda first, count: PretrainScenes("pretrain", recipe.seed, first, count, style),
+        lambda batch: presence_loss(model(batch[0]), batch[1]),
+        lambda: {"mAP": mean_average_precision(model, held_out, device)},
+        asked_for(recipe, sys.modules[__name__], vit, digits, grounds, scene, shapes),
+        RESUME,
     )
-    batches = DataLoader(remaining, recipe.batch, num_workers=1, prefetch_factor=16, pin_memory=device.type == "cuda")
-    bar = tqdm(batches, total=steps, initial=progress.step, desc="pretrain", unit="batch", mininterval=2)
-    start, losses = time.perf_counter() - progress.seconds, []
-    for step, (images, present) in enumerate(bar, progress.step):
-        _set_rate(optimizers, step, steps, recipe.warmup)
-        model.train()
-        loss = presence_loss(model(images.to(device, non_blocking=True)), present.to(device, non_blocking=True))
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        losses.append(loss.detach())
-        if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == steps:
-            figures = {
-                "images": (step + 1) * recipe.batch,
-                "loss": torch.stack(losses).mean().item(),
-                "mAP": mean_average_precision(model, held_out, device),
-            }
-            progress = Progress(step + 1, time.perf_counter() - start, [*progress.curve, figures])
-            losses = []
-            bar.write("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-            _keep(recipe, model, optimizers, progress)
     return model, architecture, progress
-
-
-def _optimizers(model: Pretrainer, recipe: Pretrain) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon (K. Jordan et al., 2024) for the blocks' matrices, AdamW for stem, embeddings, norms and heads."""
-    matrices = [weight for weight in model.vit.blocks.parameters() if weight.ndim == 2]
-    chosen = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    return (
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(others, lr=recipe.lr, weight_decay=recipe.weight_decay),
-    )
-
-
-def _set_rate(optimizers, step: int, steps: int, warmup: int) -> None:
-    """Linear warm-up, then a cosine to 0."""
-    share = min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps))
-    for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
-        group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * float(share)
 
 
 def _held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Tensor]:
@@ -160,7 +110,6 @@ def _held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def class_scores(model: Pretrainer, images: Tensor, device: torch.device) -> Tensor:
     """Class-token presence logits `(N, 28)` of uint8 images `(N, 3, side, side)`."""
-    model.eval()
     return torch.cat([model(chunk.to(device))[0].cpu() for chunk in images.split(100)])
 
 
@@ -171,43 +120,13 @@ def mean_average_precision(model: Pretrainer, held_out: tuple[Tensor, Tensor], d
     return float(average_precision_score(present[:, :classes], scores[:, :classes], average="macro"))
 
 
-def _keep(recipe: Pretrain, model, optimizers, progress: Progress) -> None:
-    with replacing(RESUME) as beside:
-        torch.save(
-            {
-                "recipe": _asked(recipe),
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "progress": vars(progress),
-            },
-            beside,
-        )
-
-
-def _asked(recipe: Pretrain) -> dict:
-    """The recipe and a hash of the code that follows it: what a resumed run must share with the one cut off."""
-    code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], vit, digits, grounds, scene, shapes))
-    return {**recipe.model_dump(), "code": hashlib.sha256(code.encode()).hexdigest()}
-
-
-def _resume(recipe: Pretrain, model, optimizers) -> Progress:
-    if RESUME.is_file():
-        kept = torch.load(RESUME, weights_only=True, map_location="cpu")
-        if kept["recipe"] == _asked(recipe):
-            model.load_state_dict(kept["model"])
-            for optimizer, state in zip(optimizers, kept["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            return Progress(**kept["progress"])
-    return Progress(0, 0.0, [])
-
-
 def main() -> None:
     torch.set_flush_denormal(True)
     recipe = load(Pretrain, "pretrain")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, architecture, progress = pretrain(recipe, device)
     held_out = _held_out(recipe, Style(side=architecture.side))
-    scores = class_scores(model, held_out[0], device)
+    scores = class_scores(model.eval(), held_out[0], device)
     average = average_precision_score(held_out[1], scores, average=None)
     vit.save(FOLDER / "model.safetensors", model.vit.cpu(), architecture)
     names = (*CLASSES[1:], *COLOURS)

@@ -42,10 +42,10 @@ class Architecture:
     outputs: int = 0  # of the classification layer on the class token; 0 for none
 
 
-def build(architecture: Architecture) -> VisionTransformer:
-    """A `VisionTransformer` with random weights."""
+def stem(architecture: Architecture) -> ConvStem:
+    """The convolutions in a patch embedding's place: `(B, dim, rows, columns)` of `(B, 3, H, W)`."""
     layers = len(architecture.stem)
-    stem = ConvStem(
+    return ConvStem(
         depth=layers + 1,
         channels=(*architecture.stem, architecture.dim),
         kernel_size=(*architecture.kernels, 1),
@@ -53,6 +53,10 @@ def build(architecture: Architecture) -> VisionTransformer:
         padding=(1,) * layers + (0,),
         act_layer=nn.ReLU,
     )
+
+
+def build(architecture: Architecture) -> VisionTransformer:
+    """A `VisionTransformer` with random weights."""
     return VisionTransformer(
         img_size=architecture.side,
         patch_size=1,  # of the stem's feature map
@@ -60,7 +64,7 @@ def build(architecture: Architecture) -> VisionTransformer:
         embed_dim=architecture.dim,
         depth=architecture.depth,
         num_heads=architecture.heads,
-        embed_layer=partial(HybridEmbed, backbone=stem, proj=False),
+        embed_layer=partial(HybridEmbed, backbone=stem(architecture), proj=False),
         dynamic_img_size=True,
     )
 
@@ -183,10 +187,10 @@ def load(source: str) -> Backbone:
     return Backbone(vit)
 
 
-def weights_hash(backbone: Backbone) -> str:
+def weights_hash(model: nn.Module) -> str:
     """SHA-256 of all weights and their names: what a feature table is bound to."""
     digest = hashlib.sha256()
-    for name, weight in sorted(backbone.vit.state_dict().items()):
+    for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -2,14 +2,15 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
+from stages.params.captioning import Captioning
 from stages.params.pretrain import Pretrain
-from stages.params.section import PARAMS, Count, Rate, Section, Seed, Weight, read, validate
-
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+from stages.params.pretrain_blip import PretrainBlip
+from stages.params.retrieval import Retrieval
+from stages.params.section import PARAMS, Count, Name, Rate, Section, Seed, Weight, read, validate
 
 
 class ViewParams(Section):
@@ -28,9 +29,10 @@ class ViewParams(Section):
 
 
 class Profile(Section):
-    """Where a profile's backbone comes from, and the training view that suits it."""
+    """Where a profile's backbone and BLIP come from, and the training view that suits the backbone."""
 
     backbone: str
+    blip: str
     view: ViewParams
 
 
@@ -99,7 +101,10 @@ class Experiment(Section):
     folder: Folder
     paper: Paper
     pretrain: Pretrain
+    pretrain_blip: PretrainBlip
     segmentation: Segmentation
+    captioning: Captioning
+    retrieval: Retrieval
 
     @property
     def active(self) -> Profile:

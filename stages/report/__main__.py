@@ -3,50 +3,22 @@
 import json
 import shutil
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from stages import tracking
+from stages.absence import absence
+from stages.captioning import BOOTSTRAP as CAPTIONING
 from stages.data import manifest as manifests
 from stages.data.manifest import SPLITS, Manifest
-from stages.params.experiment import load_experiment
-from stages.report import segmentation
-from stages.runs import Run, package_versions, read_run
-from stages.segmentation import BOOTSTRAP
+from stages.params.experiment import Experiment, load_experiment
+from stages.report import captioning, retrieval, segmentation
+from stages.report.results import Result, collect
+from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Section
+from stages.retrieval import BOOTSTRAP as RETRIEVAL
+from stages.runs import FOLDER as RUNS
+from stages.runs import Run, package_versions
+from stages.segmentation import BOOTSTRAP as SEGMENTATION
 from stages.stage import TIMINGS, stage
 from stages.writing import write_text
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A run's record and its MLflow run, or None where the store could not be used."""
-
-    run: Run
-    tracked: tracking.Tracked | None
-
-    def metrics(self, from_store: bool) -> dict[str, Any]:
-        """The run's numbers as MLflow has them, in the record's types (MLflow knows floats alone), or the record's."""
-        if not from_store:
-            return self.run.metrics
-        return {
-            key: type(self.run.metrics[key])(value)
-            for key, value in self.tracked.metrics.items()
-            if key in self.run.metrics
-        }
-
-
-ROOT = Path("reports")
-FIGURES, TABLES, CURVES = ROOT / "figures", ROOT / "tables", ROOT / "curves"
-
-
-def collect(task: str, names: list[str]) -> list[Registered]:
-    """The record of each run, and what MLflow has of it; registered there first where it was missing."""
-    found = []
-    for name in names:
-        run = read_run(task, name)
-        found.append(Registered(run, tracking.fetch(run) if tracking.register(run) else None))
-    return found
 
 
 def page(manifest: Manifest, profile: str, sections: list[str], from_store: bool, runs: list[Run]) -> str:
@@ -69,8 +41,8 @@ def page(manifest: Manifest, profile: str, sections: list[str], from_store: bool
         "---",
         "",
         f"Packages: {', '.join(f'{name} {number}' for name, number in _versions(runs).items())}. "
-        f"Data: {manifest.source}, manifest `{runs[0].inputs['manifest'][:12]}`, "
-        f"backbone weights `{runs[0].inputs['weights'][:12]}`. "
+        f"Data: {manifest.source}, manifest `{runs[0].inputs['manifest'][:12]}`. "
+        f"Weights: {', '.join(f'{name} `{weights[:12]}`' for name, weights in _weights(runs).items())}. "
         "Seconds a stage and dates are in `reports/timings.json`, which is not committed.",
         "",
     ]
@@ -92,6 +64,11 @@ def facts(manifest: Manifest) -> list[str]:
     ]
 
 
+def _weights(runs: list[Run]) -> dict[str, str]:
+    """Hashes of the frozen models' weights."""
+    return {run.inputs["backbone"]: run.inputs["weights"] for run in runs}
+
+
 def _versions(runs: list[Run]) -> dict[str, str]:
     merged = package_versions("dvc", "mlflow", "pyarrow", "scikit-learn", "scipy", "matplotlib")
     for run in runs:
@@ -99,28 +76,60 @@ def _versions(runs: list[Run]) -> dict[str, str]:
     return dict(sorted(merged.items()))
 
 
+def asked_runs(experiment: Experiment) -> dict[str, list[str]]:
+    """Names of the runs that params ask for, by task; a task without runs, as its stage has declared, is left out."""
+    names = {
+        "segmentation": list(experiment.segmentation.heads),
+        "captioning": list(experiment.captioning.cells),
+        "retrieval": ["provided", "scratch", "finetuned"],
+        "retrieval_grid": list(experiment.retrieval.grid),
+    }
+    return {task: asked for task, asked in names.items() if not absence(RUNS / task)}
+
+
+def sections_of(results: dict[str, list[Result]], manifest: Manifest, experiment: Experiment) -> dict[str, Section]:
+    """Every task's part of the page."""
+    made = {"segmentation": segmentation.section(results["segmentation"], manifest, experiment.seed_of(SEGMENTATION))}
+    if "captioning" in results:
+        made["captioning"] = captioning.section(results["captioning"], manifest, experiment.seed_of(CAPTIONING))
+        seed = experiment.seed_of(RETRIEVAL)
+        made["retrieval"] = retrieval.section(results["retrieval"], results["retrieval_grid"], manifest, seed)
+    else:
+        reason = absence(RUNS / "captioning")
+        made["captioning"] = Section(["## Captioning and retrieval", "", f"Tables 2 to 5 are left out: {reason}.", ""])
+    return made
+
+
 def main() -> None:
     experiment, manifest = load_experiment(), manifests.read()
     for folder in (FIGURES, TABLES, CURVES):
-        shutil.rmtree(folder, ignore_errors=True)  # a head that is gone leaves no figure behind
-    found = collect("segmentation", list(experiment.segmentation.heads))
-    from_store = all(one.tracked for one in found)
-    heads = [
-        segmentation.Head(segmentation.head_label(one.run.name), one.run, one.metrics(from_store)) for one in found
-    ]
-    table = segmentation.table(heads)
-    table.write_csv(TABLES / f"{segmentation.TABLE}.csv")
-    segmentation.write_curves(CURVES / "segmentation", heads)
-    figures = segmentation.draw(FIGURES / "segmentation", heads, manifest)
-    for one in found:
-        if one.tracked:
-            tracking.attach(one.tracked.run_id, figures[one.run.name])
-    write_text(ROOT / "metrics.json", json.dumps({"segmentation": segmentation.metrics(heads)}, indent=1) + "\n")
-    stated = segmentation.claims(heads, manifest, experiment.seed_of(BOOTSTRAP))
-    sections = segmentation.section(heads, stated, figures, ROOT)
-    runs = [head.run for head in heads]
-    write_text(ROOT / "report.md", page(manifest, experiment.profile, sections, from_store, runs))
-    print(f"\n{table.plain()}\n\n{ROOT / 'report.md'}\n{_seconds()}", file=sys.stderr)
+        shutil.rmtree(folder, ignore_errors=True)  # a run that is gone leaves no figure behind
+    results, from_store = collect(asked_runs(experiment))
+    sections = sections_of(results, manifest, experiment)
+    tables = {name: table for section in sections.values() for name, table in section.tables.items()}
+    for name, table in tables.items():
+        table.write_csv(TABLES / f"{name}.csv")
+    if from_store:
+        _attach(results, sections)
+    metrics = {task: section.metrics for task, section in sections.items() if section.metrics}
+    write_text(ROOT / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    lines = [line for section in sections.values() for line in section.lines]
+    runs = [one.run for some in results.values() for one in some]
+    write_text(ROOT / "report.md", page(manifest, experiment.profile, lines, from_store, runs))
+    print(
+        "",
+        *(f"{table.plain()}\n" for table in tables.values()),
+        ROOT / "report.md",
+        _seconds(),
+        sep="\n",
+        file=sys.stderr,
+    )
+
+
+def _attach(results: dict[str, list[Result]], sections: dict[str, Section]) -> None:
+    """Put every run's figures beside it in MLflow."""
+    ids = {one.run.name: one.run_id for some in results.values() for one in some}
+    tracking.attach({ids[name]: files for section in sections.values() for name, files in section.figures.items()})
 
 
 def _seconds() -> str:

@@ -10,11 +10,14 @@ import pyarrow.parquet as pq
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest, Row
 from stages.report import curves
+from stages.report.claims import Claim
 from stages.report.overlays import draw_masks
 from stages.report.reference import reference
+from stages.report.results import Result
+from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.tables import Table
 from stages.runs import Run
-from stages.segmentation.iou import confusion, interval, mean_iou_draws
+from stages.segmentation.iou import confusion, mean_iou_draws
 from stages.writing import write_text
 
 PICTURES = 6  # validation images shown for every head
@@ -57,32 +60,25 @@ def _row(head: Head) -> tuple[str, ...]:
     return (head.label, f"{miou:.2f}", between, *beside)
 
 
-CLAIMS = (  # what the report says of a head against another, and the sign of the difference that it says it of
-    ("The convolutional head is no better than the linear one", "convolutional", "linear", -1),
-    ("The transformer head is far better than the linear one", "transformer", "linear", +1),
-    ("Sharing queries and keys costs a little", "transformer_shared_qk", "transformer", -1),
+CLAIMS = (
+    Claim("The convolutional head is no better than the linear one", "convolutional", "linear", -1),
+    Claim("The transformer head is far better than the linear one", "transformer", "linear", +1),
+    Claim("Sharing queries and keys costs a little", "transformer_shared_qk", "transformer", -1),
 )
 
 
 def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
-    """Each of the report's statements beside the difference found here, with its paired bootstrap interval.
-
-    The verdict is about the direction alone; how large a difference is, its number says.
-    """
+    """What the report says of these heads."""
     by_name, lines = {head.run.name: head for head in heads}, []
     truths = {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val")}
-    named = [head for head in heads if any(head.run.name in claim for claim in CLAIMS)]
+    named = [head for head in heads if any(head.run.name in (claim.first, claim.second) for claim in CLAIMS)]
     draws = {head.run.name: _draws(head, truths, len(manifest.classes), seed) for head in named}
-    for said, first, second, sign in CLAIMS:
-        if not {first, second} <= set(by_name):
+    for claim in CLAIMS:
+        if not {claim.first, claim.second} <= set(by_name):
             continue
-        one, other = by_name[first], by_name[second]
-        low, high = interval(draws[first] - draws[second])
-        found = one.metrics["miou"] - other.metrics["miou"]
-        direction = "the same direction" if found * sign > 0 else "the other direction"
-        verdict = "no difference that the images could not explain" if low <= 0 <= high else direction
-        there = f"{one.reported - other.reported:+.2f} in the report"
-        lines.append(f"- *{said}* ({there}): {found:+.2f} here, 95 % interval {low:+.2f} to {high:+.2f}: {verdict}.")
+        first, second = by_name[claim.first], by_name[claim.second]
+        found = first.metrics["miou"] - second.metrics["miou"]
+        lines.append(claim.line(first.reported - second.reported, found, draws[claim.first] - draws[claim.second]))
     return lines
 
 
@@ -133,8 +129,18 @@ def write_curves(folder: Path, heads: list[Head]) -> None:
         write_text(folder / f"{head.run.name}.csv", "\n".join(lines) + "\n")
 
 
-def section(heads: list[Head], stated: list[str], figures: dict[str, list[Path]], root: Path) -> list[str]:
-    """The section in markdown, with the `claims` as `stated`; figures are linked relative to `root`."""
+def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
+    """Table 1 with what belongs to it."""
+    heads = [Head(head_label(one.run.name), one.run, one.metrics) for one in results]
+    figures = draw(FIGURES / "segmentation", heads, manifest)
+    write_curves(CURVES / "segmentation", heads)
+    lines = _lines(heads, claims(heads, manifest, seed), figures)
+    by_run = {name: files for name, files in figures.items() if name}
+    return Section(lines, {TABLE: table(heads)}, metrics(heads), by_run)
+
+
+def _lines(heads: list[Head], stated: list[str], figures: dict[str, list[Path]]) -> list[str]:
+    """The section in markdown, with the `claims` as `stated`."""
     asked = heads[0].run.params
     absent = sorted({name for head in heads for name in head.run.metrics["absent_classes"]})
     lines = [
@@ -157,13 +163,13 @@ def section(heads: list[Head], stated: list[str], figures: dict[str, list[Path]]
         lines += [f"In neither truth nor prediction, and left out of the mean: {', '.join(absent)}.", ""]
     if stated:
         lines += ["What the report says of these heads:", "", *stated, ""]
-    lines += [_image("Validation mIoU per epoch, all heads", figures[""][0], root), ""]
+    lines += [image("Validation mIoU per epoch, all heads", figures[""][0]), ""]
     for head in heads:
         miou, class_iou, masks = figures[head.run.name]
         lines += [f"### {head.label}", "", *_unpadded(head)]
-        lines += _figure("(a) Validation mIoU per epoch", head, miou, root)
-        lines += _figure("(b) Validation IoU of every class per epoch", head, class_iou, root)
-        lines += _figure("(c) Validation images with true and predicted masks; void is not painted", head, masks, root)
+        lines += _figure("(a) Validation mIoU per epoch", head, miou)
+        lines += _figure("(b) Validation IoU of every class per epoch", head, class_iou)
+        lines += _figure("(c) Validation images with true and predicted masks; void is not painted", head, masks)
     return lines
 
 
@@ -180,12 +186,8 @@ def _unpadded(head: Head) -> list[str]:
     ]
 
 
-def _figure(caption: str, head: Head, path: Path, root: Path) -> list[str]:
-    return [caption, "", _image(f"{head.label}: {caption[4:]}", path, root), ""]
-
-
-def _image(words: str, path: Path, root: Path) -> str:
-    return f"![{words}]({path.relative_to(root).as_posix()})"
+def _figure(caption: str, head: Head, path: Path) -> list[str]:
+    return [caption, "", image(f"{head.label}: {caption[4:]}", path), ""]
 
 
 def metrics(heads: list[Head]) -> dict[str, dict]:

@@ -109,7 +109,7 @@ def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -
     """What the tables of this experiment are made with."""
     return Provenance(
         backbone=experiment.active.backbone,
-        weights=vit.weights_hash(backbone),
+        weights=vit.weights_hash(backbone.vit),
         transform=f"{transform}, mean {backbone.mean}, std {backbone.std}",
         dim=backbone.dim,
         heads=backbone.heads,

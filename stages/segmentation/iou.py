@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.bootstrap import weights
 from stages.voc import VOID
 
 
@@ -49,19 +50,11 @@ def iou(matrix: np.ndarray) -> Iou:
 def mean_iou_draws(matrices: np.ndarray, *, seed: int, draws: int = 1000) -> np.ndarray:
     """Mean IoU of `draws` bootstrap samples of whole images, `(draws,)`, from `matrices` `(images, classes, classes)`.
 
-    Two heads' draws with one seed are of the same images, so that their differences are paired. The randomness of
-    training is not in them.
+    The randomness of training is not in them.
     """
-    images = len(matrices)
-    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
-    drawn = (weights @ matrices.reshape(images, -1).astype(np.float64)).reshape(draws, *matrices.shape[1:])
+    images, flat = len(matrices), matrices.reshape(len(matrices), -1).astype(np.float64)
+    drawn = (weights(images, seed=seed, draws=draws) @ flat).reshape(draws, *matrices.shape[1:])
     return np.array([np.nanmean(_shares(matrix)) for matrix in drawn])
-
-
-def interval(draws: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap draws."""
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _shares(matrix: np.ndarray) -> np.ndarray:

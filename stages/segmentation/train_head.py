@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stages import tracking
+from stages.bootstrap import interval
 from stages.data import manifest as manifests
 from stages.features import FeatureTable
 from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
@@ -20,7 +21,7 @@ from stages.runs import Run, package_versions, write_run
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.cached import TrainViews, ValImages
 from stages.segmentation.heads import build_head
-from stages.segmentation.iou import interval, mean_iou_draws
+from stages.segmentation.iou import mean_iou_draws
 from stages.segmentation.training import predict, train
 from stages.stage import InputError, stage
 from stages.writing import replacing
@@ -119,7 +120,7 @@ def main(name: str) -> None:
     run = run_head(load_experiment(), name)
     if run.metrics["absent_classes"]:
         print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(run.metrics['absent_classes'])}")
-    tracking.register(run, seconds=time.perf_counter() - start)
+    tracking.register([run], seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Five captions of a scene from a small grammar: size, colour, class, relation, place, openings."""
+"""Five captions of a scene from a small grammar: size, colour, class, relation, place; and how to read them back."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from stages.data.scenes.digits import DIGITS
-from stages.data.scenes.scene import Scene, Thing
+from stages.data.scenes.scene import CLASSES, COLOURS, Scene, Thing
 
 CAPTIONS = 5
 
-_OPENINGS = ("a picture of", "a picture of", "this image shows", "this picture shows", "there is", "we see", "")
+_OPENINGS = ("", "", "", "there is", "we see")
 _SIZES = {"small": ("small", "little", ""), "medium": ("", "", "medium"), "large": ("large", "big", "")}
 _SHAPE_WORDS = {"circle": ("circle", "disc"), "ring": ("ring", "hoop"), "crescent": ("crescent", "moon")}
 _GROUNDS = {"photograph": ("on a photograph", "over a photo"), "texture": ("on a texture", "on a plain wall")}
@@ -27,34 +29,41 @@ def _caption(rng, scene: Scene) -> str:
     told = things[: 2 if rng.random() < 0.8 else 1]
     words = [_pick(rng, _OPENINGS), _phrase(rng, told[0])]
     if len(told) == 2:
-        words += [_pick(rng, _relations(*told)), _phrase(rng, told[1])]
+        words += [_pick(rng, relations(*told)), _phrase(rng, told[1])]
     elif rng.random() < 0.7:
-        words.append(_place(told[0], scene.mask.shape[0]))
+        words.append(place(told[0], scene.mask.shape[0]))
     if rng.random() < 0.25:
         words.append(_pick(rng, _GROUNDS[scene.ground]))
     return " ".join(word for word in words if word)
 
 
 def _phrase(rng, thing: Thing) -> str:
-    words = [_pick(rng, _SIZES[thing.size]), thing.colour, _noun(rng, thing.name)]
-    words = [word for word in words if word]
-    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+    return noun_phrase(_pick(rng, _SIZES[thing.size]), thing.colour, noun(rng, thing.name))
 
 
-def _noun(rng, name: str) -> str:
+def noun_phrase(*words: str) -> str:
+    """The words that are not empty, behind their article."""
+    told = [word for word in words if word]
+    return " ".join(["an" if told[0][0] in "aeiou" else "a", *told])
+
+
+def noun(rng, name: str) -> str:
+    """One of the words for a class."""
     if name in DIGITS:
         return _pick(rng, (name, f"number {name}", f"handwritten {name}"))
     return _pick(rng, _SHAPE_WORDS.get(name, (name,)))
 
 
-def _relations(first: Thing, second: Thing) -> tuple[str, ...]:
+def relations(first: Thing, second: Thing) -> tuple[str, ...]:
+    """What may stand between two things: where the first lies, seen from the second."""
     across, down = first.x - second.x, first.y - second.y
     if abs(across) > abs(down):
         return ("left of", "to the left of", "beside") if across < 0 else ("right of", "to the right of", "beside")
     return ("above", "over", "and below it") if down < 0 else ("below", "under", "and above it")
 
 
-def _place(thing: Thing, side: int) -> str:
+def place(thing: Thing, side: int) -> str:
+    """Where a thing lies in a scene of that side."""
     row, column = _ROWS[int(3 * thing.y / side)], _COLUMNS[int(3 * thing.x / side)]
     if not (row or column):
         return "in the middle"
@@ -63,3 +72,36 @@ def _place(thing: Thing, side: int) -> str:
 
 def _pick(rng, words):
     return words[rng.integers(len(words))]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A class that a caption names, and the colour in the same noun phrase, or None."""
+
+    name: str
+    colour: str | None
+
+
+_NAMES = {name: name for name in CLASSES[1:]} | {word: name for name, words in _SHAPE_WORDS.items() for word in words}
+
+
+def mentions(caption: str) -> tuple[Mention, ...]:
+    """The things that a caption names, in its order. A colour belongs to the next noun of its own phrase."""
+    found, colour = [], None
+    for word in caption.lower().split():
+        if word in ("a", "an"):
+            colour = None
+        elif word in COLOURS:
+            colour = word
+        elif word in _NAMES:
+            found.append(Mention(_NAMES[word], colour))
+            colour = None
+    return tuple(found)
+
+
+def words() -> set[str]:
+    """Every word that a caption of a scene can hold."""
+    phrases = {*_OPENINGS, *_ROWS, *_COLUMNS, *COLOURS, *_NAMES, "a an and below above it at the in middle"}
+    phrases |= {word for group in (*_SIZES.values(), *_GROUNDS.values()) for word in group}
+    phrases |= {"number", "handwritten", "left of", "to the right of", "beside", "over", "under"}
+    return {word for phrase in phrases for word in phrase.split()}

@@ -11,7 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.data.scenes.captions import captions
-from stages.data.scenes.scene import CLASSES, draw
+from stages.data.scenes.scene import CLASSES, Thing, draw
+from stages.data.scenes.things import write_things
 from stages.voc import COLOUR_MAP
 
 LICENCE = (
@@ -26,7 +27,7 @@ class Told:
 
     image_id: str
     captions: tuple[str, ...]
-    label: str
+    things: tuple[Thing, ...]
 
 
 def write_scenes(root: Path, seed: int, counts: dict[str, int]) -> None:
@@ -50,7 +51,8 @@ def write_scenes(root: Path, seed: int, counts: dict[str, int]) -> None:
     with (root / "labels.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image_id", "label"])
-        writer.writerows((one.image_id, one.label) for one in told)
+        writer.writerows((one.image_id, one.things[0].name) for one in told)
+    write_things(root, {one.image_id: one.things for one in told})
 
 
 def _image_id(split: str, index: int) -> str:
@@ -65,4 +67,4 @@ def _write_scene(root: Path, seed: int, split: str, index: int) -> Told:
     mask = Image.fromarray(scene.mask, mode="P")
     mask.putpalette(COLOUR_MAP.tobytes())
     mask.save(root / "SegmentationClass" / f"{image_id}.png")
-    return Told(image_id, captions(rng, scene), scene.things[0].name)
+    return Told(image_id, captions(rng, scene), scene.things)

@@ -1,0 +1,205 @@
+"""Stage `caption`: decode every cell of `captioning.cells` from cached hidden states, and score it."""
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from stages import tracking
+from stages.absence import absence, declare_absent
+from stages.backbones import blip
+from stages.bootstrap import interval
+from stages.captioning import BOOTSTRAP, PREDICTIONS
+from stages.captioning.bleu import ORDERS, bleu, bleu_draws, count
+from stages.captioning.decoding import Decoder, Lengths
+from stages.captioning.naming import named_right
+from stages.data import manifest as manifests
+from stages.data.manifest import Manifest, Row
+from stages.data.scenes.scene import Thing
+from stages.data.scenes.things import read_things
+from stages.features import FeatureTable
+from stages.image_text import DECODING, DRAWN
+from stages.image_text.drawn import drawn_index
+from stages.params.captioning import Cell
+from stages.params.experiment import Experiment, load_experiment
+from stages.runs import FOLDER, Run, package_versions, write_run
+from stages.stage import InputError, stage
+from stages.writing import replacing
+
+TASK = "captioning"
+IMAGES = 64  # in a batch, each with all cells of a prompt
+
+
+def prompts(cells: dict[str, Cell], tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, list[int]]:
+    """Token ids of every prompt; raises `InputError` for one with unknown words, or with no room behind it."""
+    ids = {}
+    for name, cell in cells.items():
+        asked = f"captioning.cells.{name}.prompt = '{cell.prompt}'"
+        ids[cell.prompt] = tokenizer(cell.prompt, add_special_tokens=False).input_ids
+        unknown = [
+            word
+            for word in cell.prompt.split()
+            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
+        ]
+        if unknown:
+            raise InputError(f"{asked}: {', '.join(unknown)} not in the vocabulary of this BLIP")
+        if len(ids[cell.prompt]) + 1 >= longest:
+            raise InputError(f"{asked}: no room behind it; captioning.max_length is {longest} tokens")
+    return ids
+
+
+def decode(
+    decoder: Decoder, table: FeatureTable, cells: dict[str, Cell], ids: dict[str, list[int]], experiment: Experiment
+) -> dict[str, dict[str, list[int]]]:
+    """Token ids by cell and image id. All greedy and sampling cells whose prompts are of one length share batches."""
+    device = decoder.model.device
+    found: dict[str, dict[str, list[int]]] = {name: {} for name in cells}
+    seeds = {name: experiment.seed_of(f"captioning/{name}") for name in cells}
+    with tqdm(total=len(table) * len(cells), desc="caption", unit="caption", mininterval=1) as bar:
+        for image_ids, states in _batches(table):
+            states = states.to(device).float()
+            for names in _alike(cells, ids):
+                streams = np.stack([[_stream(seeds[name], one, decoder) for name in names] for one in image_ids])
+                asked = [cells[name] for name in names]
+                texts = decoder.sample(states, [ids[cell.prompt] for cell in asked], asked, streams)
+                for number, text in enumerate(texts):
+                    found[names[number % len(names)]][image_ids[number // len(names)]] = text
+                bar.update(len(texts))
+            for name, cell in cells.items():
+                if cell.type == "beam":
+                    texts = decoder.search(states, ids[cell.prompt], cell.beams)
+                    found[name] |= dict(zip(image_ids, texts, strict=True))
+                    bar.update(len(texts))
+    return found
+
+
+def _batches(table: FeatureTable) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Image ids and hidden states `(IMAGES or fewer, tokens, dim)`."""
+    waiting = []
+    for group in range(table.groups):
+        waiting += table.group(group)
+        while len(waiting) >= IMAGES or (waiting and group + 1 == table.groups):
+            batch, waiting = waiting[:IMAGES], waiting[IMAGES:]
+            yield [one.image_id for one in batch], torch.stack([one.tokens[0] for one in batch])
+
+
+def _alike(cells: dict[str, Cell], ids: dict[str, list[int]]) -> list[list[str]]:
+    """Names of greedy and sampling cells, those with prompts of one length together."""
+    alike: dict[int, list[str]] = {}
+    for name, cell in cells.items():
+        if cell.type != "beam":
+            alike.setdefault(len(ids[cell.prompt]), []).append(name)
+    return list(alike.values())
+
+
+def _stream(seed: int, image_id: str, decoder: Decoder) -> np.ndarray:
+    """The random numbers of one cell's one image."""
+    return np.random.default_rng([seed, *image_id.encode()]).random(decoder.lengths.longest)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What captions are held against: every image's references, the one drawn for it, and what it shows."""
+
+    rows: tuple[Row, ...]
+    drawn: list[str]
+    seed: int
+    things: dict[str, tuple[Thing, ...]]
+
+    def metrics(self, texts: Sequence[str]) -> dict[str, float]:
+        """Of one cell's captions, in the order of `rows`; percentages."""
+        single = count(texts, [[one] for one in self.drawn])
+        low, high = interval(bleu_draws(single, seed=self.seed))
+        return {
+            "bleu": bleu(single),
+            "bleu_low": low,
+            "bleu_high": high,
+            **{f"bleu_{order}": bleu(single, order) for order in range(1, ORDERS)},
+            "bleu_all_references": bleu(count(texts, [row.captions for row in self.rows])),
+            **named_right(dict(zip([row.image_id for row in self.rows], texts, strict=True)), self.things),
+            "words": float(np.mean([len(text.split()) for text in texts])),
+            "distinct": len(set(texts)),
+            "images": len(texts),
+        }
+
+
+def judge_of(manifest: Manifest, experiment: Experiment) -> Judge:
+    """The validation split's judge."""
+    rows = manifest.split("val")
+    seed = experiment.seed_of(DRAWN)
+    drawn = [row.captions[drawn_index(row, seed)] for row in rows]
+    return Judge(rows, drawn, experiment.seed_of(BOOTSTRAP), read_things(Path(manifest.source)))
+
+
+def write_captions(judge: Judge, captions: dict[str, list[str]]) -> None:
+    """All captions: `cell`, `image_id`, `caption`, and the `reference` that BLEU held it against."""
+    image_ids = [row.image_id for row in judge.rows]
+    columns = {
+        "cell": [name for name in captions for _ in image_ids],
+        "image_id": image_ids * len(captions),
+        "caption": [text for texts in captions.values() for text in texts],
+        "reference": judge.drawn * len(captions),
+    }
+    with replacing(PREDICTIONS) as beside:
+        pq.write_table(pa.table(columns), beside, compression="zstd")
+
+
+def run_cells(experiment: Experiment) -> list[Run]:
+    """Decode all cells, write captions and a record each."""
+    task, manifest, source = experiment.captioning, manifests.read(), experiment.active.blip
+    table = FeatureTable(DECODING / "val.parquet", backbone=source, manifest=manifests.fingerprint())
+    tokenizer = blip.load_tokenizer(source)
+    ids = prompts(task.cells, tokenizer, task.max_length)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    decoder = Decoder(blip.load_decoder(source).to(device), Lengths(task.min_length, task.max_length))
+    found, judge = decode(decoder, table, task.cells, ids, experiment), judge_of(manifest, experiment)
+    captions = {
+        name: [tokenizer.decode(texts[row.image_id], skip_special_tokens=True) for row in judge.rows]
+        for name, texts in found.items()
+    }
+    write_captions(judge, captions)
+    runs = []
+    for name, cell in task.cells.items():
+        asked = {"min_length": task.min_length, "max_length": task.max_length, **cell.model_dump(exclude_none=True)}
+        run = Run(
+            task=TASK,
+            name=name,
+            stage="caption",
+            params={"profile": experiment.profile, "seed": experiment.seed, **asked},
+            metrics=judge.metrics(captions[name]),
+            inputs={"source": manifest.source, **vars(table.provenance)},
+            artefacts={"predictions": str(PREDICTIONS)},
+            versions=package_versions("torch", "transformers", "nltk", "numpy"),
+        )
+        write_run(run)
+        runs.append(run)
+    return runs
+
+
+def main() -> None:
+    torch.set_flush_denormal(True)
+    start = time.perf_counter()
+    experiment = load_experiment()
+    shutil.rmtree(FOLDER / TASK, ignore_errors=True)  # records of cells that are gone
+    reason = absence(DECODING)
+    if reason:
+        declare_absent(FOLDER / TASK, reason)
+        declare_absent(PREDICTIONS.parent, reason)
+        return
+    runs = run_cells(experiment)
+    tracking.register(runs, seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with stage("caption"):
+        main()

@@ -1,0 +1,43 @@
+"""How projection heads are trained: Table 4's two, and the grid of Table 5."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.params.section import Count, Name, Rate, Section, Weight
+
+
+class Recipe(Section):
+    """One training. `lr` falls linearly to 0, a step a batch; the last partial batch of an epoch is dropped."""
+
+    lr: Rate
+    weight_decay: Weight
+    temperature: Rate
+    epochs: Count
+    batch_size: Count
+
+
+class Row(Recipe):
+    """One row of the grid, complete in itself. `init` says where the projections start."""
+
+    init: Literal["scratch", "provided"]
+
+
+class Retrieval(Recipe):
+    """The retrieval task. Its own recipe is Table 4's training from scratch, `finetune` the other's."""
+
+    views: Count
+    finetune: Recipe
+    grid: dict[Name, Row] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _views_are_used(self) -> Self:
+        longest = max(one.epochs for one in (self, self.finetune, *self.grid.values()))
+        if self.views > longest:
+            raise ValueError(f"views = {self.views}: must be at most the longest epochs, {longest}")
+        return self
+
+    @property
+    def recipe(self) -> Recipe:
+        """Table 4's training from scratch."""
+        return Recipe(**{key: getattr(self, key) for key in Recipe.model_fields})

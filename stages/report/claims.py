@@ -1,0 +1,30 @@
+"""A statement of the source report beside the difference found here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.bootstrap import interval
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the report says of run `first` against run `second`, and the sign of the difference that it says it of."""
+
+    said: str
+    first: str
+    second: str
+    sign: int
+
+    def line(self, there: float, found: float, draws: np.ndarray) -> str:
+        """The claim as a list item; `draws` are bootstrap draws of the difference `found`, paired image by image.
+
+        The verdict is about the direction alone; how large a difference is, its number says.
+        """
+        low, high = interval(draws)
+        direction = "the same direction" if found * self.sign > 0 else "the other direction"
+        verdict = "no difference that the images could not explain" if low <= 0 <= high else direction
+        return (
+            f"- *{self.said}* ({there:+.2f} in the report): {found:+.2f} here, "
+            f"95 % interval {low:+.2f} to {high:+.2f}: {verdict}."
+        )

@@ -1,0 +1,100 @@
+"""Trained and provided projections as runs: what Table 4 and Table 5 are made of."""
+
+import shutil
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from stages import tracking
+from stages.absence import absence, declare_absent
+from stages.bootstrap import interval, weights
+from stages.data import manifest as manifests
+from stages.image_text import COMPARED
+from stages.params.experiment import Experiment, load_experiment
+from stages.params.retrieval import Row
+from stages.retrieval import BOOTSTRAP, PREDICTIONS, WEIGHTS
+from stages.retrieval.cached import Cached
+from stages.retrieval.projections import save_projections
+from stages.retrieval.training import Training, train
+from stages.runs import FOLDER, Run, package_versions, write_run
+from stages.stage import InputError
+from stages.writing import replacing
+
+FACTS = ("backbone", "weights", "transform", "manifest", "unknown_share", "unknown_words")
+
+
+def run_all(task: str, stage: str, asked: dict[str, Row | None]) -> None:
+    """Train all rows of `asked` from the cached states and leave their records; None stands for the provided ones.
+
+    `task` names the folders of records, weights and predictions, which are made anew.
+    """
+    torch.set_flush_denormal(True)
+    start, experiment = time.perf_counter(), load_experiment()
+    folders = (FOLDER / task, WEIGHTS / task, PREDICTIONS / task)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)  # rows that are gone leave nothing behind
+    reason = absence(COMPARED)
+    if reason:
+        for folder in folders:
+            declare_absent(folder, reason)
+        return
+    cached = Cached(experiment, manifests.read())
+    trainings = [_training(task, name, row, cached, experiment) for name, row in asked.items()]
+    taught = [one for one in trainings if asked[one.name]]
+    with tqdm(total=sum(one.recipe.epochs for one in taught), desc=stage, unit="epoch", mininterval=1) as bar:
+        train(taught, cached.pairs, cached.val.metrics, bar)
+    runs = [_record(task, stage, one, asked[one.name], cached, experiment) for one in trainings]
+    tracking.register(runs, seconds=time.perf_counter() - start)
+
+
+def _training(task: str, name: str, row: Row | None, cached: Cached, experiment: Experiment) -> Training:
+    if row and row.batch_size > len(cached.pairs):
+        most = f"at most {len(cached.pairs)}, the training images"
+        raise InputError(f"{stage_key(task, name)}.batch_size = {row.batch_size}: {most}")
+    seed = experiment.seed_of(f"{task}/{name}")
+    scratch = row is not None and row.init == "scratch"
+    return Training(name, row, seed, cached.fresh(seed) if scratch else cached.provided(), [])
+
+
+def stage_key(task: str, name: str) -> str:
+    """Where a row's numbers stand in `params.yaml`."""
+    if task == "retrieval_grid":
+        return f"retrieval.grid.{name}"
+    return "retrieval.finetune" if name == "finetuned" else "retrieval"
+
+
+def _record(task: str, stage: str, one: Training, row: Row | None, cached: Cached, experiment: Experiment) -> Run:
+    """Write a row's weights, predictions and record."""
+    weights_path = WEIGHTS / task / f"{one.name}.safetensors"
+    predictions = PREDICTIONS / task / f"{one.name}.parquet"
+    save_projections(weights_path, one.projections)
+    ranked = cached.val.ranked(one.projections)
+    columns = {"image_id": cached.val.image_ids, "caption": cached.val.captions}
+    columns |= {f"{direction}_rank": found for direction, found in ranked.items()}
+    with replacing(predictions) as beside:
+        pq.write_table(pa.table({**columns, "nearest": cached.val.nearest_images(one.projections)}), beside)
+    hits = (ranked["image_to_text"] == 1) * 100.0
+    drawn = weights(len(hits), seed=experiment.seed_of(BOOTSTRAP)) @ hits / len(hits)
+    low, high = interval(drawn)
+    run = Run(
+        task=task,
+        name=one.name,
+        stage=stage,
+        params={"profile": experiment.profile, "seed": experiment.seed, "views": experiment.retrieval.views}
+        | (row.model_dump() if row else {"init": "provided"}),
+        metrics={
+            **cached.val.metrics(one.projections),
+            "image_to_text_r_at_1_low": low,
+            "image_to_text_r_at_1_high": high,
+            "gallery": len(hits),
+        },
+        history=one.history,
+        inputs={key: cached.made_with[key] for key in FACTS},
+        artefacts={"weights": str(weights_path), "predictions": str(predictions)},
+        versions=package_versions("torch", "transformers", "torchvision", "numpy", "pillow"),
+    )
+    write_run(run)
+    return run

@@ -1,0 +1,133 @@
+"""Search the validation images by a sentence, or the captions by an image.
+
+    python -m stages.retrieval.search "a red circle above a blue seven"
+    python -m stages.retrieval.search picture.jpg
+
+Lists the ten best and draws them into a picture. Projections are those of the finetuned run; `--run` names others, such
+as `provided` or `retrieval_grid/NAME`.
+"""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from stages.data import manifest as manifests
+from stages.data.folder import SUFFIXES
+from stages.data.images import read_image
+from stages.data.manifest import UNREADABLE
+from stages.image_text.encode import Towers, load_towers, unknown_words
+from stages.image_text.pixels import val_view
+from stages.params.experiment import load_experiment
+from stages.retrieval import WEIGHTS
+from stages.retrieval.cached import Cached
+from stages.retrieval.projections import Projections, load_projections
+from stages.retrieval.recall import nearest
+from stages.stage import InputError, stage
+from stages.writing import replacing
+
+COUNT = 10
+COLUMNS = 5
+
+
+def run_weights(run: str) -> Path:
+    """Where a run's projections lie; raises `InputError` listing the runs there are."""
+    path = WEIGHTS / (run if "/" in run else f"retrieval/{run}")
+    path = path.with_name(f"{path.name}.safetensors")
+    if not path.is_file():
+        found = sorted(one.relative_to(WEIGHTS) for one in WEIGHTS.glob("retrieval*/*.safetensors"))
+        names = ", ".join(str(one.with_suffix("")).removeprefix("retrieval/") for one in found)
+        raise InputError(f"no run '{run}'; {f'there are: {names}' if names else 'run `dvc repro` first'}")
+    return path
+
+
+@torch.inference_mode()
+def images_for(text: str, towers: Towers, projections: Projections, cached: Cached) -> list[tuple[float, str]]:
+    """Similarity and id of the best validation images, the best first."""
+    asked = projections.texts(towers.text_states([text]))
+    held = projections.images(cached.val.images)
+    places = nearest(asked, held, COUNT)[0]
+    return [(float(asked[0] @ held[place]), cached.val.image_ids[place]) for place in places.tolist()]
+
+
+@torch.inference_mode()
+def captions_for(path: Path, towers: Towers, projections: Projections, cached: Cached) -> list[tuple[float, str]]:
+    """Similarity and text of the best validation captions, the best first."""
+    pixels = val_view(read_image(path), towers.pixels.side)[None]
+    asked = projections.images(towers.image_states(pixels)[:, 0])
+    held = projections.texts(cached.val.texts)
+    places = nearest(asked, held, COUNT)[0]
+    return [(float(asked[0] @ held[place]), cached.val.captions[place]) for place in places.tolist()]
+
+
+def draw_images(path: Path, text: str, found: list[tuple[float, Path]]) -> None:
+    """The images found, with their similarities, under the sentence."""
+    rows = -(-len(found) // COLUMNS)
+    size = (1.7 * COLUMNS, 1.85 * rows + 0.4)
+    figure, axes = plt.subplots(rows, COLUMNS, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for place, (axis, (similar, file)) in enumerate(zip(axes.flat, found, strict=False), 1):
+        axis.imshow(np.asarray(read_image(file)), interpolation="nearest")
+        axis.set_title(f"{place}. {similar:.2f}", fontsize=9)
+    figure.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11)
+    _write(path, figure)
+
+
+def draw_captions(path: Path, file: Path, found: list[tuple[float, str]]) -> None:
+    """The image, and beside it the captions found, with their similarities."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), layout="constrained", width_ratios=[1, 1.7])
+    left.imshow(np.asarray(read_image(file)), interpolation="nearest")
+    lines = [f"{similar:.2f}  {textwrap.shorten(text, 58)}" for similar, text in found]
+    right.text(0, 0.5, "\n".join(lines), fontsize=9, va="center", family="monospace", transform=right.transAxes)
+    for axis in (left, right):
+        axis.axis("off")
+    _write(path, figure)
+
+
+def _write(path: Path, figure: plt.Figure) -> None:
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=130, format="png")
+    plt.close(figure)
+
+
+def main(query: str, run: str, out: Path) -> None:
+    """Answer one query."""
+    if not query.strip():
+        raise InputError('nothing to search for; ask for a sentence or an image file, such as "a red circle"')
+    experiment, manifest = load_experiment(), manifests.read()
+    projections = load_projections(run_weights(run))
+    cached, towers = Cached(experiment, manifest), load_towers(experiment.active.blip)
+    projections.to(cached.device)
+    if Path(query).suffix.lower() in SUFFIXES:
+        try:
+            found = captions_for(Path(query), towers, projections, cached)
+        except UNREADABLE as fault:
+            raise InputError(f"{query}: {'missing' if isinstance(fault, FileNotFoundError) else fault}") from fault
+        draw_captions(out, Path(query), found)
+    else:
+        unknown = unknown_words(towers.tokenizer, [query])[1]
+        if unknown:
+            print(f"unknown to {experiment.active.blip}: {', '.join(unknown)}")
+        found = images_for(query, towers, projections, cached)
+        files = {row.image_id: Path(row.image) for row in manifest.rows}
+        draw_images(out, query, [(similar, files[image_id]) for similar, image_id in found])
+    for place, (similar, what) in enumerate(found, 1):
+        print(f"{place:2d}  {similar:.3f}  {what}")
+    print(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("query", help="a sentence, or an image file")
+    parser.add_argument("--run", default="finetuned", help="a run of Table 4, or retrieval_grid/NAME")
+    parser.add_argument("--out", type=Path, default=Path("reports/search.png"))
+    asked = parser.parse_args()
+    with stage("search"):
+        main(asked.query, asked.run, asked.out)

@@ -1,0 +1,12 @@
+"""Stage `train_retrieval_grid`: Table 5, every row of `retrieval.grid`, rows of one shape side by side."""
+
+import argparse
+
+from stages.params.experiment import load_experiment
+from stages.retrieval.runs import run_all
+from stages.stage import stage
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with stage("train_retrieval_grid"):
+        run_all("retrieval_grid", "train_retrieval_grid", load_experiment().retrieval.grid)

@@ -1,0 +1,93 @@
+"""Train projections from cached states, all recipes of one shape in one batched product.
+
+Every recipe has its own weights, order of images, learning rate and temperature, so that each ends as if it had been
+trained alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from stages.params.retrieval import Recipe
+from stages.retrieval.projections import Projections, Stack
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """States of one caption an image: `images` `(views, N, image_dim)`, `texts` `(N, text_dim)`, both float32."""
+
+    images: Tensor
+    texts: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass
+class Training:
+    """One recipe, from its first weights to its history (a dict an epoch)."""
+
+    name: str
+    recipe: Recipe
+    seed: int
+    projections: Projections
+    history: list[dict]
+
+
+Evaluate = Callable[[Projections], dict[str, float]]
+
+
+def train(trainings: list[Training], pairs: Pairs, evaluate: Evaluate, bar: tqdm | None = None) -> None:
+    """Train every one of `trainings` in place; those of like epochs and batch size side by side."""
+    shapes = {}
+    for training in trainings:
+        shapes.setdefault((training.recipe.epochs, training.recipe.batch_size), []).append(training)
+    for (epochs, batch), alike in shapes.items():
+        _train_alike(alike, pairs, evaluate, epochs, batch, bar)
+
+
+def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, epochs: int, batch: int, bar) -> None:
+    """One batched product, one optimizer with a group for each training."""
+    stack, recipes = Stack([one.projections for one in alike]), [one.recipe for one in alike]
+    groups = [
+        {"params": list(one.projections.parameters()), "lr": one.recipe.lr, "weight_decay": one.recipe.weight_decay}
+        for one in alike
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    device = pairs.texts.device
+    temperature = torch.tensor([recipe.temperature for recipe in recipes], device=device)[:, None, None]
+    orders = [torch.Generator().manual_seed(one.seed) for one in alike]
+    per_epoch = len(pairs) // batch
+    for epoch in range(epochs):
+        views = pairs.images[epoch % len(pairs.images)]
+        order = torch.stack([torch.randperm(len(pairs), generator=one) for one in orders]).to(device)
+        losses = []
+        for step in range(per_epoch):
+            left = 1 - (epoch * per_epoch + step) / (epochs * per_epoch)
+            for group, recipe in zip(optimizer.param_groups, recipes, strict=True):
+                group["lr"] = recipe.lr * left
+            some = order[:, step * batch : (step + 1) * batch]  # (trainings, batch)
+            loss = contrast(stack.images(views[some]), stack.texts(pairs.texts[some]), temperature)
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        for one, loss in zip(alike, torch.stack(losses).mean(0).tolist(), strict=True):
+            one.history.append({"epoch": epoch + 1, "train_loss": loss, **evaluate(one.projections)})
+        if bar is not None:
+            bar.update(len(alike))
+
+
+def contrast(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
+    """InfoNCE in both directions, their mean: `(R,)` of unit vectors `(R, batch, width)`; equal places belong together.
+
+    Images of a batch are all different ones, so no caption is held against another of its own image.
+    """
+    logits = images @ texts.transpose(1, 2) / temperature  # (R, batch, batch)
+    right = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
+    both = [F.cross_entropy(side.flatten(0, 1), right.flatten(), reduction="none") for side in (logits, logits.mT)]
+    return sum(both).unflatten(0, logits.shape[:2]).mean(1) / 2
