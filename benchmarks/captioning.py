@@ -11,7 +11,7 @@ tokens that the decoder read, prompts included.
 
 Cells that leave nothing to chance (greedy, or K = 1) are compared text by text, and where they differ ours is written
 once more from states that were not rounded to half floats. The other cells draw other texts here than in `generate`,
-so that their lengths may differ a bit. Random weights hardly ever end a text: with `--paper` all run to the full length.
+so that their lengths may differ a bit. With random weights (`--paper`) hardly any text ends before the full length.
 Prints seconds, ratios, counts, and ours by part.
 """
 
