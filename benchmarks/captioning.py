@@ -6,8 +6,8 @@
 The usual way calls transformers' `generate` cell by cell: every cell encodes the images again, and every token reads
 the whole text and the image anew. A second line keeps keys and values (`use_cache`), still cell by cell, so that one
 sees what each part saves. Ours encodes an image once, into the table of half floats that the pipeline keeps, and
-decodes all cells of a prompt in one batch. Hooks in the shared model count the images that the tower saw and the
-tokens that the decoder read, prompts included.
+decodes all cells with prompts of one length in one batch. Hooks in the shared model count the images that the tower
+saw and the tokens that the decoder read, prompts included.
 
 Cells that leave nothing to chance (greedy, or K = 1) are compared text by text, and where they differ ours is written
 once more from states that were not rounded to half floats. The other cells draw other texts here than in `generate`,
@@ -207,7 +207,7 @@ def from_singles(subject: Subject, cell: str, row: Row) -> list[int]:
     states = towers.image_states(Views((row,), towers.pixels.side)[0][None])
     decoder = Decoder(towers.model.text_decoder, Lengths(task.min_length, task.max_length))
     chance = np.zeros((1, 1, task.max_length))
-    return decoder.sample(states, subject.ids[task.cells[cell].prompt], [task.cells[cell]], chance)[0]
+    return decoder.sample(states, [subject.ids[task.cells[cell].prompt]], [task.cells[cell]], chance)[0]
 
 
 def line(name: str, seconds: float, found: Texts, counts: Counter) -> str:

@@ -61,7 +61,7 @@ def test_a_checkpoint_carries_its_architecture(tmp_path, backbone):
     architecture = vit.Architecture(dim=24, depth=3, heads=3, stem=(8, 8, 8, 8))
     vit.save(tmp_path / "m.safetensors", backbone.vit, architecture)
     again = vit.load(str(tmp_path / "m.safetensors"))
-    assert vit.weights_hash(again) == vit.weights_hash(backbone.vit)
+    assert vit.weights_hash(again.vit) == vit.weights_hash(backbone.vit)
     pixels = images(80, 80)
     assert torch.equal(again(pixels).patches, backbone(pixels).patches)
 
@@ -76,7 +76,7 @@ def test_unknown_backbones_are_named():
 def test_shipped_checkpoints_load_and_stay_small():
     files = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20e6
-    assert {path.suffix for path in files} <= {".safetensors", ".md", ".png"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".png"}
     shipped = vit.load(str(CHECKPOINTS / "vit_scenes/model.safetensors"))
     assert (shipped.dim, shipped.heads, shipped.patch) == (128, 4, (8, 8))
 

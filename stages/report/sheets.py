@@ -62,12 +62,9 @@ def draw_bleu(path: Path, results: list[Result]) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        settings = {"title": f'prompt "{prompts[0]}",\nif none is named', "title_fontsize": 8} if prompts else {}
         axes.legend(
-            fontsize=8,
-            frameon=False,
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            title=f'"{prompts[0]}"' if prompts else None,
+            fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), alignment="left", **settings
         )
 
 
@@ -91,7 +88,7 @@ def draw_captions(path: Path, rows: tuple[Row, ...], columns: dict[str, dict[str
                 wrapped = "\n".join(textwrap.wrap(text, 28, max_lines=6, placeholder=" …"))
                 axis.text(0, 0.5, wrapped, fontsize=8.5, va="center", transform=axis.transAxes)
         for axis, title in zip(axes[0][1:], titles[1:], strict=True):
-            axis.set_title("\n".join(textwrap.wrap(title, 26)), fontsize=9, fontweight="bold", loc="left")
+            axis.set_title(title.replace(", ", "\n", 1), fontsize=8.5, fontweight="bold", loc="left")
 
 
 def draw_recall(path: Path, results: list[tuple[str, Result]]) -> None:
