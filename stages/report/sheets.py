@@ -88,7 +88,9 @@ def draw_captions(path: Path, rows: tuple[Row, ...], columns: dict[str, dict[str
                 wrapped = "\n".join(textwrap.wrap(text, 28, max_lines=6, placeholder=" …"))
                 axis.text(0, 0.5, wrapped, fontsize=8.5, va="center", transform=axis.transAxes)
         for axis, title in zip(axes[0][1:], titles[1:], strict=True):
-            axis.set_title(title.replace(", ", "\n", 1), fontsize=8.5, fontweight="bold", loc="left")
+            axis.set_title(
+                title.replace(", ", "\n", 1).replace(', "', '\n"'), fontsize=8.5, fontweight="bold", loc="left"
+            )
 
 
 def draw_recall(path: Path, results: list[tuple[str, Result]]) -> None:
