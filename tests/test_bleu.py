@@ -10,6 +10,7 @@ from conftest import ROOT
 from nltk.translate.bleu_score import corpus_bleu
 
 from stages.captioning.bleu import bleu, bleu_draws, count
+from stages.captioning.bleu import main as command
 
 WORDS = ["a", "red", "Star", "above", "the", "blue", "ring", "left", "of"]
 
@@ -77,7 +78,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_the_command_reproduces_any_pair_of_files_to_six_decimals(tmp_path):
+def test_the_command_reproduces_any_pair_of_files_to_six_decimals(tmp_path, capsys):
     predictions, told = made_up(40)
     (tmp_path / "p.txt").write_text("\n".join(predictions) + "\n")
     (tmp_path / "r.txt").write_text("\n".join(told) + "\n")
@@ -86,6 +87,10 @@ def test_the_command_reproduces_any_pair_of_files_to_six_decimals(tmp_path):
         [[text.lower().split()] for text in told], [text.lower().split() for text in predictions]
     )
     assert shown.stdout.splitlines()[3] == f"BLEU-4 {expected:.6f}"
+    for odd in ("\ufeff" + "\n".join(told), "\n".join(told) + " \x0c"):  # a byte order mark, a form feed
+        (tmp_path / "odd.txt").write_text(odd, encoding="utf-8")
+        command(tmp_path / "p.txt", [tmp_path / "odd.txt"])
+        assert capsys.readouterr().out == shown.stdout
     (tmp_path / "short.txt").write_text("a\n")
     refused = run(tmp_path / "p.txt", tmp_path / "short.txt")
     assert refused.returncode == 2

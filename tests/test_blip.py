@@ -92,6 +92,15 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     )
 
 
+def test_a_checkpoint_without_some_parts_is_refused_not_filled_at_random(tmp_path):
+    config = blip.small_config(vit.Architecture(dim=32, depth=1), 90, layers=1, projection=16)
+    del config.vision_config.stem
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path / "captioner")
+    assert blip.load_decoder(str(tmp_path / "captioner")).config.vocab_size == 90
+    with pytest.raises(ValueError, match=r"holds no weights for itm_head, text_encoder, text_proj, vision_proj"):
+        blip.load(BlipForImageTextRetrieval, str(tmp_path / "captioner"))
+
+
 def test_a_missing_folder_is_named():
     with pytest.raises(FileNotFoundError, match="no BLIP checkpoint at data/checkpoints/nowhere"):
         blip.load(BlipForImageTextRetrieval, "data/checkpoints/nowhere")

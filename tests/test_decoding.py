@@ -175,6 +175,9 @@ def test_what_could_have_gone_otherwise_is_not_sure():
     logits = torch.tensor([[1.0, 1.0 + 1e-6, -3.0], [1.0, 2.0, -3.0]])
     both = Rules(torch.tensor([1, 1]), torch.ones(2).double(), torch.ones(2).double())
     assert choose(logits, both, torch.tensor([0.5, 0.5]), 1e-4)[1].tolist() == [False, True]
+    close = torch.tensor([[2.0, 1.0, 1.0 + 1e-6, -3.0]])  # which of the two does p let in?
+    assert choose(close, rules(p=0.7), torch.tensor([0.9]), 1e-4)[1].item() is False
+    assert choose(close, rules(p=0.5), torch.tensor([0.9]), 1e-4)[1].item() is True
     halves = torch.tensor([[0.0, 0.0]])
     for uniform, sure in ((0.5, False), (0.3, True)):
         assert choose(halves, rules(), torch.tensor([uniform]), 1e-4)[1].item() is sure

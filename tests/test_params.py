@@ -92,6 +92,11 @@ def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
             lambda c: c["retrieval"]["grid"]["scratch_lr1e-3_wd0"].pop("epochs"),
             ["scratch_lr1e-3_wd0.epochs", "missing"],
         ),
+        (
+            lambda c: c["retrieval"]["grid"].update(scratch=c["retrieval"]["grid"]["scratch_lr1e-3_wd0"]),
+            ["retrieval.grid", "'scratch' is a row of Table 4"],
+        ),
+        (lambda c: c["retrieval"].update(views=9), ["retrieval.views = 9", "at most the longest epochs, 8"]),
         (lambda c: c["retrieval"].update(temperature=0), ["retrieval.temperature", "greater than 0"]),
         (lambda c: c["retrieval"]["finetune"].update(init="scratch"), ["retrieval.finetune.init", "allowed here"]),
         (

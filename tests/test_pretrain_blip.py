@@ -9,7 +9,7 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from stages.backbones import blip, recipe
 from stages.backbones import pretrain_blip as stage
-from stages.data.scenes import web
+from stages.data.scenes import captions, web
 from stages.params.pretrain_blip import PretrainBlip
 
 RECIPE = PretrainBlip(
@@ -91,7 +91,9 @@ def test_scenes_come_from_the_pretraining_writers_and_some_captions_from_another
     assert torch.equal(scenes[3][0], own[3][0])
 
 
-def test_no_caption_is_longer_than_it_is_cut(folder):
-    scenes = stage.CaptionedScenes("pretrain", 2, 0, 200, web.STYLE, web.caption)
-    last = stage.TOKENIZER.sep_token_id
-    assert all((ids == last).any(1).all() for _, ids, _ in (scenes[index] for index in range(200)))
+def test_no_caption_is_longer_than_it_is_padded():
+    for tell in (web.caption, lambda rng, seen: captions.captions(rng, seen)[0]):
+        scenes = stage.CaptionedScenes("pretrain", 2, 0, 200, web.STYLE, tell)
+        assert {tuple(ids.shape) for _, ids, _ in (scenes[index] for index in range(200))} == {
+            (stage.TOLD, stage.LENGTH)
+        }

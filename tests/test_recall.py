@@ -54,6 +54,21 @@ def test_a_query_without_an_answer_is_refused():
         ranks(torch.eye(2), torch.eye(2), torch.arange(2), torch.tensor([0, 0]))
 
 
+def test_embeddings_that_are_no_numbers_are_refused():
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="no ranks"):
+            ranks(torch.full((2, 2), broken), torch.eye(2), torch.arange(2), torch.arange(2))
+
+
+def test_the_nearest_keep_no_more_than_is_asked(monkeypatch):
+    monkeypatch.setattr(recall, "CELLS", 400)
+    kept = []
+    cat = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda parts: kept.extend(parts) or cat(parts))
+    assert nearest(torch.randn(40, 4), torch.randn(200, 4), 5).shape == (40, 5)
+    assert sum(part.untyped_storage().nbytes() for part in kept) == 40 * 5 * 8
+
+
 def test_blocks_change_nothing(monkeypatch):
     queries, gallery = torch.randn(37, 8), torch.randn(53, 8)
     owners = torch.randint(0, 37, (53,))

@@ -78,6 +78,7 @@ def test_a_claim_tells_direction_and_whether_the_images_could_explain_it():
 
 def cell(name, bleu, **asked):
     numbers = {"bleu": bleu, "bleu_low": bleu - 1, "bleu_high": bleu + 1, "images": 7}
+    asked |= {"min_length": 10, "max_length": 30}
     return Result(Run("captioning", name, "caption", asked, numbers), numbers, None)
 
 
@@ -132,8 +133,9 @@ def test_tables_4_and_5_are_laid_out_as_in_the_report():
 def test_the_committed_params_are_the_reports_grid():
     """Every row of Tables 2 to 5 is asked for, as the report set it."""
     experiment = load_experiment(ROOT / "params.yaml")
+    lengths = experiment.captioning.model_dump(exclude={"cells"})
     cells = [
-        Result(Run("captioning", name, "", one.model_dump(exclude_none=True), {}), {}, None)
+        Result(Run("captioning", name, "", lengths | one.model_dump(exclude_none=True), {}), {}, None)
         for name, one in experiment.captioning.cells.items()
     ]
     task = experiment.retrieval

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from stages.params.retrieval import Recipe
 from stages.retrieval.projections import Projections, Stack, load_projections, save_projections
-from stages.retrieval.training import Pairs, Training, contrast, train
+from stages.retrieval.training import DivergedError, Pairs, Training, contrast, train
 
 RECIPES = {
     "one": Recipe(lr=1e-2, weight_decay=1e-3, temperature=0.1, epochs=3, batch_size=8),
@@ -80,6 +80,14 @@ def test_training_learns(pairs):
     train([one], pairs, judge(pairs))
     assert one.history[-1]["right"] > before + 0.2
     assert one.history[-1]["train_loss"] < one.history[0]["train_loss"]
+
+
+def test_a_training_that_diverges_is_named_with_its_epoch(pairs):
+    one = fresh("one", 1)
+    one.recipe = one.recipe.model_copy(update={"lr": 1e30})
+    with pytest.raises(DivergedError) as caught:
+        train([fresh("other_lr", 2), one], pairs, lambda _: {})
+    assert caught.value.args == ("one", 1)
 
 
 def test_contrast_by_hand():

@@ -138,17 +138,26 @@ def save(
 def load(kind: type[Model], source: str) -> Model:
     """A frozen model of either class, in eval mode, from a folder of `save`, or as transformers finds it by name.
 
-    Raises `FileNotFoundError` for what is neither a folder nor a name on the hub, `RuntimeError` for weights of `save`
-    that do not fit key for key, `OSError` as transformers does.
+    Raises `FileNotFoundError` for what is neither a folder nor a name on the hub, `RuntimeError` or `ValueError` for
+    weights that do not fit key for key, `OSError` as transformers does.
     """
     config = _own_config(source)
     if config is None:
-        return kind.from_pretrained(source).eval().requires_grad_(False)
+        return _whole(kind, source).eval().requires_grad_(False)
     model = build(kind, config)
     others = tuple(part + "." for part in PARTS if not hasattr(model, part))
     weights = load_file(Path(source) / WEIGHTS)
     model.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith(others)})
     return model.eval().requires_grad_(False)
+
+
+def _whole(kind: type[Model], source: str) -> Model:
+    """A model as transformers loads it, unless it would fill in parts that the checkpoint lacks with random weights."""
+    model, told = kind.from_pretrained(source, output_loading_info=True)
+    missing = sorted({name.split(".")[0] for name in told["missing_keys"]})
+    if missing:
+        raise ValueError(f"holds no weights for {', '.join(missing)}, which {kind.__name__} needs")
+    return model
 
 
 def load_decoder(source: str) -> BlipTextLMHeadModel:
@@ -166,7 +175,7 @@ def _own_config(source: str) -> BlipConfig | None:
     """The config in a folder of `save`, whose tower has a stem; None for what transformers loads by itself."""
     folder = Path(source)
     if not folder.is_dir():
-        if source.count("/") == 1 and not folder.suffix:
+        if source.count("/") == 1:
             return None  # owner/name on the hub
         raise FileNotFoundError(f"no BLIP checkpoint at {source}; expected a folder with {WEIGHTS} and {CONFIG}")
     config = BlipConfig.from_pretrained(folder)

@@ -6,6 +6,7 @@ self-attention's, as in the paper (section 3.2). The image tower starts from the
 from its last evaluation and ends in the same weights.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -192,7 +193,8 @@ def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Pr
         ),
         lambda batch: model.loss(batch[0], batch[1]),
         lambda: judge(model, held_out),
-        asked_for(recipe, sys.modules[__name__], blip, vit, captions, digits, grounds, scene, shapes, web),
+        asked_for(recipe, sys.modules[__name__], blip, vit, captions, digits, grounds, scene, shapes, web)
+        | {"tower": hashlib.sha256(TOWER.read_bytes()).hexdigest()},
         RESUME,
     )
     return model.eval(), progress

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Progress:
 
 def asked_for(recipe: Pretrain, *modules: ModuleType) -> dict:
     """The recipe and a hash of the code that follows it: what a resumed run must share with the one cut off."""
-    code = "".join(inspect.getsource(module) for module in modules)
+    code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], *modules))
     return {**recipe.model_dump(), "code": hashlib.sha256(code.encode()).hexdigest()}
 
 

@@ -63,7 +63,7 @@ def _scores(matched, possible, words, reference, order: int) -> np.ndarray:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as fault:
         raise InputError(f"{path}: no UTF-8 at byte {fault.start}") from fault
 
@@ -73,7 +73,7 @@ def main(predicted: Path, references: list[Path]) -> None:
     for path, lines in zip(references, told, strict=True):
         if len(lines) != len(predictions):
             raise InputError(f"{path} has {len(lines)} lines, {predicted} {len(predictions)}; expected one a caption")
-    if not predictions:
+    if predictions == [""]:
         raise InputError(f"{predicted} is empty; expected a caption a line")
     counts = count(predictions, list(zip(*told, strict=True)))
     for order in range(1, ORDERS + 1):

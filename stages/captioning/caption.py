@@ -36,7 +36,7 @@ from stages.stage import InputError, stage
 from stages.writing import replacing
 
 TASK = "captioning"
-IMAGES = 64  # in a batch, each with all cells of a prompt
+IMAGES = 64  # in a batch, each with all cells whose prompts are of one length
 
 
 def prompts(cells: dict[str, Cell], tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, list[int]]:
@@ -133,11 +133,12 @@ class Judge:
 
 
 def judge_of(manifest: Manifest, experiment: Experiment) -> Judge:
-    """The validation split's judge."""
+    """The validation split's judge. What an image shows is known of generated scenes alone."""
+    things = read_things(Path(manifest.source)) if experiment.profile == "embedded" else {}
     rows = manifest.split("val")
     seed = experiment.seed_of(DRAWN)
     drawn = [row.captions[drawn_index(row, seed)] for row in rows]
-    return Judge(rows, drawn, experiment.seed_of(BOOTSTRAP), read_things(Path(manifest.source)))
+    return Judge(rows, drawn, experiment.seed_of(BOOTSTRAP), things)
 
 
 def write_captions(judge: Judge, captions: dict[str, list[str]]) -> None:
@@ -160,7 +161,11 @@ def run_cells(experiment: Experiment) -> list[Run]:
     tokenizer = blip.load_tokenizer(source)
     ids = prompts(task.cells, tokenizer, task.max_length)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    decoder = Decoder(blip.load_decoder(source).to(device), Lengths(task.min_length, task.max_length))
+    model = blip.load_decoder(source).to(device)
+    positions = model.config.max_position_embeddings
+    if task.max_length > positions:
+        raise InputError(f"captioning.max_length = {task.max_length}: at most {positions}, the positions of {source}")
+    decoder = Decoder(model, Lengths(task.min_length, task.max_length))
     found, judge = decode(decoder, table, task.cells, ids, experiment), judge_of(manifest, experiment)
     captions = {
         name: [tokenizer.decode(texts[row.image_id], skip_special_tokens=True) for row in judge.rows]
@@ -189,7 +194,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     start = time.perf_counter()
     experiment = load_experiment()
-    shutil.rmtree(FOLDER / TASK, ignore_errors=True)  # records of cells that are gone
+    for folder in (FOLDER / TASK, PREDICTIONS.parent):
+        shutil.rmtree(folder, ignore_errors=True)  # what belongs to cells that are gone
     reason = absence(DECODING)
     if reason:
         declare_absent(FOLDER / TASK, reason)

@@ -39,15 +39,23 @@ def choose(logits: Tensor, rules: Rules, uniform: Tensor, error: float) -> tuple
     shares = scores.masked_fill(rank >= rules.k[:, None], -torch.inf).softmax(1)
     reached = shares.cumsum(1) - shares  # by the likelier ones
     kept = (reached < rules.p[:, None]) | (rank == 0)
-    p_sure = ((reached - rules.p[:, None]).abs() > slack) | (rules.p == 1)[:, None]
+    count = kept.sum(1, keepdim=True).clamp(max=scores.shape[1] - 1)
+    gap = scores.gather(1, count - 1) - scores.gather(1, count)
+    p_sure = ((reached - rules.p[:, None]).abs() > _moved(reached, slack)) & (gap > slack)
+    p_sure |= (rules.p == 1)[:, None]
 
     by_id = ids.argsort(1)
     shares = shares.masked_fill(~kept, 0).gather(1, by_id)
     edges = shares.cumsum(1) / shares.sum(1, keepdim=True)
     place = torch.searchsorted(edges, uniform[:, None].double(), right=True).clamp(max=edges.shape[1] - 1)
     inner = edges.masked_fill(edges > 1 - 1e-12, torch.inf)  # nothing lies beyond the last edge
-    draw_sure = (inner - uniform[:, None]).abs() > slack
+    draw_sure = (inner - uniform[:, None]).abs() > _moved(edges, slack)
     return ids.gather(1, by_id.gather(1, place))[:, 0], (k_sure & p_sure & draw_sure).all(1)
+
+
+def _moved(cumulative: Tensor, slack: Tensor) -> Tensor:
+    """How far a cumulative probability can move when every score moves by no more than `slack`."""
+    return 2 * slack * cumulative * (1 - cumulative).clamp(min=0) + 1e-12
 
 
 def _likeliest(logits: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,12 @@
 
 An image's keys and values are computed once, a prompt is read once for every image; then all cells go on together, a
 row each. A row draws from a random stream of its own, and a choice that lies closer than single precision can tell is
-made again in double precision, alone: so no row's text hangs on which others shared its batch, or on the device.
+made again in double precision: so no row's text hangs on which others shared its batch, or on the device. Beam search
+is transformers' own, without that care.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +42,33 @@ def rules_of(cells: Sequence[Cell], device: torch.device) -> Rules:
     )
 
 
+@contextmanager
+def images_shared(model: BlipTextLMHeadModel, rows: Tensor, images: int, each: int) -> Iterator[None]:
+    """Let all rows of an image read one copy of its keys and values: they become one image's queries, side by side.
+
+    `rows` numbers the rows in the batch image by image, `each` for every one; some may be missing. Copies for every
+    row would take 40 MB a row with BLIP-base, and most of a small one's time.
+    """
+
+    def gather(_, asked: tuple, settings: dict) -> tuple[tuple, dict]:
+        hidden, *others = asked
+        wide = hidden.new_zeros(images * each, *hidden.shape[1:])
+        wide[rows] = hidden
+        return (wide.view(images, each * hidden.shape[1], hidden.shape[2]), *others), settings
+
+    def spread(_, asked: tuple, found: tuple) -> tuple:
+        return found[0].view(images * each, -1, found[0].shape[2])[rows], *found[1:]
+
+    attentions = [layer.crossattention for layer in model.bert.encoder.layer]
+    handles = [one.register_forward_pre_hook(gather, with_kwargs=True) for one in attentions]
+    handles += [one.register_forward_hook(spread) for one in attentions]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Decoder:
     """Prompts and results are token ids without special tokens; a text stops at `config.sep_token_id`."""
 
@@ -72,32 +101,33 @@ class Decoder:
         going = torch.arange(len(written), device=device)  # rows still in the batch
         ended = torch.zeros(len(written), dtype=torch.bool, device=device)
         for place in range(prompted, self.lengths.longest):
-            written[going, place] = self._pick(logits, going, written[:, :place], states, rules, streams[:, place])
+            before = written[:, :place]
+            written[going, place] = self._pick(logits, going, ended, before, states, rules, streams[:, place])
             ended[going] |= written[going, place] == self.end
             unfinished = (~ended[going]).nonzero()[:, 0]
-            if not len(unfinished):
+            if not len(unfinished) or place + 1 == self.lengths.longest:
                 break
             if len(unfinished) <= THINNED * len(going):
-                cache.batch_select_indices(unfinished)
+                cache.self_attention_cache.batch_select_indices(unfinished)
                 going = going[unfinished]
-            logits = self._read(written[going, place][:, None], states, cache)
+            logits = self._read(written[going, place][:, None], states, cache, going, len(cells))
         return [self._text(row, prompted) for row in written.tolist()]
 
     def _prefill(self, states: Tensor, prompts: Sequence[list[int]]) -> tuple[Tensor, EncoderDecoderCache]:
         """Logits behind each row's prompt, and what has been read: images once, each distinct prompt once an image."""
         config, distinct = self.model.config, [list(one) for one in dict.fromkeys(map(tuple, prompts))]
         cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
-        logits = self._read(torch.full((len(states), 1), self.start, device=states.device), states, cache)
-        if distinct == [[]]:
-            first = torch.arange(len(states), device=states.device)[:, None]
-        else:
-            cache.batch_repeat_interleave(len(distinct))
+        rows = torch.arange(len(states), device=states.device)
+        logits = self._read(torch.full((len(states), 1), self.start, device=states.device), states, cache, rows)
+        if distinct != [[]]:
+            cache.self_attention_cache.batch_repeat_interleave(len(distinct))
             told = torch.tensor(distinct, device=states.device).repeat(len(states), 1)
-            logits = self._read(told, states, cache)
-            first = torch.arange(len(told), device=states.device).unflatten(0, (len(states), len(distinct)))
-        rows = first[:, [distinct.index(list(one)) for one in prompts]].flatten()
-        cache.batch_select_indices(rows)
-        return logits[rows], cache
+            everyone = torch.arange(len(told), device=states.device)
+            logits = self._read(told, states, cache, everyone, len(distinct))
+        place = torch.tensor([distinct.index(list(one)) for one in prompts], device=states.device)
+        first = (rows[:, None] * len(distinct) + place).flatten()
+        cache.self_attention_cache.batch_select_indices(first)
+        return logits[first], cache
 
     @torch.inference_mode()
     def search(self, states: Tensor, prompt: list[int], beams: int) -> list[list[int]]:
@@ -115,19 +145,30 @@ class Decoder:
         )
         return [self._text(row, first.shape[1]) for row in found.tolist()]
 
-    def _read(self, tokens: Tensor, states: Tensor, cache: EncoderDecoderCache) -> Tensor:
-        """Logits `(rows, vocabulary)` behind the last of `tokens`; the image is read from `cache` once it is there."""
-        read = self.model(tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return read.logits[:, -1]
+    def _read(self, tokens: Tensor, states: Tensor, cache: EncoderDecoderCache, rows: Tensor, each: int = 1) -> Tensor:
+        """Logits `(rows, vocabulary)` behind the last of `tokens`; `rows` and `each` as in `images_shared`."""
+        asked = {"encoder_hidden_states": states, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        with images_shared(self.model, rows, len(states), each):
+            return self.model(tokens, **asked).logits[:, -1]
 
-    def _pick(self, logits: Tensor, going: Tensor, before: Tensor, states: Tensor, rules: Rules, uniform: Tensor):
-        """The next token of the rows `going`; what is not sure is chosen again from exact logits."""
+    def _pick(
+        self,
+        logits: Tensor,
+        going: Tensor,
+        ended: Tensor,
+        before: Tensor,
+        states: Tensor,
+        rules: Rules,
+        uniform: Tensor,
+    ) -> Tensor:
+        """The next token of the rows `going`; what is not sure, and not over, is chosen again from exact logits."""
         chosen, sure = choose(self._allowed(logits, before), rules[going], uniform[going], ERROR)
-        for unsure in (~sure).nonzero()[:, 0]:
-            row = going[unsure]
-            image = states[row // (len(before) // len(states))][None].double()
-            exact = self.exact(before[row][None], encoder_hidden_states=image, logits_to_keep=1).logits[:, -1]
-            chosen[unsure] = choose(self._allowed(exact, before), rules[row[None]], uniform[row[None]], 0)[0][0]
+        sure |= ended[going]
+        if not bool(sure.all()):
+            rows = going[~sure]
+            images = states[rows // (len(before) // len(states))].double()
+            exact = self.exact(before[rows], encoder_hidden_states=images, logits_to_keep=1).logits[:, -1]
+            chosen[~sure] = choose(self._allowed(exact, before), rules[rows], uniform[rows], 0)[0]
         return chosen
 
     def _allowed(self, logits: Tensor, before: Tensor) -> Tensor:

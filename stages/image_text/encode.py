@@ -106,7 +106,7 @@ def encode_val(towers: Towers, rows: tuple[Row, ...], provenance: Provenance) ->
     with feature_writer(DECODING / "val.parquet", provenance) as writer:
         for number, batch in enumerate(_bar(batches, "encode val images", len(rows))):
             states = towers.image_states(batch).half().cpu()
-            first.append(states[:, 0])
+            first.append(states[:, 0].clone())  # a view would keep its batch
             for row, one in zip(rows[number * BATCH :], states, strict=False):
                 writer.add(Features(row.image_id, 0, view, one[None]))
     return Vectors([row.image_id for row in rows], [0] * len(rows), torch.cat(first), vars_as_text(provenance))

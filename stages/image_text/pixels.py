@@ -15,7 +15,8 @@ class BlipRandAugment(v2.RandAugment):
     """torchvision's RandAugment (Cubuk et al., 2020) with BLIP's ten operations and BLIP's ranges.
 
     BLIP counts magnitudes from 0 to 10. At 5, the protocol's, a shear is 0.15, a turn 15 degrees, a shift 5 pixels
-    of 384, and brightness and sharpness keep their factor 1: those two do nothing there, as in BLIP.
+    of 384, and brightness and sharpness keep their factor 1: those two do nothing there, as in BLIP. Every drawn
+    operation is applied; BLIP's own code leaves out each with probability 0.5, of which the protocol says nothing.
     """
 
     _AUGMENTATION_SPACE: ClassVar = {

@@ -2,9 +2,11 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.params.section import Count, Name, Rate, Section, Weight
+
+TABLE4 = {"provided", "scratch", "finetuned"}  # the names of its rows
 
 
 class Recipe(Section):
@@ -29,6 +31,14 @@ class Retrieval(Recipe):
     views: Count
     finetune: Recipe
     grid: dict[Name, Row] = Field(min_length=1)
+
+    @field_validator("grid")
+    @classmethod
+    def _names_of_its_own(cls, grid: dict[str, Row]) -> dict[str, Row]:
+        taken = sorted(set(grid) & TABLE4)
+        if taken:
+            raise ValueError(f"'{taken[0]}' is a row of Table 4; give the grid's row another name")
+        return grid
 
     @model_validator(mode="after")
     def _views_are_used(self) -> Self:

@@ -90,12 +90,12 @@ def asked_runs(experiment: Experiment) -> dict[str, list[str]]:
 def sections_of(results: dict[str, list[Result]], manifest: Manifest, experiment: Experiment) -> dict[str, Section]:
     """Every task's part of the page."""
     made = {"segmentation": segmentation.section(results["segmentation"], manifest, experiment.seed_of(SEGMENTATION))}
-    if "captioning" in results:
+    if {"captioning", "retrieval", "retrieval_grid"} <= results.keys():
         made["captioning"] = captioning.section(results["captioning"], manifest, experiment.seed_of(CAPTIONING))
         seed = experiment.seed_of(RETRIEVAL)
         made["retrieval"] = retrieval.section(results["retrieval"], results["retrieval_grid"], manifest, seed)
     else:
-        reason = absence(RUNS / "captioning")
+        reason = next(filter(None, (absence(RUNS / task) for task in ("captioning", "retrieval", "retrieval_grid"))))
         made["captioning"] = Section(["## Captioning and retrieval", "", f"Tables 2 to 5 are left out: {reason}.", ""])
     return made
 
@@ -128,8 +128,8 @@ def main() -> None:
 
 def _attach(results: dict[str, list[Result]], sections: dict[str, Section]) -> None:
     """Put every run's figures beside it in MLflow."""
-    ids = {one.run.name: one.run_id for some in results.values() for one in some}
-    tracking.attach({ids[name]: files for section in sections.values() for name, files in section.figures.items()})
+    ids = {one.run.identity: one.run_id for some in results.values() for one in some}
+    tracking.attach({ids[one]: files for section in sections.values() for one, files in section.figures.items()})
 
 
 def _seconds() -> str:

@@ -11,7 +11,7 @@ FIGURES, TABLES, CURVES = ROOT / "figures", ROOT / "tables", ROOT / "curves"
 
 @dataclass(frozen=True)
 class Section:
-    """Markdown `lines`; `tables` by file name; `metrics` by run, for `dvc metrics`; `figures` by run, for MLflow."""
+    """Markdown `lines`; `tables` by file name; `metrics` by run, for `dvc metrics`; `figures` by run's identity."""
 
     lines: list[str]
     tables: dict[str, Table] = field(default_factory=dict)

@@ -135,7 +135,7 @@ def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
     figures = draw(FIGURES / "segmentation", heads, manifest)
     write_curves(CURVES / "segmentation", heads)
     lines = _lines(heads, claims(heads, manifest, seed), figures)
-    by_run = {name: files for name, files in figures.items() if name}
+    by_run = {head.run.identity: figures[head.run.name] for head in heads}
     return Section(lines, {TABLE: table(heads)}, metrics(heads), by_run)
 
 

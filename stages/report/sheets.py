@@ -86,7 +86,7 @@ def draw_captions(path: Path, rows: tuple[Row, ...], columns: dict[str, dict[str
             for axis, text in zip(line[1:], texts, strict=True):
                 axis.axis("off")
                 wrapped = "\n".join(textwrap.wrap(text, 28, max_lines=6, placeholder=" …"))
-                axis.text(0, 0.5, wrapped, fontsize=8.5, va="center", transform=axis.transAxes)
+                axis.text(0, 0.5, wrapped, fontsize=8.5, va="center", transform=axis.transAxes, parse_math=False)
         for axis, title in zip(axes[0][1:], titles[1:], strict=True):
             axis.set_title(
                 title.replace(", ", "\n", 1).replace(', "', '\n"'), fontsize=8.5, fontweight="bold", loc="left"
@@ -132,7 +132,9 @@ def draw_found(path: Path, label: str, rows: tuple[Row, ...], found: list[dict])
             place = "found first" if rank == 1 else f"right image: rank {rank}"
             words = "\n".join(textwrap.wrap(answer["caption"], 28, max_lines=5, placeholder=" …"))
             line[0].axis("off")
-            line[0].text(0, 0.5, f"{words}\n({place})", fontsize=8.5, va="center", transform=line[0].transAxes)
+            line[0].text(
+                0, 0.5, f"{words}\n({place})", fontsize=8.5, va="center", transform=line[0].transAxes, parse_math=False
+            )
             for axis, image_id in zip(line[1:], answer["nearest"], strict=True):
                 _picture(axis, by_id[image_id])
                 if image_id == answer["image_id"]:

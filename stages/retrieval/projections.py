@@ -44,20 +44,57 @@ def save_projections(path: Path, projections: Projections) -> None:
 
 
 class Stack:
-    """`R` pairs of projections as one batched product; each stays a module of its own, with its own optimizer group."""
+    """The weights of `R` pairs of projections, side by side: one batched product, one optimizer."""
 
     def __init__(self, rows: list[Projections]):
         self.rows = rows
+        self._names = [name for name, _ in rows[0].named_parameters()]
+        self.weights = {
+            name: torch.stack([row.get_parameter(name).detach() for row in rows]).requires_grad_()
+            for name in self._names
+        }
 
     def images(self, states: Tensor) -> Tensor:
         """`(R, N, width)` of `(R, N, image_dim)`."""
-        return self._project(states, [row.vision_proj for row in self.rows])
+        return self._project(states, "vision_proj")
 
     def texts(self, states: Tensor) -> Tensor:
         """`(R, N, width)` of `(R, N, text_dim)`."""
-        return self._project(states, [row.text_proj for row in self.rows])
+        return self._project(states, "text_proj")
 
-    @staticmethod
-    def _project(states: Tensor, layers: list[nn.Linear]) -> Tensor:
-        weight, bias = torch.stack([layer.weight for layer in layers]), torch.stack([layer.bias for layer in layers])
-        return F.normalize(torch.baddbmm(bias[:, None], states, weight.transpose(1, 2)), dim=-1)
+    def _project(self, states: Tensor, layer: str) -> Tensor:
+        weight, bias = self.weights[f"{layer}.weight"], self.weights[f"{layer}.bias"]
+        return F.normalize(torch.baddbmm(bias[:, None], states, weight.mT), dim=-1)
+
+    @torch.no_grad()
+    def write_back(self) -> list[Projections]:
+        """The rows, with their weights as they are now."""
+        for place, row in enumerate(self.rows):
+            for name, weight in self.weights.items():
+                row.get_parameter(name).copy_(weight[place])
+        return self.rows
+
+
+class StackedAdamW:
+    """`torch.optim.AdamW` over a stack, with a learning rate and a weight decay for every row.
+
+    A row's step is AdamW's own step of length 1, shortened to its learning rate; weights decay before it, as there.
+    """
+
+    def __init__(self, stack: Stack, rates: list[float], decays: list[float]):
+        self._weights = list(stack.weights.values())
+        self._inner = torch.optim.AdamW(self._weights, lr=1.0, weight_decay=0.0)
+        device = self._weights[0].device
+        self._rates, self._decays = (torch.tensor(one, device=device) for one in (rates, decays))
+
+    def step(self, loss: Tensor, share: float) -> None:
+        """Descend `loss`, at `share` of every row's learning rate."""
+        self._inner.zero_grad()
+        loss.backward()
+        before = [weight.detach().clone() for weight in self._weights]
+        self._inner.step()
+        rates = self._rates * share
+        with torch.no_grad():
+            for weight, old in zip(self._weights, before, strict=True):
+                rate, decay = (one.view(-1, *[1] * (weight.ndim - 1)) for one in (rates, rates * self._decays))
+                weight.sub_(old).mul_(rate).add_(old * (1 - decay))

@@ -15,8 +15,11 @@ def ranks(queries: Tensor, gallery: Tensor, query_owners: Tensor, gallery_owners
 
     `queries` `(Q, dim)` and `gallery` `(G, dim)` are compared by dot product; an entry is right where its owner (an
     image's number) is the query's, and other right entries never stand in the way. Ties count against us: whatever is
-    wrong and as similar as the right answer ranks before it. Raises `ValueError` for a query without a right answer.
+    wrong and as similar as the right answer ranks before it. Raises `ValueError` for a query without a right answer
+    and for embeddings that are no numbers.
     """
+    if not (bool(queries.isfinite().all()) and bool(gallery.isfinite().all())):
+        raise ValueError("embeddings that are no finite numbers have no ranks")
     places, told = _right_places(query_owners, gallery_owners)
     found = []
     for first, similar in _blocks(queries, gallery):
@@ -42,8 +45,11 @@ def _right_places(query_owners: Tensor, gallery_owners: Tensor) -> tuple[Tensor,
 
 def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
     """Gallery places `(Q, count)` of the most similar entries, the best first; ties by place."""
-    orders = [similar.argsort(dim=1, descending=True, stable=True) for _, similar in _blocks(queries, gallery)]
-    return torch.cat([order[:, :count] for order in orders])
+    return torch.cat([_order(similar)[:, :count].clone() for _, similar in _blocks(queries, gallery)])
+
+
+def _order(similar: Tensor) -> Tensor:
+    return similar.argsort(dim=1, descending=True, stable=True)
 
 
 def _blocks(queries: Tensor, gallery: Tensor) -> Iterator[tuple[int, Tensor]]:

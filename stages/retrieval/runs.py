@@ -18,7 +18,7 @@ from stages.params.retrieval import Row
 from stages.retrieval import BOOTSTRAP, PREDICTIONS, WEIGHTS
 from stages.retrieval.cached import Cached
 from stages.retrieval.projections import save_projections
-from stages.retrieval.training import Training, train
+from stages.retrieval.training import DivergedError, Training, train
 from stages.runs import FOLDER, Run, package_versions, write_run
 from stages.stage import InputError
 from stages.writing import replacing
@@ -45,9 +45,24 @@ def run_all(task: str, stage: str, asked: dict[str, Row | None]) -> None:
     trainings = [_training(task, name, row, cached, experiment) for name, row in asked.items()]
     taught = [one for one in trainings if asked[one.name]]
     with tqdm(total=sum(one.recipe.epochs for one in taught), desc=stage, unit="epoch", mininterval=1) as bar:
-        train(taught, cached.pairs, cached.val.metrics, bar)
+        try:
+            train(taught, cached.pairs, cached.val.metrics, bar)
+        except (DivergedError, ValueError) as fault:
+            raise InputError(_diverged(task, fault, asked)) from fault
     runs = [_record(task, stage, one, asked[one.name], cached, experiment) for one in trainings]
     tracking.register(runs, seconds=time.perf_counter() - start)
+
+
+def _diverged(task: str, fault: Exception, asked: dict[str, Row | None]) -> str:
+    """Which row's numbers made a training end in nothing."""
+    if not isinstance(fault, DivergedError):
+        return f"{task}: {fault}"
+    name, epoch = fault.args
+    row = asked[name]
+    return (
+        f"{stage_key(task, name)}: training diverged in epoch {epoch}; "
+        f"lr = {row.lr:g}, temperature = {row.temperature:g}: choose a smaller lr or a larger temperature"
+    )
 
 
 def _training(task: str, name: str, row: Row | None, cached: Cached, experiment: Experiment) -> Training:

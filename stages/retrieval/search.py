@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from stages.absence import absence
 from stages.data import manifest as manifests
 from stages.data.folder import SUFFIXES
 from stages.data.images import read_image
@@ -38,6 +39,9 @@ COLUMNS = 5
 
 def run_weights(run: str) -> Path:
     """Where a run's projections lie; raises `InputError` listing the runs there are."""
+    reason = absence(WEIGHTS / "retrieval")
+    if reason:
+        raise InputError(f"nothing to search: {reason}")
     path = WEIGHTS / (run if "/" in run else f"retrieval/{run}")
     path = path.with_name(f"{path.name}.safetensors")
     if not path.is_file():
@@ -76,7 +80,7 @@ def draw_images(path: Path, text: str, found: list[tuple[float, Path]]) -> None:
     for place, (axis, (similar, file)) in enumerate(zip(axes.flat, found, strict=False), 1):
         axis.imshow(np.asarray(read_image(file)), interpolation="nearest")
         axis.set_title(f"{place}. {similar:.2f}", fontsize=9)
-    figure.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11)
+    figure.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11, parse_math=False)
     _write(path, figure)
 
 
@@ -85,7 +89,16 @@ def draw_captions(path: Path, file: Path, found: list[tuple[float, str]]) -> Non
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), layout="constrained", width_ratios=[1, 1.7])
     left.imshow(np.asarray(read_image(file)), interpolation="nearest")
     lines = [f"{similar:.2f}  {textwrap.shorten(text, 58)}" for similar, text in found]
-    right.text(0, 0.5, "\n".join(lines), fontsize=9, va="center", family="monospace", transform=right.transAxes)
+    right.text(
+        0,
+        0.5,
+        "\n".join(lines),
+        fontsize=9,
+        va="center",
+        family="monospace",
+        transform=right.transAxes,
+        parse_math=False,
+    )
     for axis in (left, right):
         axis.axis("off")
     _write(path, figure)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from stages.params.retrieval import Recipe
-from stages.retrieval.projections import Projections, Stack
+from stages.retrieval.projections import Projections, Stack, StackedAdamW
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Training:
     history: list[dict]
 
 
+class DivergedError(Exception):
+    """A training whose loss or weights are no numbers any more: its name and the epoch."""
+
+
 Evaluate = Callable[[Projections], dict[str, float]]
 
 
@@ -51,13 +55,9 @@ def train(trainings: list[Training], pairs: Pairs, evaluate: Evaluate, bar: tqdm
 
 
 def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, epochs: int, batch: int, bar) -> None:
-    """One batched product, one optimizer with a group for each training."""
+    """One batched product, one optimizer."""
     stack, recipes = Stack([one.projections for one in alike]), [one.recipe for one in alike]
-    groups = [
-        {"params": list(one.projections.parameters()), "lr": one.recipe.lr, "weight_decay": one.recipe.weight_decay}
-        for one in alike
-    ]
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer = StackedAdamW(stack, [one.lr for one in recipes], [one.weight_decay for one in recipes])
     device = pairs.texts.device
     temperature = torch.tensor([recipe.temperature for recipe in recipes], device=device)[:, None, None]
     orders = [torch.Generator().manual_seed(one.seed) for one in alike]
@@ -67,15 +67,14 @@ def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, epochs
         order = torch.stack([torch.randperm(len(pairs), generator=one) for one in orders]).to(device)
         losses = []
         for step in range(per_epoch):
-            left = 1 - (epoch * per_epoch + step) / (epochs * per_epoch)
-            for group, recipe in zip(optimizer.param_groups, recipes, strict=True):
-                group["lr"] = recipe.lr * left
             some = order[:, step * batch : (step + 1) * batch]  # (trainings, batch)
             loss = contrast(stack.images(views[some]), stack.texts(pairs.texts[some]), temperature)
-            optimizer.zero_grad()
-            loss.sum().backward()
-            optimizer.step()
+            optimizer.step(loss.sum(), 1 - (epoch * per_epoch + step) / (epochs * per_epoch))
             losses.append(loss.detach())
+        stack.write_back()
+        for one, row in zip(alike, torch.stack(losses).isfinite().all(0).tolist(), strict=True):
+            if not (row and all(bool(weight.isfinite().all()) for weight in one.projections.parameters())):
+                raise DivergedError(one.name, epoch + 1)
         for one, loss in zip(alike, torch.stack(losses).mean(0).tolist(), strict=True):
             one.history.append({"epoch": epoch + 1, "train_loss": loss, **evaluate(one.projections)})
         if bar is not None:
