@@ -155,6 +155,21 @@ def test_metrics_and_plots_are_shown_without_a_network(undisturbed):
     assert "miou_per_epoch.png" in page
 
 
+def test_images_are_found_by_a_sentence_and_captions_by_an_image(undisturbed):
+    search = ("python", "-m", "stages.retrieval.search")
+    told = undisturbed.run(*search, "a red dog")
+    assert told.returncode == 0, told.stderr
+    assert "unknown to data/checkpoints/blip_scenes: dog" in told.stdout
+    assert len(re.findall(r"^ ?\d+  -?\d\.\d{3}  val_0000\d$", told.stdout, re.MULTILINE)) == 7  # all there are
+    assert (undisturbed.root / "reports/search.png").stat().st_size > 5000
+    told = undisturbed.run(*search, "data/scenes/JPEGImages/val_00000.jpg", "--run", "provided")
+    assert told.returncode == 0, told.stderr
+    assert len(re.findall(r"^ ?\d+  -?\d\.\d{3}  \w+ \w+", told.stdout, re.MULTILINE)) == 7
+    missing = undisturbed.run(*search, "nowhere.jpg")
+    assert missing.returncode == 2
+    assert missing.stderr.strip() == "search: nowhere.jpg: missing"
+
+
 def test_a_wrong_param_stops_with_its_key_and_what_is_allowed(undisturbed):
     made = undisturbed.run("dvc", "exp", "run", "-S", "segmentation.lr=fast")
     assert made.returncode != 0
@@ -197,7 +212,7 @@ def test_real_photographs_run_end_to_end(clone_project, street):
     assert "has no captions" in report
 
 
-def test_a_folder_with_captions_of_its_own_is_captioned_and_searched(clone_project, street):
+def test_a_folder_with_captions_of_its_own_is_captioned(clone_project, street):
     ids = [one.stem for one in (street / "JPEGImages").iterdir()]
     (street / "captions.json").write_text(json.dumps(dict.fromkeys(ids, "a red bus at the left of a street")))
     project = clone_project()
@@ -209,6 +224,3 @@ def test_a_folder_with_captions_of_its_own_is_captioned_and_searched(clone_proje
     assert "Table 5." in report
     assert "22.2% of the captions' words are unknown to this BLIP, such as bus, street." in report
     assert "Class named" not in report
-    found = project.run("python", "-m", "stages.retrieval.search", "a red bus")
-    assert found.returncode == 0, found.stderr
-    assert (project.root / "reports/search.png").stat().st_size > 5000
