@@ -87,8 +87,8 @@ class StackedAdamW:
         device = self._weights[0].device
         self._rates, self._decays = (torch.tensor(one, device=device) for one in (rates, decays))
 
-    def step(self, loss: Tensor, share: float) -> None:
-        """Descend `loss`, at `share` of every row's learning rate."""
+    def step(self, loss: Tensor, share: Tensor) -> None:
+        """Descend `loss`, at a `share` `(R,)` of every row's learning rate; a row with share 0 stays as it is."""
         self._inner.zero_grad()
         loss.backward()
         before = [weight.detach().clone() for weight in self._weights]

@@ -1,4 +1,4 @@
-"""Train projections from cached states, all recipes of one shape in one batched product.
+"""Train projections from cached states, all recipes of one batch size in one batched product.
 
 Every recipe has its own weights, order of images, learning rate and temperature, so that each ends as if it had been
 trained alone.
@@ -46,39 +46,45 @@ Evaluate = Callable[[Projections], dict[str, float]]
 
 
 def train(trainings: list[Training], pairs: Pairs, evaluate: Evaluate, bar: tqdm | None = None) -> None:
-    """Train every one of `trainings` in place; those of like epochs and batch size side by side."""
-    shapes = {}
+    """Train every one of `trainings` in place; those of one batch size side by side."""
+    alike: dict[int, list[Training]] = {}
     for training in trainings:
-        shapes.setdefault((training.recipe.epochs, training.recipe.batch_size), []).append(training)
-    for (epochs, batch), alike in shapes.items():
-        _train_alike(alike, pairs, evaluate, epochs, batch, bar)
+        alike.setdefault(training.recipe.batch_size, []).append(training)
+    for batch, some in alike.items():
+        _train_alike(some, pairs, evaluate, batch, bar)
 
 
-def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, epochs: int, batch: int, bar) -> None:
-    """One batched product, one optimizer."""
+def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, batch: int, bar: tqdm | None) -> None:
+    """One batched product, one optimizer. A training that is through stays as it is until the longest one is."""
     stack, recipes = Stack([one.projections for one in alike]), [one.recipe for one in alike]
     optimizer = StackedAdamW(stack, [one.lr for one in recipes], [one.weight_decay for one in recipes])
-    device = pairs.texts.device
+    device, per_epoch = pairs.texts.device, len(pairs) // batch
     temperature = torch.tensor([recipe.temperature for recipe in recipes], device=device)[:, None, None]
+    lengths = torch.tensor([recipe.epochs * per_epoch for recipe in recipes], device=device)
     orders = [torch.Generator().manual_seed(one.seed) for one in alike]
-    per_epoch = len(pairs) // batch
-    for epoch in range(epochs):
+    for epoch in range(max(recipe.epochs for recipe in recipes)):
         views = pairs.images[epoch % len(pairs.images)]
         order = torch.stack([torch.randperm(len(pairs), generator=one) for one in orders]).to(device)
         losses = []
         for step in range(per_epoch):
             some = order[:, step * batch : (step + 1) * batch]  # (trainings, batch)
             loss = contrast(stack.images(views[some]), stack.texts(pairs.texts[some]), temperature)
-            optimizer.step(loss.sum(), 1 - (epoch * per_epoch + step) / (epochs * per_epoch))
+            optimizer.step(loss.sum(), (1 - (epoch * per_epoch + step) / lengths).clamp(min=0))
             losses.append(loss.detach())
         stack.write_back()
-        for one, row in zip(alike, torch.stack(losses).isfinite().all(0).tolist(), strict=True):
-            if not (row and all(bool(weight.isfinite().all()) for weight in one.projections.parameters())):
-                raise DivergedError(one.name, epoch + 1)
-        for one, loss in zip(alike, torch.stack(losses).mean(0).tolist(), strict=True):
-            one.history.append({"epoch": epoch + 1, "train_loss": loss, **evaluate(one.projections)})
+        going = [place for place, one in enumerate(alike) if epoch < one.recipe.epochs]
+        for place in going:
+            _note(alike[place], epoch + 1, torch.stack(losses)[:, place], evaluate)
         if bar is not None:
-            bar.update(len(alike))
+            bar.update(len(going))
+
+
+def _note(one: Training, epoch: int, losses: Tensor, evaluate: Evaluate) -> None:
+    """Add an epoch to a training's history; raises `DivergedError` where it has none to tell."""
+    weights = torch.cat([weight.flatten() for weight in one.projections.parameters()])
+    if not (bool(losses.isfinite().all()) and bool(weights.isfinite().all())):
+        raise DivergedError(one.name, epoch)
+    one.history.append({"epoch": epoch, "train_loss": losses.mean().item(), **evaluate(one.projections)})
 
 
 def contrast(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
