@@ -216,11 +216,12 @@ def test_a_folder_with_captions_of_its_own_is_captioned(clone_project, street):
     ids = [one.stem for one in (street / "JPEGImages").iterdir()]
     (street / "captions.json").write_text(json.dumps(dict.fromkeys(ids, "a red bus at the left of a street")))
     project = clone_project()
-    made = project.run("dvc", "exp", "run", "-S", "profile=folder", "-S", f"folder.path={street}")
+    project.set(profile="folder", folder__path=str(street))
+    made = project.repro("caption", "train_retrieval")
     assert made.returncode == 0, made.stdout + made.stderr
-    told = "22.2% of the captions' words are unknown to data/checkpoints/blip_scenes: bus, street"
-    assert told in made.stdout
-    report = project.read("reports/report.md").decode()
-    assert "Table 5." in report
-    assert "22.2% of the captions' words are unknown to this BLIP, such as bus, street." in report
-    assert "Class named" not in report
+    assert "22.2% of the captions' words are unknown to data/checkpoints/blip_scenes: bus, street" in made.stdout
+    run = json.loads(project.read("reports/runs/retrieval/finetuned.json"))
+    assert (run["inputs"]["unknown_share"], run["inputs"]["unknown_words"]) == ("0.2222", "bus street")
+    cell = json.loads(project.read("reports/runs/captioning/greedy.json"))["metrics"]
+    assert cell["images"] == 6
+    assert "class_named" not in cell  # only generated scenes tell what they show

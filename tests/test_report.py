@@ -160,3 +160,11 @@ def test_the_committed_params_are_the_reports_grid():
 )
 def test_learning_rates_are_printed_as_in_the_report(value, printed):
     assert scientific(value) == printed
+
+
+def test_the_page_tells_of_words_that_blip_does_not_know():
+    run = Run("retrieval", "provided", "", {}, {}, inputs={"unknown_share": "0.2222", "unknown_words": "bus street"})
+    (line, _) = retrieval._unknown(Result(run, {}, None))
+    assert line == "22.2% of the captions' words are unknown to this BLIP, such as bus, street."
+    known = Run("retrieval", "provided", "", {}, {}, inputs={"unknown_share": "0.0000", "unknown_words": ""})
+    assert retrieval._unknown(Result(known, {}, None)) == []
