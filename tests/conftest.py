@@ -13,7 +13,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
-from stages.backbones import blip, vit
+from stages.backbones import blip, recipe, vit
 from stages.data.scenes import web
 from stages.voc import COLOUR_MAP
 
@@ -60,6 +60,20 @@ def voc_folder(tmp_path):
     (root / "ImageSets/Segmentation/train.txt").write_text("a\nb\n")
     (root / "ImageSets/Segmentation/val.txt").write_text("c\n")
     return root
+
+
+def cut_off_when_kept(monkeypatch, train) -> None:
+    """Run `train` until it first keeps what a resumed run needs, then cut it off."""
+    keep = recipe.keep
+
+    def cut_off(*kept):
+        keep(*kept)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "keep", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    monkeypatch.setattr(recipe, "keep", keep)
 
 
 def untrained_blip(folder: Path, sharp: float = 1.0) -> None:

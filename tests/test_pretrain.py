@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import cut_off_when_kept
 from ruamel.yaml import YAML
 
 from stages.backbones import pretrain as stage
@@ -32,16 +33,7 @@ def test_a_cut_off_run_ends_in_the_weights_of_an_undisturbed_one(folder, monkeyp
     model, _, undisturbed = stage.pretrain(RECIPE, torch.device("cpu"))
     expected = weights(model)
     stage.RESUME.unlink()
-    keep = recipe.keep
-
-    def cut_off(*kept):
-        keep(*kept)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recipe, "keep", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        stage.pretrain(RECIPE, torch.device("cpu"))
-    monkeypatch.setattr(recipe, "keep", keep)
+    cut_off_when_kept(monkeypatch, lambda: stage.pretrain(RECIPE, torch.device("cpu")))
     model, _, progress = stage.pretrain(RECIPE, torch.device("cpu"))
     assert [point["images"] for point in progress.curve] == [16, 32, 40]
     assert progress.curve == undisturbed.curve

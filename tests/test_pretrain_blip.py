@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, cut_off_when_kept
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from stages.backbones import blip, recipe
@@ -39,16 +39,7 @@ def test_a_cut_off_run_ends_in_the_weights_of_an_undisturbed_one_and_ships(folde
     model, undisturbed = stage.pretrain(RECIPE, torch.device("cpu"))
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     stage.RESUME.unlink()
-    keep = recipe.keep
-
-    def cut_off(*kept):
-        keep(*kept)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recipe, "keep", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        stage.pretrain(RECIPE, torch.device("cpu"))
-    monkeypatch.setattr(recipe, "keep", keep)
+    cut_off_when_kept(monkeypatch, lambda: stage.pretrain(RECIPE, torch.device("cpu")))
     model, progress = stage.pretrain(RECIPE, torch.device("cpu"))
     assert [point["images"] for point in progress.curve] == [16, 24]
     assert progress.curve == undisturbed.curve

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from stages.captioning.bleu import bleu_draws, count
 from stages.data.manifest import Manifest
-from stages.report.claims import Claim
+from stages.report.claims import Claim, answerable
 from stages.report.numbers import beside, plain, starred
 from stages.report.reference import reference
 from stages.report.results import Result
@@ -89,9 +89,7 @@ def read_captions(path: Path) -> dict[str, dict[str, tuple[str, str]]]:
 def claims(results: list[Result], seed: int) -> list[str]:
     """What the report says of these cells, where both are there as it set them."""
     by_name, lines = {result.run.name: result for result in results if reported(result) is not None}, []
-    for claim in CLAIMS:
-        if not {claim.first, claim.second} <= set(by_name):
-            continue
+    for claim in answerable(CLAIMS, by_name):
         first, second = by_name[claim.first], by_name[claim.second]
         found = first.metrics["bleu"] - second.metrics["bleu"]
         there = reported(first) - reported(second)

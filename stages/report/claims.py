@@ -1,5 +1,6 @@
 """A statement of the source report beside the difference found here."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,3 +29,8 @@ class Claim:
             f"- *{self.said}* ({there:+.2f} in the report): {found:+.2f} here, "
             f"95 % interval {low:+.2f} to {high:+.2f}: {verdict}."
         )
+
+
+def answerable(claims: Iterable[Claim], names: Collection[str]) -> list[Claim]:
+    """The claims both of whose runs are among `names`."""
+    return [claim for claim in claims if claim.first in names and claim.second in names]

@@ -8,17 +8,16 @@ import pyarrow.parquet as pq
 
 from stages.bootstrap import weights
 from stages.data.manifest import Manifest
-from stages.report.claims import Claim
+from stages.report.claims import Claim, answerable
 from stages.report.numbers import beside, plain, scientific, starred
 from stages.report.reference import reference
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
-from stages.report.sheets import draw_found, draw_recall
+from stages.report.sheets import SCORE, draw_found, draw_recall
 from stages.report.tables import Table
 from stages.writing import write_text
 
 TABLE4, TABLE5 = "table4_retrieval", "table5_retrieval_grid"
-SCORE = "image_to_text_r_at_1"
 SCRATCH = "Training from scratch"
 LABELS = {"scratch": SCRATCH, "provided": "Finetuning checkpoint"}
 PROVIDED = "Evaluating with the provided checkpoint"
@@ -75,9 +74,7 @@ def _row(result: Result, score: str) -> tuple[str, ...]:
 def claims(results: list[Result], seed: int) -> list[str]:
     """What the report says of these rows, where both are there as it set them."""
     by_name, lines = {result.run.name: result for result in results if reported(result) is not None}, []
-    for claim in CLAIMS:
-        if not {claim.first, claim.second} <= set(by_name):
-            continue
+    for claim in answerable(CLAIMS, by_name):
         first, second = by_name[claim.first], by_name[claim.second]
         hits = _hits(first) - _hits(second)
         draws = weights(len(hits), seed=seed) @ hits / len(hits)

@@ -8,13 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.data.images import read_mask
-from stages.data.manifest import Manifest, Row
+from stages.data.manifest import Manifest
 from stages.report import curves
-from stages.report.claims import Claim
+from stages.report.claims import Claim, answerable
+from stages.report.numbers import beside
 from stages.report.overlays import draw_masks
 from stages.report.reference import reference
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
+from stages.report.sheets import spread
 from stages.report.tables import Table
 from stages.runs import Run
 from stages.segmentation.iou import confusion, mean_iou_draws
@@ -54,10 +56,9 @@ def table(heads: list[Head]) -> Table:
 
 
 def _row(head: Head) -> tuple[str, ...]:
-    miou, reported = head.metrics["miou"], head.reported
+    miou = head.metrics["miou"]
     between = f"{head.metrics['miou_low']:.2f} to {head.metrics['miou_high']:.2f}"
-    beside = ("-", "-") if reported is None else (f"{reported:.2f}", f"{miou - reported:+.2f}")
-    return (head.label, f"{miou:.2f}", between, *beside)
+    return (head.label, f"{miou:.2f}", between, *beside(miou, head.reported))
 
 
 CLAIMS = (
@@ -73,9 +74,7 @@ def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
     truths = {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val")}
     named = [head for head in heads if any(head.run.name in (claim.first, claim.second) for claim in CLAIMS)]
     draws = {head.run.name: _draws(head, truths, len(manifest.classes), seed) for head in named}
-    for claim in CLAIMS:
-        if not {claim.first, claim.second} <= set(by_name):
-            continue
+    for claim in answerable(CLAIMS, by_name):
         first, second = by_name[claim.first], by_name[claim.second]
         found = first.metrics["miou"] - second.metrics["miou"]
         lines.append(claim.line(first.reported - second.reported, found, draws[claim.first] - draws[claim.second]))
@@ -91,7 +90,7 @@ def _draws(head: Head, truths: dict[str, np.ndarray], classes: int, seed: int) -
 
 def draw(folder: Path, heads: list[Head], manifest: Manifest) -> dict[str, list[Path]]:
     """All figures of the section; returns each head's files by name, and the overview's under an empty name."""
-    shown = _shown(manifest.split("val"))
+    shown = spread(manifest.split("val"), PICTURES)
     overview = folder / "miou_per_epoch.png"
     curves.draw_miou(overview, {head.label: head.run for head in heads})
     files = {"": [overview]}
@@ -103,11 +102,6 @@ def draw(folder: Path, heads: list[Head], manifest: Manifest) -> dict[str, list[
         draw_masks(paths[2], head.label, shown, masks, manifest.classes)
         files[head.run.name] = paths
     return files
-
-
-def _shown(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Images spread evenly over the split, the same for every head."""
-    return tuple(rows[index] for index in np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).round().astype(int))
 
 
 @cache
