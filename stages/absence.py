@@ -1,21 +1,32 @@
-"""A stage that has nothing to do says so in a file where its output would be, and whoever reads on finds it."""
+"""A stage that has nothing to do says so where its output would be, and whoever reads on finds it."""
 
 import shutil
 from pathlib import Path
 
 from stages.writing import write_text
 
-NAME = "absent.txt"
+NAME = "absent.txt"  # in place of a folder's files
+MARK = b"absent: "  # what a file in place of another begins with
 
 
-def declare_absent(folder: Path, reason: str) -> None:
-    """Leave the reason, one line, in place of a stage's output; it is printed too."""
-    shutil.rmtree(folder, ignore_errors=True)
+def declare_absent(reason: str, *outputs: Path) -> None:
+    """Leave the reason, one line, in place of a stage's outputs, files where they have a suffix; print it too."""
     print(reason)
-    write_text(folder / NAME, reason + "\n")
+    for output in outputs:
+        if output.suffix:
+            write_text(output, MARK.decode() + reason + "\n")
+        else:
+            shutil.rmtree(output, ignore_errors=True)
+            write_text(output / NAME, reason + "\n")
 
 
-def absence(folder: Path) -> str | None:
-    """Why there is no output in `folder`, or None where there is."""
-    path = folder / NAME
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+def absence(output: Path) -> str | None:
+    """Why there is no output, or None where there is."""
+    if output.is_dir():
+        note = output / NAME
+        return note.read_text(encoding="utf-8").strip() if note.is_file() else None
+    if not output.is_file():
+        return None
+    with output.open("rb") as file:
+        marked = file.read(len(MARK)) == MARK
+        return file.read().decode().strip() if marked else None

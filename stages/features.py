@@ -153,6 +153,15 @@ class FeatureTable:
         """The row groups that hold a view index."""
         return [group for group, index in enumerate(self.group_views) if index == view]
 
+    def batches(self, count: int) -> Iterator[list[Features]]:
+        """All views in their order, `count` at a time, fewer in the last batch."""
+        waiting: list[Features] = []
+        for group in range(self.groups):
+            waiting += self.group(group)
+            while len(waiting) >= count or (waiting and group + 1 == self.groups):
+                yield waiting[:count]
+                waiting = waiting[count:]
+
     def group(self, index: int) -> list[Features]:
         """The views of one row group; their tokens are windows into the group's own memory."""
         table = self._file.read_row_group(index).combine_chunks()

@@ -39,5 +39,6 @@ CLASSES = (
     "train",
     "tvmonitor",
 )  # of mask values 0 to 20
+BACKGROUND = "background"  # the name of what is no object
 VOID = 255  # pixels that are never counted
 COLOUR_MAP = _colour_map()

@@ -7,7 +7,7 @@ from conftest import ROOT
 from stages.params.experiment import load_experiment
 from stages.report import captioning, retrieval
 from stages.report.claims import Claim
-from stages.report.figures import class_colours
+from stages.report.colours import class_colours
 from stages.report.numbers import scientific
 from stages.report.overlays import overlay
 from stages.report.results import Result

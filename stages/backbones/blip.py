@@ -94,8 +94,7 @@ def build(kind: type[Model], config: BlipConfig) -> Model:
     model = kind(config)
     asked = getattr(config.vision_config, "stem", None)
     if asked:
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in asked.items()}
-        model.vision_model.embeddings.patch_embedding = Stem(vit.Architecture(**fields))
+        model.vision_model.embeddings.patch_embedding = Stem(vit.Architecture.of(asked))
     return model
 
 

@@ -160,7 +160,7 @@ def judge(model: Pretrainer, held_out: list[Tensor]) -> dict[str, float]:
     texts = [TOKENIZER.decode(one, skip_special_tokens=True) for one in told]
     named, coloured = [], []
     for text, (name, colour) in zip(texts, looks.tolist(), strict=True):
-        found = [mention for mention in mentions(text) if mention.name == CLASSES[name]]
+        found = [mention for mention in mentions(text.split()) if mention.name == CLASSES[name]]
         named.append(bool(found))
         coloured.append(any(mention.colour == list(COLOURS)[colour] for mention in found))
     return {

@@ -1,4 +1,4 @@
-"""What every pretraining here shares: its optimizers, its learning rate, and going on where it was cut off."""
+"""What every training of a whole model shares: its optimizers, its learning rate, and going on where it was cut off."""
 
 import hashlib
 import inspect
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from stages.params.pretrain import Pretrain
+from stages.params.section import Section
 from stages.writing import replacing
 
 EVALUATE_EVERY = 250  # batches; a killed run goes on from the last evaluation
@@ -51,7 +52,7 @@ class Progress:
     curve: list[dict] = field(default_factory=list)
 
 
-def asked_for(recipe: Pretrain, *modules: ModuleType) -> dict:
+def asked_for(recipe: Section, *modules: ModuleType) -> dict:
     """The recipe and a hash of the code that follows it: what a resumed run must share with the one cut off."""
     code = "".join(inspect.getsource(module) for module in (sys.modules[__name__], *modules))
     return {**recipe.model_dump(), "code": hashlib.sha256(code.encode()).hexdigest()}

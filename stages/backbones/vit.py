@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import timm
@@ -40,6 +41,11 @@ class Architecture:
     kernels: tuple[int, ...] = (4, 4, 3, 4)
     strides: tuple[int, ...] = (2, 2, 1, 2)  # their product is the patch size, 8
     outputs: int = 0  # of the classification layer on the class token; 0 for none
+
+    @classmethod
+    def of(cls, fields: dict) -> "Architecture":
+        """What `asdict` made, and JSON brought back with lists for tuples."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 def stem(architecture: Architecture) -> ConvStem:
@@ -82,8 +88,7 @@ def read_architecture(path: Path) -> Architecture:
         metadata = checkpoint.metadata() or {}
     if "architecture" not in metadata:
         raise ValueError(f"{path} carries no architecture; expected a checkpoint that stages/backbones wrote")
-    fields = json.loads(metadata["architecture"])
-    return Architecture(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return Architecture.of(json.loads(metadata["architecture"]))
 
 
 def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
@@ -137,19 +142,23 @@ class Backbone(nn.Module):
         return Tokens(patches, tokens[:, 0] if self.vit.has_class_token else None)
 
     def attention(self, images: Tensor, block: int = -1) -> Tensor:
-        """Attention weights of one block, `(B, heads, tokens, tokens)`, prefix tokens first; rows sum to 1.
+        """Attention weights of one block, `(B, heads, tokens, tokens)`, as `attentions` gives them.
 
-        Computed from the block's own projections, as fused attention never shows its weights.
+        Raises `IndexError` for a block that the model has not.
         """
-        images, _ = self._prepared(images)
-        vit, block = self.vit, range(len(self.vit.blocks))[block]
+        number = range(len(self.vit.blocks))[block]
+        return next(islice(self.attentions(images), number, None))
+
+    def attentions(self, images: Tensor) -> Iterator[Tensor]:
+        """Attention weights of block after block, `(B, heads, tokens, tokens)`, prefix tokens first; rows sum to 1.
+
+        Computed from the blocks' own projections, as fused attention never shows its weights.
+        """
+        vit, (images, _) = self.vit, self._prepared(images)
         x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-        x = vit.blocks[block].norm1(vit.blocks[:block](x))
-        attention = vit.blocks[block].attn
-        qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))  # (B, tokens, 3, heads, dim / heads)
-        query, key = (part.transpose(1, 2) for part in qkv.unbind(2)[:2])  # each (B, heads, tokens, dim / heads)
-        query, key = attention.q_norm(query), attention.k_norm(key)
-        return (query * attention.scale @ key.transpose(-2, -1)).softmax(-1)
+        for block in vit.blocks:
+            yield _attention_weights(block.attn, block.norm1(x))
+            x = block(x)
 
     def _prepared(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         height, width = images.shape[-2:]
@@ -158,6 +167,14 @@ class Backbone(nn.Module):
             raise ValueError(f"a {height}x{width} image is smaller than one {self.patch[0]}x{self.patch[1]} patch")
         whole = images[..., : rows * self.patch[0], : columns * self.patch[1]]
         return normalise(whole, self.mean, self.std), (rows, columns)
+
+
+def _attention_weights(attention: nn.Module, x: Tensor) -> Tensor:
+    """What timm's `Attention` weighs its values with, `(B, heads, tokens, tokens)`, of normalised `x`."""
+    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))  # (B, tokens, 3, heads, dim / heads)
+    query, key = (part.transpose(1, 2) for part in qkv.unbind(2)[:2])  # each (B, heads, tokens, dim / heads)
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    return (query * attention.scale @ key.transpose(-2, -1)).softmax(-1)
 
 
 def load(source: str) -> Backbone:

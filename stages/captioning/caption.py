@@ -3,7 +3,7 @@
 import argparse
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,8 @@ def decode(
     found: dict[str, dict[str, list[int]]] = {name: {} for name in cells}
     seeds = {name: experiment.seed_of(f"captioning/{name}") for name in cells}
     with tqdm(total=len(table) * len(cells), desc="caption", unit="caption", mininterval=1) as bar:
-        for image_ids, states in _batches(table):
+        for batch in table.batches(IMAGES):
+            image_ids, states = [one.image_id for one in batch], torch.stack([one.tokens[0] for one in batch])
             states = states.to(device).float()
             for names in _alike(cells, ids):
                 streams = np.stack([[_stream(seeds[name], one, decoder) for name in names] for one in image_ids])
@@ -80,16 +81,6 @@ def decode(
                     found[name] |= dict(zip(image_ids, texts, strict=True))
                     bar.update(len(texts))
     return found
-
-
-def _batches(table: FeatureTable) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Image ids and hidden states `(IMAGES or fewer, tokens, dim)`."""
-    waiting = []
-    for group in range(table.groups):
-        waiting += table.group(group)
-        while len(waiting) >= IMAGES or (waiting and group + 1 == table.groups):
-            batch, waiting = waiting[:IMAGES], waiting[IMAGES:]
-            yield [one.image_id for one in batch], torch.stack([one.tokens[0] for one in batch])
 
 
 def _alike(cells: dict[str, Cell], ids: dict[str, list[int]]) -> list[list[str]]:
@@ -141,13 +132,14 @@ def judge_of(manifest: Manifest, experiment: Experiment) -> Judge:
     return Judge(rows, drawn, experiment.seed_of(BOOTSTRAP), things)
 
 
-def write_captions(judge: Judge, captions: dict[str, list[str]]) -> None:
-    """All captions: `cell`, `image_id`, `caption`, and the `reference` that BLEU held it against."""
+def write_captions(judge: Judge, captions: dict[str, list[str]], found: dict[str, dict[str, list[int]]]) -> None:
+    """All captions: `cell`, `image_id`, `caption`, its `tokens`, and the `reference` that BLEU held it against."""
     image_ids = [row.image_id for row in judge.rows]
     columns = {
         "cell": [name for name in captions for _ in image_ids],
         "image_id": image_ids * len(captions),
         "caption": [text for texts in captions.values() for text in texts],
+        "tokens": [found[name][image_id] for name in captions for image_id in image_ids],
         "reference": judge.drawn * len(captions),
     }
     with replacing(PREDICTIONS) as beside:
@@ -171,7 +163,7 @@ def run_cells(experiment: Experiment) -> list[Run]:
         name: [tokenizer.decode(texts[row.image_id], skip_special_tokens=True) for row in judge.rows]
         for name, texts in found.items()
     }
-    write_captions(judge, captions)
+    write_captions(judge, captions, found)
     runs = []
     for name, cell in task.cells.items():
         asked = {"min_length": task.min_length, "max_length": task.max_length, **cell.model_dump(exclude_none=True)}
@@ -198,8 +190,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)  # what belongs to cells that are gone
     reason = absence(DECODING)
     if reason:
-        declare_absent(FOLDER / TASK, reason)
-        declare_absent(PREDICTIONS.parent, reason)
+        declare_absent(reason, FOLDER / TASK, PREDICTIONS.parent)
         return
     runs = run_cells(experiment)
     tracking.register(runs, seconds=time.perf_counter() - start)

@@ -13,7 +13,7 @@ def named_right(captions: dict[str, str], things: dict[str, tuple[Thing, ...]]) 
         return {}
     named, coloured, there, told = 0, 0, 0, 0
     for image_id, text in captions.items():
-        said, held = mentions(text), things[image_id]
+        said, held = mentions(text.split()), things[image_id]
         largest = max(held, key=lambda thing: thing.radius)
         colours = [mention.colour for mention in said if mention.name == largest.name]
         named += bool(colours)

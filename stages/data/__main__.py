@@ -1,16 +1,16 @@
-"""Stage `data`: the images of the profile in force, as one validated manifest."""
+"""Stage `data`: the images of the profile in force, as two validated manifests: all tasks' and classification's."""
 
 import shutil
 from pathlib import Path
 
 from stages import voc
 from stages.data.folder import read_folder
-from stages.data.manifest import Manifest, write
-from stages.data.scenes.source import write_scenes
+from stages.data.manifest import LABELLED, SPLITS, Manifest, write
+from stages.data.scenes.source import write_pets, write_scenes
 from stages.params.experiment import Experiment, load_experiment
 from stages.stage import InputError, stage
 
-SCENES = Path("data/scenes")
+SCENES, PETS = Path("data/scenes"), Path("data/pets")
 
 
 def source(experiment: Experiment) -> Manifest:
@@ -29,14 +29,32 @@ def source(experiment: Experiment) -> Manifest:
     return read_folder(SCENES)
 
 
+def labelled(experiment: Experiment, manifest: Manifest) -> Manifest:
+    """The manifest that classifiers are fine-tuned on: pictures of one thing each, or a folder's own images again."""
+    if experiment.profile != "embedded":
+        return manifest
+    counts = {"train": experiment.embedded.pets_train, "val": experiment.embedded.pets_val}
+    write_pets(PETS, experiment.embedded.seed, counts)
+    return read_folder(PETS)
+
+
 def main() -> None:
     experiment = load_experiment()
-    shutil.rmtree(SCENES, ignore_errors=True)  # a killed run may have left some of another seed's
-    SCENES.mkdir(parents=True)  # DVC asks for the output whatever the profile
+    for folder in (SCENES, PETS):
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left some of another seed's
+        folder.mkdir(parents=True)  # DVC asks for the output whatever the profile
     manifest = source(experiment)
     write(manifest)
-    counts = ", ".join(f"{len(manifest.split(name))} {name}" for name in ("train", "val"))
-    print(f"{manifest.source}: {counts} images, {len(manifest.classes)} classes")
+    classified = labelled(experiment, manifest)
+    write(classified, LABELLED)
+    print(facts(manifest, f"{len(manifest.classes)} classes"))
+    print(facts(classified, f"{len(classified.labels)} labels"))
+
+
+def facts(manifest: Manifest, known: str) -> str:
+    """A manifest in one line."""
+    counts = ", ".join(f"{len(manifest.split(name))} {name}" for name in SPLITS)
+    return f"{manifest.source}: {counts} images, {known}"
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ import csv
 import json
 from pathlib import Path
 
+from stages.data.images import SUFFIXES
 from stages.data.manifest import SPLITS, Faults, Manifest, Row, validate
 from stages.stage import InputError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_folder(root: Path, classes: tuple[str, ...] = ()) -> Manifest:

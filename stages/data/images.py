@@ -5,7 +5,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from stages.stage import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_MODES = ("P", "L", "1")
+
+
+def image_files(asked: list[Path]) -> dict[str, Path]:
+    """The files asked for, and all images in the folders asked for, by name: in a folder, the path below it.
+
+    Raises `InputError` for what is not there, a folder without images, or two files of one name.
+    """
+    found: dict[str, Path] = {}
+    for path in asked:
+        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not inside:
+            raise InputError(f"{path}: no images in this folder ({', '.join(SUFFIXES)})")
+        for file in inside:
+            name = str(file.relative_to(path)) if path.is_dir() else file.name
+            if not file.is_file():
+                raise InputError(f"{file}: missing")
+            if found.setdefault(name, file) != file:
+                raise InputError(f"{found[name]} and {file} would both be called '{name}'; ask for them one by one")
+    return found
 
 
 def read_image(path: Path) -> Image.Image:

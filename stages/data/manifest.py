@@ -20,6 +20,7 @@ from stages.voc import VOID
 from stages.writing import replacing
 
 MANIFEST = Path("data/manifest.parquet")
+LABELLED = Path("data/labelled.parquet")  # the images that classifiers are fine-tuned on
 SPLITS = ("train", "val")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
@@ -69,6 +70,11 @@ class Manifest:
     def split(self, name: str) -> tuple[Row, ...]:
         """The rows of one split, in the source's order."""
         return tuple(row for row in self.rows if row.split == name)
+
+
+def spread(rows: tuple[Row, ...], count: int) -> tuple[Row, ...]:
+    """Images spread evenly over a split."""
+    return tuple(rows[index] for index in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
 
 
 @dataclass

@@ -164,8 +164,8 @@ def main() -> None:
     for folder in (DECODING, COMPARED):
         shutil.rmtree(folder, ignore_errors=True)  # of another source, perhaps
     if not any(row.captions for row in manifest.rows):
-        for folder in (DECODING, COMPARED):
-            declare_absent(folder, f"{manifest.source} has no captions (captions.json): no captioning, no retrieval")
+        reason = f"{manifest.source} has no captions (captions.json): no captioning, no retrieval"
+        declare_absent(reason, DECODING, COMPARED)
         return
     check_captioned(manifest)
     source = experiment.active.blip

@@ -2,15 +2,19 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stages.params.attention import Attention, LookedAt
 from stages.params.captioning import Captioning
+from stages.params.classification import Classification, Classifier
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.retrieval import Retrieval
 from stages.params.section import PARAMS, Count, Name, Rate, Section, Seed, Weight, read, validate
+
+MOST_PETS = 20_000  # a thousand of each class: numbers of `val` begin behind them
 
 
 class ViewParams(Section):
@@ -29,19 +33,23 @@ class ViewParams(Section):
 
 
 class Profile(Section):
-    """Where a profile's backbone and BLIP come from, and the training view that suits the backbone."""
+    """Where a profile's models come from, what suits them, and which of its images are looked at."""
 
     backbone: str
     blip: str
+    classifier: Classifier
     view: ViewParams
+    look_at: LookedAt
 
 
 class Embedded(Profile):
-    """Generated scenes."""
+    """Generated scenes, and pictures of one thing each for classification."""
 
     seed: Seed
     train: Count
     val: Count
+    pets_train: Annotated[Count, Field(le=MOST_PETS)]
+    pets_val: Count
 
 
 class Folder(Profile):
@@ -105,6 +113,18 @@ class Experiment(Section):
     segmentation: Segmentation
     captioning: Captioning
     retrieval: Retrieval
+    classification: Classification
+    attention: Attention
+
+    @model_validator(mode="after")
+    def _runs_that_are_looked_at(self) -> Self:
+        for key, name, names in (
+            ("class_token.setting", self.attention.class_token.setting, self.classification.settings),
+            ("captions.cell", self.attention.captions.cell, self.captioning.cells),
+        ):
+            if name not in names:
+                raise ValueError(f"attention.{key} = '{name}': there are {', '.join(names)}")
+        return self
 
     @property
     def active(self) -> Profile:

@@ -1,9 +1,18 @@
 """What every section of `params.yaml` is: frozen, closed to unknown keys, refused in one line."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 from ruamel.yaml import YAML, YAMLError
 
 from stages.stage import InputError
@@ -24,6 +33,29 @@ def _no_bool(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Rate = Annotated[Number, Field(gt=0)]
 Weight = Annotated[Number, Field(ge=0)]
+
+
+def either(kind: Any, other: Any, words: str) -> Any:
+    """A type of `kind`, or of `other`, which `words` describe: pydantic's own unions name their branches in errors."""
+    first, second = TypeAdapter(kind), TypeAdapter(other)
+
+    def check(value: Any) -> Any:
+        try:
+            return second.validate_python(value)
+        except ValidationError:
+            pass
+        try:
+            return first.validate_python(value)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{told}, or {words}") from None
+
+    return Annotated[Any, BeforeValidator(check)]
+
+
+def or_named(kind: Any, *names: str) -> Any:
+    """A type of `kind`, or of one of `names`."""
+    return either(kind, Literal[names], f"one of: {', '.join(names)}")
 
 
 class Section(BaseModel):
@@ -73,7 +105,7 @@ def _line(fault: dict[str, Any], model: type[Section], prefix: str) -> str:
         return f"params.yaml: '{key}' is missing"
     allowed = fault["msg"].removeprefix("Value error, ")
     if isinstance(fault["input"], dict) and fault["type"] == "value_error":  # a section's own rule names its key
-        return f"params.yaml: {key}.{allowed}"
+        return f"params.yaml: {f'{key}.' if key else ''}{allowed}"
     return f"params.yaml: {key} = {fault['input']!r}: {allowed[0].lower()}{allowed[1:]}"
 
 

@@ -17,16 +17,19 @@ class Claim:
     second: str
     sign: int
 
-    def line(self, there: float, found: float, draws: np.ndarray) -> str:
+    def line(self, there: float | str, found: float, draws: np.ndarray) -> str:
         """The claim as a list item; `draws` are bootstrap draws of the difference `found`, paired image by image.
+
+        `there` is the difference in the report, in its words where it gives no number.
 
         The verdict is about the direction alone; how large a difference is, its number says.
         """
         low, high = interval(draws)
         direction = "the same direction" if found * self.sign > 0 else "the other direction"
         verdict = "no difference that the images could not explain" if low <= 0 <= high else direction
+        reported = there if isinstance(there, str) else f"{there:+.2f}"
         return (
-            f"- *{self.said}* ({there:+.2f} in the report): {found:+.2f} here, "
+            f"- *{self.said}* ({reported} in the report): {found:+.2f} here, "
             f"95 % interval {low:+.2f} to {high:+.2f}: {verdict}."
         )
 

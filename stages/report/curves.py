@@ -4,8 +4,10 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
 
-from stages.report.figures import BACKGROUND, class_colours, figure
+from stages.figures import figure
+from stages.report.colours import class_colours
 from stages.runs import Run
+from stages.voc import BACKGROUND
 
 
 def draw_miou(path: Path, runs: dict[str, Run]) -> None:

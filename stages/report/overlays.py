@@ -8,8 +8,9 @@ from scipy import ndimage
 
 from stages.data.images import read_image, read_mask
 from stages.data.manifest import Row
-from stages.report.figures import BACKGROUND, class_colours, figure
-from stages.voc import VOID
+from stages.figures import figure
+from stages.report.colours import class_colours
+from stages.voc import BACKGROUND, VOID
 
 
 def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...], opacity: float = 0.6) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.data.images import read_mask
-from stages.data.manifest import Manifest
+from stages.data.manifest import Manifest, spread
 from stages.report import curves
 from stages.report.claims import Claim, answerable
 from stages.report.numbers import beside
@@ -16,7 +16,6 @@ from stages.report.overlays import draw_masks
 from stages.report.reference import reference
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
-from stages.report.sheets import spread
 from stages.report.tables import Table
 from stages.runs import Run
 from stages.segmentation.iou import confusion, mean_iou_draws

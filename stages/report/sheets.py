@@ -9,18 +9,13 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from stages.data.images import read_image
-from stages.data.manifest import Row
-from stages.report.figures import figure
+from stages.data.manifest import Row, spread
+from stages.figures import figure
 from stages.report.results import Result
 
 CAPTIONED = 6  # validation images with their captions
 ASKED = 6  # captions with the images found for them
 SCORE = "image_to_text_r_at_1"
-
-
-def spread(rows: tuple[Row, ...], count: int) -> tuple[Row, ...]:
-    """Images spread evenly over a split."""
-    return tuple(rows[index] for index in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
 
 
 def draw_bleu(path: Path, results: list[Result]) -> None:

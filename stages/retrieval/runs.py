@@ -38,8 +38,7 @@ def run_all(task: str, stage: str, asked: dict[str, Row | None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # rows that are gone leave nothing behind
     reason = absence(COMPARED)
     if reason:
-        for folder in folders:
-            declare_absent(folder, reason)
+        declare_absent(reason, *folders)
         return
     cached = Cached(experiment, manifests.read())
     trainings = [_training(task, name, row, cached, experiment) for name, row in asked.items()]

@@ -11,18 +11,14 @@ import argparse
 import textwrap
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 from stages.absence import absence
 from stages.data import manifest as manifests
-from stages.data.folder import SUFFIXES
-from stages.data.images import read_image
+from stages.data.images import SUFFIXES, read_image
 from stages.data.manifest import UNREADABLE
+from stages.figures import figure
 from stages.image_text.encode import Towers, load_towers, unknown_words
 from stages.image_text.pixels import val_view
 from stages.params.experiment import load_experiment
@@ -31,7 +27,6 @@ from stages.retrieval.cached import Cached
 from stages.retrieval.projections import Projections, load_projections
 from stages.retrieval.recall import nearest
 from stages.stage import InputError, stage
-from stages.writing import replacing
 
 COUNT = 10
 COLUMNS = 5
@@ -74,40 +69,24 @@ def draw_images(path: Path, text: str, found: list[tuple[float, Path]]) -> None:
     """The images found, with their similarities, under the sentence."""
     rows = -(-len(found) // COLUMNS)
     size = (1.7 * COLUMNS, 1.85 * rows + 0.4)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=size, layout="constrained", squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for place, (axis, (similar, file)) in enumerate(zip(axes.flat, found, strict=False), 1):
-        axis.imshow(np.asarray(read_image(file)), interpolation="nearest")
-        axis.set_title(f"{place}. {similar:.2f}", fontsize=9)
-    figure.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11, parse_math=False)
-    _write(path, figure)
+    with figure(path, rows, COLUMNS, figsize=size, squeeze=False) as (drawn, axes):
+        for axis in axes.flat:
+            axis.axis("off")
+        for place, (axis, (similar, file)) in enumerate(zip(axes.flat, found, strict=False), 1):
+            axis.imshow(np.asarray(read_image(file)), interpolation="nearest")
+            axis.set_title(f"{place}. {similar:.2f}", fontsize=9)
+        drawn.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11, parse_math=False)
 
 
 def draw_captions(path: Path, file: Path, found: list[tuple[float, str]]) -> None:
     """The image, and beside it the captions found, with their similarities."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4), layout="constrained", width_ratios=[1, 1.7])
-    left.imshow(np.asarray(read_image(file)), interpolation="nearest")
-    lines = [f"{similar:.2f}  {textwrap.shorten(text, 58)}" for similar, text in found]
-    right.text(
-        0,
-        0.5,
-        "\n".join(lines),
-        fontsize=9,
-        va="center",
-        family="monospace",
-        transform=right.transAxes,
-        parse_math=False,
-    )
-    for axis in (left, right):
-        axis.axis("off")
-    _write(path, figure)
-
-
-def _write(path: Path, figure: plt.Figure) -> None:
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130, format="png")
-    plt.close(figure)
+    lines = "\n".join(f"{similar:.2f}  {textwrap.shorten(text, 58)}" for similar, text in found)
+    words = {"fontsize": 9, "va": "center", "family": "monospace", "parse_math": False}
+    with figure(path, 1, 2, figsize=(8.5, 3.4), width_ratios=[1, 1.7]) as (_, (left, right)):
+        left.imshow(np.asarray(read_image(file)), interpolation="nearest")
+        right.text(0, 0.5, lines, transform=right.transAxes, **words)
+        for axis in (left, right):
+            axis.axis("off")
 
 
 def main(query: str, run: str, out: Path) -> None:

@@ -1,5 +1,6 @@
 """Five captions of a scene from a small grammar: size, colour, class, relation, place; and how to read them back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,26 +77,27 @@ def _pick(rng, words):
 
 @dataclass(frozen=True)
 class Mention:
-    """A class that a caption names, and the colour in the same noun phrase, or None."""
+    """A class that a caption names, and the colour in the same noun phrase, or None; and which words they are."""
 
     name: str
     colour: str | None
+    name_at: int
+    colour_at: int | None
 
 
 _NAMES = {name: name for name in CLASSES[1:]} | {word: name for name, words in _SHAPE_WORDS.items() for word in words}
 
 
-def mentions(caption: str) -> tuple[Mention, ...]:
-    """The things that a caption names, in its order. A colour belongs to the next noun of its own phrase."""
-    found, colour = [], None
-    for word in caption.lower().split():
-        if word in ("a", "an"):
-            colour = None
-        elif word in COLOURS:
-            colour = word
+def mentions(words: Sequence[str]) -> tuple[Mention, ...]:
+    """The things that a caption's words name, in its order. A colour belongs to the next noun of its own phrase."""
+    found, colour, colour_at = [], None, None
+    for place, word in enumerate(word.lower() for word in words):
+        if word in COLOURS:
+            colour, colour_at = word, place
         elif word in _NAMES:
-            found.append(Mention(_NAMES[word], colour))
-            colour = None
+            found.append(Mention(_NAMES[word], colour, place, colour_at))
+        if word in ("a", "an", *_NAMES):
+            colour, colour_at = None, None
     return tuple(found)
 
 

@@ -16,8 +16,10 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 WRITERS = {
     "pretrain": slice(0, 900),
     "pretrain_val": slice(900, 1000),
-    "train": slice(1000, 1400),
-    "val": slice(1400, 1797),
+    "train": slice(1000, 1244),
+    "pets_train": slice(1244, 1400),
+    "val": slice(1400, 1659),
+    "pets_val": slice(1659, 1797),
 }
 
 GLYPH_SIDE = 72  # pixels: 8x8 scans, padded to 12x12, enlarged six times

@@ -66,13 +66,29 @@ class Scene:
 
 def draw(rng: np.random.Generator, writers: str, style: Style = Style()) -> Scene:
     """Draw one scene with digits from one block of writers (`digits.WRITERS`)."""
-    ground = "photograph" if rng.random() < style.photographs else "texture"
-    canvas = (photograph if ground == "photograph" else texture)(rng, style.side).astype(np.float32)
-    mask = np.zeros((style.side, style.side), np.uint8)
+    ground, canvas = draw_ground(rng, style)
     things = _arrange(rng, style)
+    mask = paint(rng, canvas, things, writers)
+    return Scene(pixels_of(canvas), mask, things, ground)
+
+
+def draw_ground(rng: np.random.Generator, style: Style) -> tuple[str, np.ndarray]:
+    """What lies behind the things: its kind, and a canvas `(side, side, 3)` float32 in 0..1."""
+    ground = "photograph" if rng.random() < style.photographs else "texture"
+    return ground, (photograph if ground == "photograph" else texture)(rng, style.side).astype(np.float32)
+
+
+def paint(rng: np.random.Generator, canvas: np.ndarray, things: tuple[Thing, ...], writers: str) -> np.ndarray:
+    """Lay things on a canvas, in place, one after another; returns their mask `(side, side)` uint8."""
+    mask = np.zeros(canvas.shape[:2], np.uint8)
     for thing in things:
         _paint(rng, canvas, mask, thing, writers)
-    return Scene((canvas * 255 + 0.5).astype(np.uint8), mask, things, ground)
+    return mask
+
+
+def pixels_of(canvas: np.ndarray) -> np.ndarray:
+    """uint8 of a canvas in 0..1."""
+    return (canvas * 255 + 0.5).astype(np.uint8)
 
 
 def _arrange(rng: np.random.Generator, style: Style) -> tuple[Thing, ...]:

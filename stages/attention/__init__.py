@@ -1,0 +1,14 @@
+"""What transformers look at: position embeddings, the class token's attention, the decoder's word by word."""
+
+import re
+from pathlib import Path
+
+PICTURES = Path("reports/pictures")  # / STAGE / *.png
+SHARES = Path("data/attention")  # / STAGE.parquet
+BOOTSTRAP = "attention/bootstrap"  # names the seed of all intervals: two models' draws are of the same images
+
+
+def short_name(source: str) -> str:
+    """A ViT's name in those of runs and files: of a file of ours, its folder's."""
+    path = Path(source)
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.parent.name if path.suffix == ".safetensors" else source)

@@ -1,0 +1,244 @@
+"""Stage `caption_attention`: where the decoder looks for each word of a caption, drawn and measured."""
+
+import argparse
+import shutil
+import textwrap
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+from stages import tracking
+from stages.absence import absence, declare_absent
+from stages.attention import BOOTSTRAP, PICTURES, SHARES
+from stages.attention.maps import area, density, mass
+from stages.attention.pictures import Panel, draw_panels
+from stages.attention.shares import mean_draws, share_of
+from stages.attention.shown import shown
+from stages.attention.spoken import CLASS, COLOUR, ENDING, OTHER, Spoken, spoken_by_name, spoken_of_scene
+from stages.attention.words import END, Word, attended, words_of
+from stages.backbones import blip
+from stages.bootstrap import interval
+from stages.captioning import PREDICTIONS
+from stages.data import manifest as manifests
+from stages.data.images import read_image, read_mask
+from stages.data.manifest import Manifest, Row
+from stages.data.scenes.things import read_things
+from stages.features import FeatureTable
+from stages.image_text import DECODING
+from stages.params.attention import Words
+from stages.params.captioning import Captioning
+from stages.params.experiment import Experiment, load_experiment
+from stages.runs import FOLDER, Run, package_versions, write_run
+from stages.stage import InputError, stage
+from stages.voc import BACKGROUND, VOID
+from stages.writing import replacing
+
+TASK = "caption_attention"
+AT_ONCE = 16  # images
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A decoder, and what it is asked: which layer, which head."""
+
+    decoder: BlipTextLMHeadModel
+    tokenizer: PreTrainedTokenizerBase
+    asked: Words
+
+    def words(
+        self, states: torch.Tensor, prompt: list[int], written: list[list[int]], longest: int
+    ) -> list[list[Word]]:
+        """The words of each caption `written` behind `prompt`, `<end>` among them unless it was cut off at `longest`.
+
+        `states` `(N, tokens, dim)`.
+        """
+        config = self.decoder.config
+        start, room = [config.bos_token_id, *prompt], longest - 1 - len(prompt)
+        told = [one + [config.sep_token_id] * (len(one) < room) for one in written]
+        texts, states = [start + one for one in told], states.to(self.decoder.device).float()
+        rows = attended(self.decoder, states, texts, len(start), self.asked.layer, self.asked.head)
+        return [words_of(self.tokenizer, one, weights) for one, weights in zip(told, rows, strict=True)]
+
+
+def square(tokens: int) -> tuple[int, int]:
+    """The grid of patches behind `tokens`, a class token before them: BLIP sees squares."""
+    side = round((tokens - 1) ** 0.5)
+    if side * side != tokens - 1:
+        raise ValueError(f"{tokens} image tokens are no class token and a square of patches")
+    return side, side
+
+
+def written_in(path: Path, cell: str) -> dict[str, list[int]]:
+    """Tokens of a cell's captions by image id."""
+    table = pq.read_table(path, filters=pc.field("cell") == cell)
+    return dict(zip(table["image_id"].to_pylist(), table["tokens"].to_pylist(), strict=True))
+
+
+def measured(row: Row, words: list[Word], spoken: list[Spoken | None], background: int | None) -> list[dict]:
+    """How much of each word's map lies on what it is about, in percent; words about nothing here are left out.
+
+    `others` is what the caption's other words put there, on average: the same map for every word would have as much.
+    """
+    mask = read_mask(Path(row.mask))
+    counted = mask != VOID
+    maps = torch.stack([word.on_patches(square(len(word.weights))) for word in words])
+    spread = density(maps.double().numpy(), mask.shape)
+    found = []
+    for number, (word, about) in enumerate(zip(words, spoken, strict=True)):
+        if about is None or (about.label is None and background is None):
+            continue
+        inside = counted & (mask != background if about.label is None else mask == about.label)
+        covered = area(inside, counted)
+        if not 0 < covered < 100:
+            continue  # nothing to tell apart
+        on_it = mass(spread, inside, counted)
+        others = float(np.delete(on_it, number).mean()) if len(on_it) > 1 else float("nan")
+        facts = {"image_id": row.image_id, "place": number, "word": word.text, "kind": about.kind}
+        facts |= {"mass": float(on_it[number]), "others": others, "area": covered}
+        found.append(facts | {"class_token": 100 * float(word.weights[0] / word.weights.sum())})
+    return found
+
+
+def metrics_of(found: list[dict], seed: int) -> dict:
+    """A share a kind of word; with it, what the caption's other words put on the same objects, and the difference."""
+    numbers = {image_id: number for number, image_id in enumerate(dict.fromkeys(one["image_id"] for one in found))}
+    metrics = {"images": len(numbers), "class_token": float(np.mean([one["class_token"] for one in found]))}
+    for kind in (CLASS, COLOUR, ENDING, OTHER):
+        some = [one for one in found if one["kind"] == kind]
+        if some:
+            on_it, others, covered = (np.array([one[key] for one in some]) for key in ("mass", "others", "area"))
+            images = np.array([numbers[one["image_id"]] for one in some])
+            more = mean_draws(on_it - others, images, seed=seed)
+            facts = {**asdict(share_of(on_it, covered, images, seed=seed)), "others": float(others.mean())}
+            facts |= dict(zip(("more_low", "more_high"), interval(more), strict=True))
+            metrics |= {f"{kind}_{key}": value for key, value in facts.items()}
+    return metrics
+
+
+class About:
+    """What the words of an image's caption are about, by all that its source tells."""
+
+    def __init__(self, manifest: Manifest, embedded: bool):
+        self.classes = manifest.classes
+        self.things = read_things(Path(manifest.source)) if embedded else {}
+        self.background = self.classes.index(BACKGROUND) if BACKGROUND in self.classes else None
+
+    def __call__(self, row: Row, words: list[Word]) -> list[Spoken | None]:
+        texts = [word.text for word in words]
+        if row.image_id in self.things:
+            return spoken_of_scene(texts, self.things[row.image_id])
+        present = set(np.unique(read_mask(Path(row.mask))).tolist())
+        return spoken_by_name(texts, self.classes, present)
+
+
+def panels_of(words: list[Word], found: list[dict]) -> list[Panel]:
+    """A panel a word; under what names an object, how much lies on it."""
+    told = {one["place"]: f"\n{one['mass']:.0f} % on {one['area']:.0f} %" for one in found if one["kind"] != OTHER}
+    return [
+        Panel(word.text + told.get(place, "\n"), word.on_patches(square(len(word.weights))))
+        for place, word in enumerate(words)
+    ]
+
+
+def draw_caption(path: Path, image: Image.Image, name: str, words: list[Word], found: list[dict], way: str) -> None:
+    """One picture: the image, then a panel a word."""
+    caption = " ".join(word.text for word in words if word.text != END)
+    title = "\n".join(textwrap.wrap(f'{name}: "{caption}"', 90))
+    draw_panels(path, image, "image\n", panels_of(words, found), f"{title}\n{way}", shared=True)
+
+
+def way_of(asked: Words) -> str:
+    """Which attention is shown."""
+    layer = "last layer" if asked.layer == -1 else f"layer {asked.layer}"
+    head = "mean of heads" if asked.head == "mean" else f"head {asked.head}"
+    return (
+        f"cross attention of the decoder's {layer}, {head}; below a word: its mass on its object, and that one's area"
+    )
+
+
+def load_reader(source: str, asked: Words) -> Reader:
+    """A BLIP's decoder, on the GPU where there is one."""
+    decoder = blip.load_decoder(source).to("cuda" if torch.cuda.is_available() else "cpu")
+    return Reader(decoder, blip.load_tokenizer(source), asked)
+
+
+def read_all(
+    reader: Reader, table: FeatureTable, captioning: Captioning, cell: str
+) -> Iterator[tuple[str, list[Word]]]:
+    """Image ids with the words of the cell's captions."""
+    prompt = reader.tokenizer(captioning.cells[cell].prompt, add_special_tokens=False).input_ids
+    written = written_in(PREDICTIONS, cell)
+    with tqdm(total=len(table), desc="look for words", unit="image", mininterval=1) as bar:
+        for batch in table.batches(AT_ONCE):
+            states = torch.stack([one.tokens[0] for one in batch])
+            told = [written[one.image_id] for one in batch]
+            for one, words in zip(batch, reader.words(states, prompt, told, captioning.max_length), strict=True):
+                yield one.image_id, words
+            bar.update(len(batch))
+
+
+def run(experiment: Experiment) -> Run:
+    """Draw the named images, measure the whole split, write the record."""
+    asked, manifest, source = experiment.attention.captions, manifests.read(), experiment.active.blip
+    by_id = {row.image_id: row for row in manifest.split("val")}
+    pictures = shown(
+        manifest.split("val"), experiment.active.look_at.captions, f"{experiment.profile}.look_at.captions"
+    )
+    table = FeatureTable(DECODING / "val.parquet", backbone=source, manifest=manifests.fingerprint())
+    reader, about = load_reader(source, asked), About(manifest, experiment.profile == "embedded")
+    found, drawn, folder = [], {}, PICTURES / TASK
+    try:
+        for image_id, words in read_all(reader, table, experiment.captioning, asked.cell):
+            row = by_id[image_id]
+            own = measured(row, words, about(row, words), about.background)
+            found += own
+            if row in pictures:
+                drawn[image_id] = folder / f"{image_id}.png"
+                draw_caption(drawn[image_id], read_image(Path(row.image)), image_id, words, own, way_of(asked))
+    except IndexError as fault:
+        raise InputError(str(fault)) from fault
+    shares = SHARES / TASK / "words.parquet"
+    with replacing(shares) as beside:
+        pq.write_table(pa.Table.from_pylist(found), beside, compression="zstd")
+    made = Run(
+        task=TASK,
+        name=asked.cell,
+        stage=TASK,
+        params={"profile": experiment.profile, "seed": experiment.seed, **asked.model_dump()},
+        metrics=metrics_of(found, experiment.seed_of(BOOTSTRAP)) if found else {},
+        inputs={"source": manifest.source, **vars(table.provenance)},
+        artefacts={"shares": str(shares), **{row.image_id: str(drawn[row.image_id]) for row in pictures}},
+        versions=package_versions("torch", "transformers", "numpy", "pillow"),
+    )
+    write_run(made)
+    return made
+
+
+def main() -> None:
+    torch.set_flush_denormal(True)
+    start, experiment = time.perf_counter(), load_experiment()
+    folders = (PICTURES / TASK, SHARES / TASK, FOLDER / TASK)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    reason = absence(PREDICTIONS.parent)
+    if reason:
+        declare_absent(reason, *folders)
+        return
+    tracking.register([run(experiment)], seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with stage(TASK):
+        main()

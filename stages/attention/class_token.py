@@ -1,0 +1,58 @@
+"""What the class token of a ViT looks at, in images of any shape."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stages.attention.maps import class_token_maps, indexed, rollout
+from stages.backbones.vit import Backbone
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Maps of one image, in patches: `heads` `(heads, rows, columns)`, and attention rollout's, where it was asked."""
+
+    heads: Tensor
+    rollout: Tensor | None
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean over the heads, `(rows, columns)`."""
+        return self.heads.mean(0)
+
+
+def whole_patches(image: Image.Image, short_side: int, patch: tuple[int, int]) -> Tensor:
+    """`(3, H, W)` uint8: resized (bicubic) to a short side of about `short_side`, both sides whole patches.
+
+    So no pixel is left out of the grid, whatever the image's shape.
+    """
+    scale = short_side / min(image.size)
+    height, width = (
+        max(1, round(side * scale / cell)) * cell for side, cell in zip((image.height, image.width), patch, strict=True)
+    )
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+@torch.inference_mode()
+def look(backbone: Backbone, images: list[Tensor], block: int, roll: bool) -> Iterator[Looked]:
+    """Maps of every image, `(3, H, W)` uint8 of one size. Raises `IndexError` for a block that the ViT has not,
+    `ValueError` for a ViT without a class token.
+    """
+    vit = backbone.vit
+    if not vit.has_class_token:
+        raise ValueError("has no class token")
+    block = indexed(len(vit.blocks), block, "attention.class_token.block", "blocks")
+    device = next(vit.parameters()).device
+    pixels = torch.stack(images).to(device)
+    prefix, grid = vit.num_prefix_tokens, backbone.grid(*pixels.shape[-2:])
+    blocks = list(backbone.attentions(pixels)) if roll else [backbone.attention(pixels, block)]
+    maps = class_token_maps(blocks[block if roll else 0], prefix, grid).cpu()
+    rolled = rollout(blocks, prefix, grid).cpu() if roll else [None] * len(maps)
+    for heads, one in zip(maps, rolled, strict=True):
+        yield Looked(heads, one)

@@ -1,0 +1,99 @@
+"""Look into the models with any images.
+
+    python -m stages.attention.look class-token FILE_OR_FOLDER ...   where a ViT's class token looks
+    python -m stages.attention.look caption FILE_OR_FOLDER ...       where BLIP looks for each word of its caption
+    python -m stages.attention.look positions VIT ...                position embeddings, of timm ViTs or files of ours
+
+Pictures go to reports/look, one a file. What is asked of the models stands in params.yaml, under `attention`.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from stages.attention import caption_attention, class_attention, position_similarity
+from stages.attention.class_token import look, whole_patches
+from stages.attention.pictures import draw_rows
+from stages.attention.vits import load_vit
+from stages.captioning.caption import prompts
+from stages.captioning.decoding import Decoder, Lengths
+from stages.data.images import image_files, read_image
+from stages.data.manifest import UNREADABLE
+from stages.image_text.encode import load_towers
+from stages.image_text.pixels import val_view
+from stages.params.captioning import Cell
+from stages.params.experiment import Experiment, load_experiment
+from stages.stage import InputError, stage
+
+FOLDER = Path("reports/look")
+
+
+def images(asked: list[Path], kind: str) -> Iterator[tuple[str, Image.Image, Path]]:
+    """Every image with its name and where its picture goes."""
+    for name, file in tqdm(image_files(asked).items(), kind, unit="image"):
+        try:
+            image = read_image(file)
+        except UNREADABLE as fault:
+            raise InputError(f"{file}: {fault}") from fault
+        yield name, image, FOLDER / f"{Path(name).with_suffix('')}_{kind}.png"
+
+
+def look_class_token(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
+    """A picture an image, with a row for each ViT: the pretrained one, and the fine-tuned one where there is one."""
+    settings, side = experiment.attention.class_token, experiment.active.classifier.size.base
+    models = class_attention.models(experiment)
+    for name, image, path in images(asked, "class_token"):
+        rows = []
+        for run, (backbone, facts) in models.items():
+            pixels = whole_patches(image, side, backbone.patch)
+            try:
+                (seen,) = look(backbone, [pixels], settings.block, settings.rollout)
+            except (IndexError, ValueError) as fault:
+                raise InputError(f"{facts['backbone']}: {fault}") from fault
+            rows.append((image, run, class_attention.panels_of(seen)))
+        draw_rows(path, rows, f"{name}: attention of the class token, {class_attention.way_of(settings)}", shared=False)
+        yield path
+
+
+def look_caption(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
+    """A picture an image: its greedy caption, word by word."""
+    task, source = experiment.captioning, experiment.active.blip
+    towers, words = load_towers(source), experiment.attention.captions
+    reader = caption_attention.load_reader(source, words)
+    cell = Cell(type="greedy", prompt=task.cells[words.cell].prompt)
+    prompt = prompts({words.cell: cell}, reader.tokenizer, task.max_length)[cell.prompt]
+    decoder = Decoder(reader.decoder, Lengths(task.min_length, task.max_length))
+    for name, image, path in images(asked, "caption"):
+        states = towers.image_states(val_view(image, towers.pixels.side)[None]).float()
+        written = decoder.sample(states, [prompt], [cell], torch.zeros(1, 1, task.max_length).numpy())
+        try:
+            (spelt,) = reader.words(states, prompt, written, task.max_length)
+        except IndexError as fault:
+            raise InputError(str(fault)) from fault
+        caption_attention.draw_caption(path, image, name, spelt, [], caption_attention.way_of(words))
+        yield path
+
+
+def look_positions(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
+    """A picture a ViT and grid."""
+    grids = [None, *(tuple(grid) for grid in experiment.attention.positions.grids)]
+    for source in map(str, asked):
+        backbone = load_vit(source, "positions")
+        yield from position_similarity.draw_source(source, backbone, grids, FOLDER).values()
+
+
+KINDS = {"class-token": look_class_token, "caption": look_caption, "positions": look_positions}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=KINDS)
+    parser.add_argument("asked", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="or the name of a ViT")
+    asked = parser.parse_args()
+    with stage("look"):
+        for picture in KINDS[asked.what](load_experiment(), asked.asked):
+            print(picture)

@@ -1,0 +1,43 @@
+"""How much of the attention lies on objects, over a split: means with intervals from resampling whole images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.bootstrap import interval, weights
+
+
+@dataclass(frozen=True)
+class Share:
+    """`mass` on the object, in percent, against the `area` that it covers; `times` is one over the other.
+
+    Each with its 95 % interval; `count` is how many maps they are means of.
+    """
+
+    mass: float
+    mass_low: float
+    mass_high: float
+    area: float
+    times: float
+    times_low: float
+    times_high: float
+    count: int
+
+
+def mean_draws(values: np.ndarray, images: np.ndarray, *, seed: int) -> np.ndarray:
+    """Bootstrap draws of the mean of `values`, each of image number `images`, both `(maps,)`."""
+    sums, counts = _drawn(values, images, seed), _drawn(np.ones(len(values)), images, seed)
+    return sums[counts > 0] / counts[counts > 0]  # a draw may have missed all images with such a map
+
+
+def share_of(mass: np.ndarray, area: np.ndarray, images: np.ndarray, *, seed: int) -> Share:
+    """The share of maps with `mass` and `area` in percent, each of image number `images` (all `(maps,)`)."""
+    masses, areas = _drawn(mass, images, seed), _drawn(area, images, seed)
+    between = interval(mean_draws(mass, images, seed=seed))
+    times = interval(masses[areas > 0] / areas[areas > 0])
+    return Share(float(mass.mean()), *between, float(area.mean()), float(mass.sum() / area.sum()), *times, len(mass))
+
+
+def _drawn(values: np.ndarray, images: np.ndarray, seed: int) -> np.ndarray:
+    """Sums of `values` over the images of each draw."""
+    return weights(int(images.max()) + 1, seed=seed) @ np.bincount(images, values)

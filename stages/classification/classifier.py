@@ -1,0 +1,83 @@
+"""A ViT with a classification layer of our own, and the file it is kept in."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from stages.backbones import vit
+from stages.stage import InputError
+from stages.writing import replacing
+
+
+class Classifier(nn.Module):
+    """Logits of uint8 images, which it normalises itself.
+
+    Batch norm, which a stem may have, keeps its pretrained statistics: those of small batches would be worse, and
+    the accumulated gradients of several batches are then those of one large one.
+    """
+
+    def __init__(self, network: VisionTransformer, source: str, labels: tuple[str, ...], size: int):
+        super().__init__()
+        self.backbone = vit.Backbone(network)
+        network.requires_grad_(True).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
+        self.source, self.labels, self.size = source, labels, size
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Dropout and the like as `mode` says; batch norm stays as it is."""
+        self.training = mode
+        for module in self.backbone.vit.modules():
+            module.training = mode and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`(B, labels)` of `(B, 3, H, W)` uint8."""
+        return self.backbone.vit(vit.normalise(images, self.backbone.mean, self.backbone.std))
+
+
+def start(source: str, labels: tuple[str, ...], size: int) -> Classifier:
+    """A pretrained ViT with a new classification layer. Raises as `vit.load` does."""
+    network = vit.load(source).vit
+    network.reset_classifier(len(labels))
+    return Classifier(network, source, labels, size)
+
+
+def save(path: Path, classifier: Classifier) -> None:
+    """Write the weights with all that `load` needs, under one key: safetensors shuffles several from run to run."""
+    source = Path(classifier.source)
+    ours = asdict(vit.read_architecture(source)) if source.suffix == ".safetensors" else None
+    facts = {"source": classifier.source, "labels": classifier.labels, "size": classifier.size, "architecture": ours}
+    state = classifier.backbone.vit.state_dict()
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
+    with replacing(path) as beside:
+        save_file(weights, beside, metadata={"classifier": json.dumps(facts)})
+
+
+def load(path: Path) -> Classifier:
+    """The classifier in a file of `save`, in eval mode. Raises `InputError` for another file, `OSError` for none."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if "classifier" not in metadata:
+        raise InputError(f"{path} holds no classifier; expected a file that `finetune` wrote")
+    facts = json.loads(metadata["classifier"])
+    network = _network(facts["source"], facts["architecture"], len(facts["labels"]))
+    network.load_state_dict(load_file(path))
+    return Classifier(network, facts["source"], tuple(facts["labels"]), facts["size"]).eval()
+
+
+def _network(source: str, architecture: dict | None, outputs: int) -> VisionTransformer:
+    """A ViT with random weights, as `start` has it."""
+    if architecture:
+        return vit.build(replace(vit.Architecture.of(architecture), outputs=outputs))
+    return timm.create_model(source, num_classes=outputs, dynamic_img_size=True)
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,105 @@
+"""What classifiers see in any images: a CSV file with the columns `filename,label`.
+
+    python -m stages.classification.predict FILE_OR_FOLDER ...
+
+Images in a folder are named by their path below it. The classifier is the one of the best setting, at its best epoch.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from stages.absence import absence
+from stages.classification import WEIGHTS, classifier
+from stages.classification.classifier import Classifier
+from stages.classification.finetune import TASK
+from stages.classification.pixels import plain_view
+from stages.classification.training import AT_ONCE, WORKERS, mixed_precision
+from stages.data.images import image_files, read_image
+from stages.data.manifest import UNREADABLE, Faults
+from stages.runs import FOLDER, read_run
+from stages.stage import InputError, stage
+from stages.writing import replacing
+
+
+class Readable(Dataset):
+    """`(index, pixels)` of every file that can be read, `(index, reason)` of the others."""
+
+    def __init__(self, files: list[Path], size: int):
+        self.files, self.size = files, size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, plain_view(read_image(self.files[index]), self.size)
+        except UNREADABLE as fault:
+            return index, str(fault)
+
+
+def chosen_weights(setting: str | None, epoch: str) -> Path:
+    """Where a setting's weights lie, the most accurate setting's without a name.
+
+    Raises `InputError` listing the settings there are.
+    """
+    there = {path.parent.name: path for path in sorted(WEIGHTS.glob(f"*/{epoch}.safetensors"))}
+    if not there:
+        reasons = [absence(folder) for folder in sorted(WEIGHTS.glob("*"))]
+        raise InputError(next(filter(None, reasons), "no classifier is there; run `dvc repro` first"))
+    if setting is None:
+        key = {"best": "best_accuracy", "last": "accuracy"}[epoch]
+        recorded = [name for name in there if (FOLDER / TASK / f"{name}.json").is_file()]
+        setting = max(recorded or there, key=lambda name: read_run(TASK, name).metrics[key] if recorded else 0)
+    if setting not in there:
+        raise InputError(f"no setting '{setting}'; there are: {', '.join(there)}")
+    return there[setting]
+
+
+@torch.inference_mode()
+def predict(model: Classifier, files: list[Path]) -> list[str]:
+    """The likeliest label of every file; raises `InputError` listing all that cannot be read."""
+    device, labels, faults = next(model.parameters()).device, [""] * len(files), Faults()
+    loader = DataLoader(Readable(files, model.size), AT_ONCE, num_workers=WORKERS, collate_fn=list)
+    with tqdm(total=len(files), desc="predict", unit="image", mininterval=1) as bar:
+        for batch in loader:
+            for index, reason in batch:
+                if isinstance(reason, str):
+                    faults.add(files[index], reason)
+            some = [(index, pixels) for index, pixels in batch if not isinstance(pixels, str)]
+            if some:
+                with mixed_precision(device):
+                    likeliest = model(torch.stack([pixels for _, pixels in some]).to(device)).argmax(1).tolist()
+                for (index, _), label in zip(some, likeliest, strict=True):
+                    labels[index] = model.labels[label]
+            bar.update(len(batch))
+    faults.refuse("predict")
+    return labels
+
+
+def main(asked: list[Path], setting: str | None, epoch: str, out: Path) -> None:
+    """Classify the images and write the table."""
+    files, path = image_files(asked), chosen_weights(setting, epoch)
+    model = classifier.load(path).to(classifier.device())
+    labels = predict(model, list(files.values()))
+    with replacing(out) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["filename", "label"])
+        writer.writerows(zip(files, labels, strict=True))
+    print(f"{out}: {len(files)} image{'s' if len(files) > 1 else ''}, by {path}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
+    parser.add_argument("--setting", help="a key of classification.settings; the most accurate one if not given")
+    parser.add_argument("--epoch", choices=("best", "last"), default="best", help="whose weights (best)")
+    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="predictions.csv")
+    asked = parser.parse_args()
+    with stage("predict"):
+        main(asked.images, asked.setting, asked.epoch, asked.out)
