@@ -157,6 +157,13 @@ def clone(root: Path) -> Project:
         profile="embedded",
         embedded__train=12,
         embedded__val=7,
+        embedded__pets_train=20,
+        embedded__pets_val=20,
+        embedded__look_at={"class_token": ["heart_1001", "three_1001"], "captions": 2},
+        classification__settings={
+            "base": {"lr": "base", "augment": False, "size": "base", "batch": 4, "accumulate": 1, "epochs": 1},
+            "accumulated": {"lr": "base", "augment": True, "size": "large", "batch": 4, "accumulate": 2, "epochs": 2},
+        },
         segmentation__epochs=2,
         segmentation__views=2,
         segmentation__batch=4,

@@ -11,7 +11,7 @@ from PIL import Image
 from stages import voc
 from stages.data import manifest as manifests
 from stages.data.folder import read_folder
-from stages.data.images import read_image, read_mask
+from stages.data.images import image_files, read_image, read_mask
 from stages.stage import InputError
 
 STREET = ROOT.parent / "shared/data/street"
@@ -172,3 +172,26 @@ def test_real_street_photographs():
     manifest = read_folder(STREET)
     assert (len(manifest.split("train")), len(manifest.split("val")), len(manifest.classes)) == (60, 30, 11)
     assert {(row.width, row.height) for row in manifest.rows} == {(320, 240)}
+
+
+def test_images_are_found_in_folders_and_by_name(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    for name in ("a/one.jpg", "a/b/two.PNG", "a/notes.txt", "three.webp"):
+        (tmp_path / name).touch()
+    found = image_files([tmp_path / "a", tmp_path / "three.webp"])
+    assert found == {
+        "b/two.PNG": tmp_path / "a/b/two.PNG",
+        "one.jpg": tmp_path / "a/one.jpg",
+        "three.webp": tmp_path / "three.webp",
+    }
+    assert image_files([tmp_path / "a/one.jpg", tmp_path / "a"]).keys() == {"one.jpg", "b/two.PNG"}  # the same file
+    for asked, told in (
+        ([tmp_path / "nowhere.jpg"], "nowhere.jpg: missing"),
+        ([tmp_path / "a/b", tmp_path / "a/notes.txt", tmp_path / "empty"], "empty: no images in this folder"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=told):
+            image_files(asked)
+    (tmp_path / "one.jpg").touch()
+    with pytest.raises(InputError, match="would both be called 'one.jpg'"):
+        image_files([tmp_path / "a", tmp_path / "one.jpg"])

@@ -50,6 +50,20 @@ def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
         (lambda c: c["segmentation"].update(lr=True), ["segmentation.lr", "True", "number"]),
         (lambda c: c["segmentation"].update(weight_decay=float("nan")), ["segmentation.weight_decay", "finite"]),
         (lambda c: c["segmentation"]["heads"].update(conv={"kind": "convolutional"}), ["heads.conv.kernel is missing"]),
+        (
+            lambda c: c["classification"]["settings"]["base"].update(lr="fast"),
+            ["classification.settings.base.lr", "'fast'", "number", "one of: base, high"],
+        ),
+        (
+            lambda c: c["classification"]["settings"]["base"].update(size=0),
+            ["classification.settings.base.size", "greater than 0", "one of: base, large"],
+        ),
+        (lambda c: c["classification"]["settings"]["base"].update(augment="yes"), ["base.augment", "boolean"]),
+        (lambda c: c["attention"]["captions"].update(head="max"), ["attention.captions.head", "one of: mean"]),
+        (lambda c: c["attention"]["captions"].update(cell="x"), [": attention.captions.cell = 'x'", "greedy"]),
+        (lambda c: c["attention"]["class_token"].update(setting="x"), ["class_token.setting = 'x'", "accumulated"]),
+        (lambda c: c["embedded"]["look_at"].update(captions=0), ["look_at.captions = 0", "or a list of image ids"]),
+        (lambda c: c["embedded"].update(pets_train=20001), ["embedded.pets_train", "20000"]),
         (lambda c: c["segmentation"].update(epochs=0), ["segmentation.epochs", "greater than 0"]),
         (lambda c: c["segmentation"].update(epochs=1.5), ["segmentation.epochs", "1.5", "integer"]),
         (lambda c: c["segmentation"].update(lrr=1), ["segmentation.lrr", "allowed here", "lr", "epochs"]),
@@ -149,3 +163,12 @@ def test_run_seeds_differ_by_name_and_hang_on_nothing_else(content):
     assert experiment.seed_of("segmentation/linear") != experiment.seed_of("segmentation/transformer")
     content["segmentation"]["heads"].pop("transformer")
     assert validate(Experiment, content).seed_of("segmentation/linear") == experiment.seed_of("segmentation/linear")
+
+
+def test_a_setting_takes_its_numbers_from_the_profile_or_has_its_own(content):
+    experiment = validate(Experiment, content)
+    settings, classifier = experiment.classification.settings, experiment.paper.classifier
+    assert (settings["high_lr"].resolved(classifier).lr, settings["augmented"].resolved(classifier).size) == (1e-4, 256)
+    content["classification"]["settings"]["base"] |= {"lr": 1e-5, "size": 96}
+    own = validate(Experiment, content).classification.settings["base"].resolved(classifier)
+    assert (own.lr, own.size) == (1e-5, 96)

@@ -23,6 +23,10 @@ COMPARED = (
     "reports/runs/captioning/k50_t1.json",
     "reports/runs/retrieval/finetuned.json",
     "reports/runs/retrieval_grid/mine.json",
+    "reports/tables/classification.csv",
+    "reports/runs/classification/accumulated.json",
+    "reports/runs/class_attention/finetuned.json",
+    "reports/runs/caption_attention/greedy.json",
 )
 
 
@@ -42,7 +46,7 @@ def test_a_fresh_clone_gets_a_report_from_runs(undisturbed):
     assert rows[1].split(",")[1] == f"{record['metrics']['miou']:.2f}"
     assert "Tables are read from the MLflow runs." in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
-    assert len(pictures) == 7 + 2 + 2
+    assert len(pictures) == 7 + 2 + 2 + 3 + 2 + 2 + 2
     for picture in pictures:
         assert (undisturbed.root / "reports" / picture).stat().st_size > 5000
 
@@ -58,6 +62,43 @@ def test_tables_2_to_5_come_from_runs(undisturbed):
     assert rows[2].split(",")[5] == f"{record['metrics']['image_to_text_r_at_1']:.2f}"
     assert [row["epoch"] for row in record["history"]] == [1, 2]
     assert record["metrics"]["gallery"] == 7
+
+
+def test_the_classification_table_and_the_pictures_come_from_runs(undisturbed):
+    record = json.loads(undisturbed.read("reports/runs/classification/base.json"))
+    rows = undisturbed.read("reports/tables/classification.csv").decode().splitlines()
+    assert [row.split(",")[0] for row in rows] == [
+        "Setting",
+        "base",
+        "accumulated",
+    ]  # with other epochs than the report's
+    assert rows[1].split(",")[6] == f"{record['metrics']['accuracy']:.2f}"
+    assert record["metrics"]["images"] == 20
+    shares = json.loads(undisturbed.read("reports/runs/class_attention/pretrained.json"))["metrics"]
+    told = undisturbed.read("reports/tables/class_token_attention.csv").decode().splitlines()
+    assert told[1].split(",")[:2] == ['"pretrained', ' last block"']
+    assert told[1].split(",")[2] == f"{shares['mean_mass']:.1f}"
+    words = undisturbed.read("reports/tables/caption_attention.csv").decode().splitlines()
+    assert words[-1].startswith("Other words")
+    captioned = sorted(path.name for path in (undisturbed.root / "reports/pictures/caption_attention").iterdir())
+    assert captioned == ["val_00000.png", "val_00006.png"]
+
+
+def test_any_image_is_classified_and_looked_at(undisturbed):
+    images = "data/pets/JPEGImages"
+    told = undisturbed.run("python", "-m", "stages.classification.predict", images, "--setting", "accumulated")
+    assert told.returncode == 0, told.stderr
+    assert "predictions.csv: 40 images, by data/models/classification/accumulated/best.safetensors" in told.stdout
+    assert undisturbed.read("predictions.csv").decode().startswith("filename,label\n")
+    for what in ("class-token", "caption"):
+        told = undisturbed.run("python", "-m", "stages.attention.look", what, f"{images}/star_1.jpg")
+        assert told.returncode == 0, told.stderr
+        picture = told.stdout.split()[-1]
+        assert picture == f"reports/look/star_1_{what.replace('-', '_')}.png"
+        assert (undisturbed.root / picture).stat().st_size > 5000
+    missing = undisturbed.run("python", "-m", "stages.attention.look", "caption", "nowhere.jpg")
+    assert (missing.returncode, missing.stderr.strip().splitlines()[-1]) == (2, "look: nowhere.jpg: missing")
+    assert not undisturbed.run("git", "ls-files", "--others", "--exclude-standard", "reports/look").stdout
 
 
 def test_the_shipped_checkpoints_are_not_made_again(undisturbed):
@@ -80,7 +121,7 @@ def test_git_sees_only_committed_results(undisturbed):
 
 def test_another_clone_killed_twice_ends_in_the_same_bytes(clone_project, undisturbed):
     project = clone_project()
-    for reached in ("data/scenes/JPEGImages/train_00003.jpg", "reports/runs/segmentation/linear.json"):
+    for reached in ("data/scenes/JPEGImages/train_00003.jpg", "data/resume/finetune/accumulated/state.pt"):
         process = project.start_repro()
         deadline = time.monotonic() + 200
         while not (project.root / reached).exists() and process.poll() is None:
@@ -92,7 +133,7 @@ def test_another_clone_killed_twice_ends_in_the_same_bytes(clone_project, undist
     assert made.returncode == 0, made.stdout + made.stderr
     for path in COMPARED:
         assert project.read(path) == undisturbed.read(path), path
-    for path in (undisturbed.root / "reports/figures").rglob("*.png"):
+    for path in (undisturbed.root / "reports").rglob("*.png"):
         assert path.read_bytes() == project.read(str(path.relative_to(undisturbed.root))), path
 
 
@@ -128,8 +169,13 @@ def test_runs_lost_with_the_store_are_registered_again_before_the_report(undistu
         "caption",
         "train_retrieval",
         "train_retrieval_grid",
+        "finetune@base",
+        "finetune@accumulated",
+        "position_similarity",
+        "class_attention",
+        "caption_attention",
     }
-    assert len(found) == 2 + 3 + 3 + 1
+    assert len(found) == 2 + 3 + 3 + 1 + 2 + 1 + 2 + 1
 
 
 def test_an_unreachable_store_costs_no_result_and_the_report_says_so(undisturbed):
@@ -210,6 +256,9 @@ def test_real_photographs_run_end_to_end(clone_project, street):
     assert "bicyclist" in report
     assert "Tables 2 to 5 are left out" in report
     assert "has no captions" in report
+    assert "The table is left out: " in report and "has no labels (labels.csv)" in report
+    assert "Attention of the class token, pretrained" in report  # pictures need no labels
+    assert "Not measured: no masks say which pixels are `background`." in report
 
 
 def test_a_folder_with_captions_of_its_own_is_captioned(clone_project, street):

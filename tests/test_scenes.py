@@ -2,17 +2,19 @@
 
 import hashlib
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from stages.data.folder import read_folder
+from stages.data.images import read_mask
 from stages.data.scenes.captions import CAPTIONS, captions
 from stages.data.scenes.digits import DIGITS, WRITERS, glyphs
 from stages.data.scenes.scene import CLASSES, COLOURS, draw
 from stages.data.scenes.shapes import SHAPES
-from stages.data.scenes.source import write_scenes
+from stages.data.scenes.source import write_pets, write_scenes
 from stages.voc import COLOUR_MAP, VOID
 
 
@@ -62,7 +64,10 @@ def test_writers_of_the_splits_share_no_scan():
     for one, other in combinations(WRITERS.values(), 2):
         assert not set(range(1797)[one]) & set(range(1797)[other])
     counts = {name: sum(len(scans) for scans in glyphs(name)) for name in WRITERS}
-    assert counts == {"pretrain": 900, "pretrain_val": 100, "train": 400, "val": 397}
+    assert counts == {
+        **{"pretrain": 900, "pretrain_val": 100},
+        **{"train": 244, "pets_train": 156, "val": 259, "pets_val": 138},
+    }
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -103,3 +108,29 @@ def test_shapes_are_inside_in_their_middle_and_outside_far_away(name):
 
 def test_ten_digits_and_ten_shapes():
     assert CLASSES == ("background", *DIGITS, *SHAPES)
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pets")
+    write_pets(root, 3, {"train": 43, "val": 20})
+    return root
+
+
+def test_pets_are_named_by_class_and_number_and_every_class_is_as_often_there(pets):
+    manifest = read_folder(pets)
+    assert [row.image_id for row in manifest.split("train")][::20] == ["zero_1", "zero_2", "zero_3"]
+    assert manifest.split("val")[10].image_id == "circle_1001"
+    for row in manifest.rows:
+        name = row.image_id.split("_")[0]
+        assert manifest.labels[row.label] == name
+        held = set(np.unique(read_mask(Path(row.mask)))) - {0, VOID}
+        assert held == {CLASSES.index(name)}
+    assert not any(row.captions for row in manifest.rows)
+
+
+def test_more_pets_rename_and_redraw_none(pets, tmp_path):
+    write_pets(tmp_path, 3, {"train": 63, "val": 20})
+    for name in ("zero_3", "circle_1001"):
+        files = [root / f"JPEGImages/{name}.jpg" for root in (pets, tmp_path)]
+        assert files[0].read_bytes() == files[1].read_bytes()

@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -154,8 +153,7 @@ def panels_of(words: list[Word], found: list[dict]) -> list[Panel]:
 def draw_caption(path: Path, image: Image.Image, name: str, words: list[Word], found: list[dict], way: str) -> None:
     """One picture: the image, then a panel a word."""
     caption = " ".join(word.text for word in words if word.text != END)
-    title = "\n".join(textwrap.wrap(f'{name}: "{caption}"', 90))
-    draw_panels(path, image, "image\n", panels_of(words, found), f"{title}\n{way}", shared=True)
+    draw_panels(path, image, "image\n", panels_of(words, found), f'{name}: "{caption}"\n{way}', shared=True)
 
 
 def way_of(asked: Words) -> str:

@@ -1,6 +1,7 @@
 """Attention laid over images, and position embeddings as a grid of grids."""
 
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,10 @@ def draw_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], titl
     aspects = [image.height / image.width for image, _ in lines]
     width, height = (1.6, 1.6) if shared else (1.75, 1.45)
     titles = 0.2 + 0.16 * max(panel.title.count("\n") for _, line in lines for panel in line)
-    size = (width * across + 0.7 * shared, sum(height * aspect + titles for aspect in aspects) + 0.45)
+    size = (
+        width * across + 0.7 * shared,
+        sum(height * aspect + titles for aspect in aspects) + 0.3 + 0.16 * title.count("\n"),
+    )
     with figure(path, len(lines), across, figsize=size, squeeze=False, height_ratios=aspects) as (drawn, axes):
         for axis in axes.flat:
             axis.axis("off")
@@ -73,7 +77,10 @@ def draw_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], titl
                     _bar(drawn, axis, own)
         if shared:
             _bar(drawn, list(axes.flat), top, UNIT)
-        drawn.suptitle(title if shared else f"{title}\n(colours: {UNIT})", fontsize=10, parse_math=False)
+        told = title if shared else f"{title}\n(colours: {UNIT})"
+        room = int(size[0] * 12)  # characters in a line
+        lines = [part for line in told.splitlines() for part in textwrap.wrap(line, room)]
+        drawn.suptitle("\n".join(lines), fontsize=10, parse_math=False)
 
 
 def _lines(first: str, panels: list[Panel]) -> list[list[Panel]]:

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stages import tracking
-from stages.attention import PICTURES
+from stages.attention import PICTURES, short_name
 from stages.attention.pictures import draw_positions
 from stages.attention.positions import position_grid, similarity, structure
-from stages.attention.vits import load_vit, short_name
+from stages.attention.vits import load_vit
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
 from stages.params.experiment import load_experiment

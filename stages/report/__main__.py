@@ -7,21 +7,22 @@ import sys
 from stages import tracking
 from stages.absence import absence
 from stages.captioning import BOOTSTRAP as CAPTIONING
+from stages.classification import BOOTSTRAP as CLASSIFICATION
 from stages.data import manifest as manifests
-from stages.data.manifest import SPLITS, Manifest
+from stages.data.manifest import LABELLED, SPLITS, Manifest
 from stages.params.experiment import Experiment, load_experiment
-from stages.report import captioning, retrieval, segmentation
+from stages.report import attention, captioning, classification, retrieval, segmentation
 from stages.report.results import Result, collect
 from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Section
 from stages.retrieval import BOOTSTRAP as RETRIEVAL
 from stages.runs import FOLDER as RUNS
-from stages.runs import Run, package_versions
+from stages.runs import Run, package_versions, record_path
 from stages.segmentation import BOOTSTRAP as SEGMENTATION
 from stages.stage import TIMINGS, stage
 from stages.writing import write_text
 
 
-def page(manifest: Manifest, profile: str, sections: list[str], from_store: bool, runs: list[Run]) -> str:
+def page(data: list[Manifest], profile: str, sections: list[str], from_store: bool, runs: list[Run]) -> str:
     """The report in markdown."""
     read_from = (
         "Tables are read from the MLflow runs."
@@ -35,13 +36,12 @@ def page(manifest: Manifest, profile: str, sections: list[str], from_store: bool
         "",
         "## Data",
         "",
-        *facts(manifest),
-        "",
+        *(line for manifest in data for line in (*facts(manifest), "")),
         *sections,
         "---",
         "",
         f"Packages: {', '.join(f'{name} {number}' for name, number in _versions(runs).items())}. "
-        f"Data: {manifest.source}, manifest `{runs[0].inputs['manifest'][:12]}`. "
+        f"Data: {', '.join(f'{name}, manifest `{held[:12]}`' for name, held in _manifests(runs).items())}. "
         f"Weights: {', '.join(f'{name} `{weights[:12]}`' for name, weights in _weights(runs).items())}. "
         "Seconds a stage and dates are in `reports/timings.json`, which is not committed.",
         "",
@@ -60,13 +60,18 @@ def facts(manifest: Manifest) -> list[str]:
         f"- Source: `{manifest.source}`; licence: {manifest.licence}",
         f"- Images: {counts}; {sizes} pixels",
         f"- {len(manifest.classes)} classes: {', '.join(manifest.classes)}",
-        f"- Captions: {captions}" + (f"; labels: {len(manifest.labels)}" if manifest.labels else ""),
+        f"- Captions: {captions or 'none'}; labels: {len(manifest.labels) or 'none'}",
     ]
 
 
 def _weights(runs: list[Run]) -> dict[str, str]:
     """Hashes of the frozen models' weights."""
     return {run.inputs["backbone"]: run.inputs["weights"] for run in runs}
+
+
+def _manifests(runs: list[Run]) -> dict[str, str]:
+    """Hashes of the manifests, by source."""
+    return {run.inputs["source"]: run.inputs["manifest"] for run in runs if {"source", "manifest"} <= run.inputs.keys()}
 
 
 def _versions(runs: list[Run]) -> dict[str, str]:
@@ -83,11 +88,29 @@ def asked_runs(experiment: Experiment) -> dict[str, list[str]]:
         "captioning": list(experiment.captioning.cells),
         "retrieval": ["provided", "scratch", "finetuned"],
         "retrieval_grid": list(experiment.retrieval.grid),
+        "classification": list(experiment.classification.settings),
+        "position_similarity": attention.position_runs(
+            experiment.active.classifier.backbone, experiment.attention.positions.others
+        ),
+        "class_attention": ["pretrained", "finetuned"],
+        "caption_attention": [experiment.attention.captions.cell],
     }
-    return {task: asked for task, asked in names.items() if not absence(RUNS / task)}
+    if unlabelled(experiment):
+        names |= {"classification": [], "class_attention": ["pretrained"]}
+    return {task: asked for task, asked in names.items() if asked and not absence(RUNS / task)}
 
 
-def sections_of(results: dict[str, list[Result]], manifest: Manifest, experiment: Experiment) -> dict[str, Section]:
+def unlabelled(experiment: Experiment) -> str | None:
+    """Why there is no classification, or None where there is."""
+    return next(
+        filter(None, (absence(record_path("classification", name)) for name in experiment.classification.settings)),
+        None,
+    )
+
+
+def sections_of(
+    results: dict[str, list[Result]], manifest: Manifest, labelled: Manifest, experiment: Experiment
+) -> dict[str, Section]:
     """Every task's part of the page."""
     made = {"segmentation": segmentation.section(results["segmentation"], manifest, experiment.seed_of(SEGMENTATION))}
     if {"captioning", "retrieval", "retrieval_grid"} <= results.keys():
@@ -97,15 +120,22 @@ def sections_of(results: dict[str, list[Result]], manifest: Manifest, experiment
     else:
         reason = next(filter(None, (absence(RUNS / task) for task in ("captioning", "retrieval", "retrieval_grid"))))
         made["captioning"] = Section(["## Captioning and retrieval", "", f"Tables 2 to 5 are left out: {reason}.", ""])
+    if "classification" in results:
+        settings, seed = experiment.classification.settings, experiment.seed_of(CLASSIFICATION)
+        made["classification"] = classification.section(results["classification"], labelled, settings, seed)
+    else:
+        lines = ["## Classification", "", f"The table is left out: {unlabelled(experiment)}.", ""]
+        made["classification"] = Section(lines)
+    made["attention"] = attention.section(results, absence(RUNS / "caption_attention"))
     return made
 
 
 def main() -> None:
-    experiment, manifest = load_experiment(), manifests.read()
+    experiment, manifest, labelled = load_experiment(), manifests.read(), manifests.read(LABELLED)
     for folder in (FIGURES, TABLES, CURVES):
         shutil.rmtree(folder, ignore_errors=True)  # a run that is gone leaves no figure behind
     results, from_store = collect(asked_runs(experiment))
-    sections = sections_of(results, manifest, experiment)
+    sections = sections_of(results, manifest, labelled, experiment)
     tables = {name: table for section in sections.values() for name, table in section.tables.items()}
     for name, table in tables.items():
         table.write_csv(TABLES / f"{name}.csv")
@@ -115,7 +145,8 @@ def main() -> None:
     write_text(ROOT / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     lines = [line for section in sections.values() for line in section.lines]
     runs = [one.run for some in results.values() for one in some]
-    write_text(ROOT / "report.md", page(manifest, experiment.profile, lines, from_store, runs))
+    data = [manifest] if labelled.source == manifest.source else [manifest, labelled]
+    write_text(ROOT / "report.md", page(data, experiment.profile, lines, from_store, runs))
     print(
         "",
         *(f"{table.plain()}\n" for table in tables.values()),

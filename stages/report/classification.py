@@ -51,7 +51,9 @@ def table(results: list[Result], settings: dict[str, Setting]) -> Table:
     own = ("Learning Rate", "Input", "Images a step", "Steps", "Train loss")
     label, accuracy = reference()[TABLE]["columns"]
     columns = (label, *own, accuracy, "95 % interval", "Best epoch", "Report", "Difference")
-    return Table(f"Classification. {reference()[TABLE]['caption']}", columns, tuple(_row(one, settings) for one in ranked))
+    return Table(
+        f"Classification. {reference()[TABLE]['caption']}", columns, tuple(_row(one, settings) for one in ranked)
+    )
 
 
 def _row(result: Result, settings: dict[str, Setting]) -> tuple[str, ...]:
@@ -97,24 +99,28 @@ def read_predictions(path: Path) -> list[dict]:
 
 
 def why(results: list[Result]) -> list[str]:
-    """What accumulating gradients costs where there are few images."""
-    few = min(results, key=lambda one: one.metrics["steps"])
-    many = max(results, key=lambda one: one.metrics["steps"])
-    if few.metrics["steps"] == many.metrics["steps"]:
+    """Which settings were still learning when they ended, and after how many steps."""
+    learning = [one for one in results if _learning(one)]
+    if not learning:
         return []
-    images, asked = few.run.inputs["train_images"], few.run.params
+    told = [
+        f"`{one.run.name}` (training loss {one.metrics['train_loss']:.2f} after {one.metrics['steps']} steps)"
+        for one in learning
+    ]
+    rested = [f"`{one.run.name}` {one.metrics['train_loss']:.2f}" for one in results if one not in learning]
+    few, many = (pick(one.metrics["steps"] for one in results) for pick in (min, max))
+    images, epochs = learning[0].run.inputs["train_images"], learning[0].run.params["epochs"]
     return [
-        f"Of {images} training images, steps of {asked['batch'] * asked['accumulate']} make {few.metrics['steps']} in "
-        f"{asked['epochs']} epochs, against {many.metrics['steps']}: `{few.run.name}` ends with a training loss of "
-        f"{few.metrics['train_loss']:.2f}, {_learning(few)}.",
+        f"Still learning when they ended: {', '.join(told)}. At rest: {', '.join(rested) or 'none'}. {epochs} epochs "
+        f"of {images} images are {many} steps" + (f", with accumulated gradients {few}." if few < many else "."),
         "",
     ]
 
 
-def _learning(result: Result) -> str:
-    """Whether a run was still learning when it ended."""
-    *_, before, last = result.run.history if len(result.run.history) > 1 else [*result.run.history] * 2
-    return "still falling when it ends" if last["train_loss"] < 0.95 * before["train_loss"] else "where it has come to rest"
+def _learning(result: Result) -> bool:
+    """Whether the training loss was well above nothing and still falling fast in the last epoch."""
+    *_, before, last = [row["train_loss"] for row in result.run.history[:1] + result.run.history]
+    return last > 0.5 and last < 0.95 * before
 
 
 def section(results: list[Result], manifest: Manifest, settings: dict[str, Setting], seed: int) -> Section:
@@ -136,11 +142,11 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
         "",
         table(results, settings).markdown(),
         "",
-        "Accuracy in percent after the last epoch, with Wilson's interval for a share of so many images; it does not hold "
-        "the randomness of training. *Best epoch* is the highest accuracy and its epoch, chosen on these very images. "
-        f"*Report* is what {reference()[TABLE]['source']}, states, at its own learning rates; ours stand beside. Batch "
-        "norm, where the ViT has any, keeps its pretrained statistics, so that accumulated steps are those of one large "
-        "batch.",
+        "Accuracy in percent after the last epoch, with Wilson's interval for a share of so many images; it does not "
+        "hold the randomness of training. *Best epoch* is the highest accuracy and its epoch, chosen on these very "
+        f"images. *Report* is what {reference()[TABLE]['source']}, states, at its own learning rates; ours stand "
+        "beside. Batch norm, where the ViT has any, keeps its pretrained statistics, so that accumulated steps are "
+        "those of one large batch.",
         "",
         *(["What the report says of these settings:", "", *stated, ""] if stated else []),
         *why(results),
@@ -159,7 +165,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
 def draw_curves(path: Path, results: list[Result]) -> None:
     """Validation accuracy per epoch, and both losses, a colour a setting."""
     labels = len(results[0].run.metrics["confusion"])
-    with figure(path, 1, 2, figsize=(9.2, 3.6)) as (_, (left, right)):
+    with figure(path, 1, 2, figsize=(10.4, 3.6)) as (drawn, (left, right)):
         for number, one in enumerate(results):
             epochs = [row["epoch"] for row in one.run.history]
             style = {"color": f"C{number}", "marker": "osD^v"[number % 5], "markersize": 4, "linewidth": 1.4}
@@ -173,11 +179,12 @@ def draw_curves(path: Path, results: list[Result]) -> None:
         right.set_ylim(bottom=0)
         right.plot([], [], color="0.3", label="training")
         right.plot([], [], color="0.3", linestyle="--", label="validation")
+        right.legend(fontsize=8, frameon=False)
+        drawn.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
         for axis in (left, right):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.legend(fontsize=8, frameon=False)
 
 
 def draw_confusion(path: Path, result: Result, labels: tuple[str, ...]) -> None:
@@ -200,13 +207,15 @@ def draw_confusion(path: Path, result: Result, labels: tuple[str, ...]) -> None:
 def draw_mistakes(path: Path, result: Result, manifest: Manifest) -> int:
     """Some of the images that were taken for something else; returns how many those are."""
     found = {row["image_id"]: row for row in read_predictions(Path(result.run.artefacts["predictions"]))}
-    wrong = tuple(row for row in manifest.split("val") if found[row.image_id]["predicted"] != found[row.image_id]["label"])
+    wrong = tuple(
+        row for row in manifest.split("val") if found[row.image_id]["predicted"] != found[row.image_id]["label"]
+    )
     shown = spread(wrong, MISTAKES) if wrong else ()
     if not shown:
         return 0
     columns = min(6, len(shown))
     lines = -(-len(shown) // columns)
-    with figure(path, lines, columns, figsize=(1.5 * columns, 1.95 * lines + 0.3), squeeze=False) as (drawn, axes):
+    with figure(path, lines, columns, figsize=(1.5 * columns, 1.85 * lines + 0.25), squeeze=False) as (drawn, axes):
         for axis in axes.flat:
             axis.axis("off")
         for axis, row in zip(axes.flat, shown, strict=False):

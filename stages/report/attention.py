@@ -1,0 +1,177 @@
+"""The attention section: pictures made by the stages, and what was measured with them."""
+
+from pathlib import Path
+
+from stages.attention import short_name
+from stages.report.results import Result
+from stages.report.section import Section, image
+from stages.report.tables import Table
+
+CLASS_TABLE, WORD_TABLE = "class_token_attention", "caption_attention"
+KINDS = {
+    "class": "Names of classes",
+    "colour": "Colours",
+    "end": "`<end>`, on all objects",
+    "other": "Other words, on all objects",
+}
+
+
+def positions_lines(results: list[Result]) -> list[str]:
+    """Position embeddings: a sentence and the pictures of each ViT."""
+    lines = ["### Position embeddings", ""]
+    for one in results:
+        numbers = one.metrics
+        lines += [
+            f"`{one.run.inputs['backbone']}`: for {numbers['neighbours']:.0f} % of the patches the most similar other "
+            f"one touches them (by chance {numbers['by_chance']:.0f} %); the rank correlation of similarity and "
+            f"distance is {numbers['rank_correlation']:+.2f}. The report says that the embeddings show the image's "
+            f"grid structure: {grid_verdict(numbers)}.",
+            "",
+        ]
+        pictures = [(size, Path(path)) for size, path in one.run.artefacts.items()]
+        lines += [line for size, path in pictures for line in (image(f"Position embeddings, {size} patches", path), "")]
+    return lines
+
+
+def grid_verdict(numbers: dict[str, float]) -> str:
+    """How clearly neighbours are alike."""
+    if numbers["neighbours"] > 90 and numbers["rank_correlation"] < -0.5:
+        return "so do these"
+    if numbers["neighbours"] > 2 * numbers["by_chance"] and numbers["rank_correlation"] < 0:
+        return "these do faintly"
+    return "these do not"
+
+
+def class_table(results: list[Result]) -> Table:
+    """How much of the class token's attention lies on the object, a row a model and a way to look."""
+    rows = []
+    for one in results:
+        for kind, words in (
+            ("mean", "last block" if one.run.params["block"] == -1 else "block"),
+            ("rollout", "rollout"),
+        ):
+            if f"{kind}_mass" in one.metrics:
+                hit = f"{one.metrics['hit']:.1f}" if kind == "mean" else "-"
+                rows.append((f"{one.run.name}, {words}", *_share(one.metrics, kind), hit))
+    columns = (
+        "ViT",
+        "Mass on the object (%)",
+        "95 % interval",
+        "Its area (%)",
+        "Times an even spread",
+        "Largest on it (%)",
+    )
+    return Table("Class token: where its attention to the patches lies", columns, tuple(rows))
+
+
+def _share(numbers: dict[str, float], kind: str) -> tuple[str, ...]:
+    times = (
+        f"{numbers[f'{kind}_times']:.1f} ({numbers[f'{kind}_times_low']:.1f} to {numbers[f'{kind}_times_high']:.1f})"
+    )
+    between = f"{numbers[f'{kind}_mass_low']:.1f} to {numbers[f'{kind}_mass_high']:.1f}"
+    return f"{numbers[f'{kind}_mass']:.1f}", between, f"{numbers[f'{kind}_area']:.1f}", times
+
+
+def class_lines(results: list[Result], made: Table) -> list[str]:
+    """The class token: the table, a sentence, a picture a model."""
+    lines = ["### Class token", ""]
+    measured = [one for one in results if "mean_mass" in one.metrics]
+    if measured:
+        told = [f"{one.run.name}: {verdict(one.metrics, 'mean')}" for one in measured]
+        lines += [
+            made.markdown(),
+            "",
+            f"Of {measured[0].metrics['images']} validation images with masks; void pixels are not counted, intervals "
+            "are bootstraps over images. *Largest on it*: the patch that gets most touches the object.",
+            "",
+            "The report says that the class token's attention lies on the animals' faces, with a few stray patches. "
+            f"Here, on the whole object: {'; '.join(told)}.",
+            "",
+        ]
+    else:
+        lines += ["Not measured: no masks say which pixels are `background`.", ""]
+    for one in results:
+        lines += [image(f"Attention of the class token, {one.run.name}", Path(one.run.artefacts["picture"])), ""]
+    return lines
+
+
+def verdict(numbers: dict[str, float], kind: str) -> str:
+    """A share in words, judged by its interval."""
+    low, high = numbers[f"{kind}_times_low"], numbers[f"{kind}_times_high"]
+    how = (
+        "more than an even spread"
+        if low > 1
+        else "less than an even spread"
+        if high < 1
+        else "no more than an even spread"
+    )
+    return f"{numbers[f'{kind}_mass']:.0f} % on {numbers[f'{kind}_area']:.0f} % of the area, {how}"
+
+
+def word_table(result: Result) -> Table:
+    """How much of the decoder's attention lies on what a word is about, a row a kind of word."""
+    numbers, rows = result.metrics, []
+    for kind, words in KINDS.items():
+        if f"{kind}_mass" in numbers:
+            more = numbers[f"{kind}_mass"] - numbers[f"{kind}_others"]
+            between = f"{more:+.1f} ({numbers[f'{kind}_more_low']:+.1f} to {numbers[f'{kind}_more_high']:+.1f})"
+            own = (f"{numbers[f'{kind}_others']:.1f}", between)
+            rows.append((words, str(int(numbers[f"{kind}_count"])), *_share(numbers, kind), *own))
+    columns = ("Words", "Count", "Mass on the object (%)", "95 % interval", "Its area (%)", "Times an even spread")
+    columns += ("Other words' mass on it (%)", "Difference")
+    return Table("Captions: where the decoder's attention to the patches lies, word by word", columns, tuple(rows))
+
+
+def word_lines(result: Result, made: Table) -> list[str]:
+    """Captions: the table, a sentence, a picture an image."""
+    numbers, asked = result.metrics, result.run.params
+    lines = ["### Captions, word by word", ""]
+    if made.rows:
+        told = [
+            f"{words}: {verdict(numbers, kind)}"
+            for kind, words in (("class", "names of classes"), ("colour", "colours"), ("end", "`<end>` on all objects"))
+            if f"{kind}_mass" in numbers
+        ]
+        layer = "last layer" if asked["layer"] == -1 else f"layer {asked['layer']}"
+        head = "mean of its heads" if asked["head"] == "mean" else f"head {asked['head']}"
+        lines += [
+            made.markdown(),
+            "",
+            f"Cross attention of the decoder's {layer}, {head}, in the step that writes a word, over "
+            f"{numbers['images']} validation images' `{asked['cell']}` captions. A word that names a class, or the "
+            "colour of one, is held against that object's mask, where the image has it; *other words' mass* is what "
+            f"the rest of the caption puts on the same mask. {numbers['class_token']:.0f} % of the attention goes to "
+            "the image's class token and is left out. Intervals are bootstraps over images.",
+            "",
+            "The report says that nouns light up their objects, and that `<end>` looks at the main object and its "
+            f"surroundings. Here: {'; '.join(told)}.",
+            "",
+        ]
+    pictures = [(name, Path(path)) for name, path in result.run.artefacts.items() if path.endswith(".png")]
+    return lines + [line for name, path in pictures for line in (image(f"{name}, word by word", path), "")]
+
+
+def section(results: dict[str, list[Result]], absent: str | None) -> Section:
+    """All that was looked at; `absent` says why there are no captions to look at."""
+    positions, tokens = results["position_similarity"], results["class_attention"]
+    tables, lines = {}, ["## Attention", "", *positions_lines(positions)]
+    made = class_table(tokens)
+    lines += class_lines(tokens, made)
+    if made.rows:
+        tables[CLASS_TABLE] = made
+    for words in results.get("caption_attention", []):
+        tables[WORD_TABLE] = word_table(words)
+        lines += word_lines(words, tables[WORD_TABLE])
+    if absent:
+        lines += ["### Captions, word by word", "", f"Left out: {absent}.", ""]
+    every = [one for some in (positions, tokens, results.get("caption_attention", [])) for one in some]
+    metrics = {f"{one.run.task}/{one.run.name}": dict(one.metrics) for one in every if one.metrics}
+    figures = {
+        one.run.identity: [Path(path) for path in one.run.artefacts.values() if path.endswith(".png")] for one in every
+    }
+    return Section(lines, tables, metrics, figures)
+
+
+def position_runs(backbone: str, others: list[str]) -> list[str]:
+    """Names of the runs of `position_similarity`."""
+    return list(dict.fromkeys(short_name(source) for source in (backbone, *others)))
