@@ -41,8 +41,8 @@ dag: $(READY)  ## draw the stages
 	dvc dag
 
 clean:  ## remove outputs and caches; .venv and the shipped checkpoints stay
-	rm -rf .dvc/cache .dvc/tmp data/scenes data/manifest.parquet data/features data/models data/predictions \
-		data/resume mlflow.db mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache
+	rm -rf .dvc/cache .dvc/tmp data/scenes data/pets data/manifest.parquet data/labelled.parquet data/features data/models \
+		data/predictions data/attention data/resume reports/look predictions.csv mlflow.db mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache
 
 $(READY): requirements.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or: make PYTHON=/path/to/python"; exit 2; }

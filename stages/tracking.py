@@ -152,7 +152,7 @@ def _metrics(run: Run, now: int) -> Iterator[Metric]:
 def _numbers(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
     """Numbers of a nested dict under names that MLflow allows; what is undefined or no number is left out."""
     for key, value in values.items():
-        name = prefix + re.sub(r"[^\w\-. :/]", "_", str(key))
+        name = prefix + (re.sub(r"[^\w\-. :]", "_", str(key)).strip(".") or "_")
         if isinstance(value, dict):
             yield from _numbers(value, f"{name}/")
         elif isinstance(value, int | float):

@@ -31,6 +31,15 @@ PIPELINE = (
 )
 
 
+LONG = ("test_pipeline.py", "test_killed.py", "test_folder_profile.py")  # these start first
+
+torch.set_num_threads(1)  # another test runs beside each
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """No test hangs on the random numbers that another one drew."""
@@ -100,6 +109,7 @@ class Project:
             **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",
+            "OMP_NUM_THREADS": "1",  # another test runs beside it
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
@@ -111,9 +121,9 @@ class Project:
     def repro(self, *options: str) -> subprocess.CompletedProcess:
         return self.run("dvc", "repro", *options)
 
-    def start_repro(self) -> subprocess.Popen:
+    def start_repro(self, *targets: str) -> subprocess.Popen:
         return subprocess.Popen(
-            ["dvc", "repro"],
+            ["dvc", "repro", *targets],
             cwd=self.root,
             env=self.environment,
             stdout=subprocess.DEVNULL,

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import untrained_blip, write_mask
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 
-from stages.attention import short_name
+from stages.attention import class_attention, short_name
 from stages.attention.caption_attention import Reader, measured, metrics_of
-from stages.attention.class_token import look, whole_patches
+from stages.attention.class_token import Looked, look, whole_patches
 from stages.attention.maps import (
     area,
     check_rows,
@@ -18,12 +19,14 @@ from stages.attention.maps import (
     density,
     indexed,
     mass,
+    middle_of_most,
     relative,
     rollout,
     upsampled,
 )
 from stages.attention.pictures import Panel, draw_positions, draw_rows, overlay
-from stages.attention.positions import position_grid, similarity, structure
+from stages.attention.position_similarity import draw_source
+from stages.attention.positions import has_positions, position_grid, similarity, structure
 from stages.attention.shares import share_of
 from stages.attention.shown import shown
 from stages.attention.spoken import Spoken, spoken_by_name, spoken_of_scene
@@ -88,8 +91,8 @@ def test_maps_of_an_image_of_any_shape(backbone, size):
 
 def test_a_block_that_is_not_there_is_named(backbone):
     pixels = torch.zeros(3, 40, 40, dtype=torch.uint8)
-    with pytest.raises(IndexError, match=r"attention.class_token.block = 3: there are 3 blocks, 0 to 2"):
-        next(look(backbone, [pixels], 3, roll=False))
+    with pytest.raises(InputError, match=r"attention.class_token.block = 3: there are 3 blocks, 0 to 2"):
+        look(backbone, [pixels], 3, roll=False)
     assert [indexed(3, one, "k", "w") for one in (0, 2, -1, -3)] == [0, 2, 2, 0]
 
 
@@ -128,7 +131,7 @@ def test_the_overlay_of_a_drawn_picture_lies_on_its_image(tmp_path):
 
 def test_stretched_maps_keep_their_value_at_the_patches_middle():
     wide = upsampled(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), (6, 6))
-    assert wide[1, 1] == pytest.approx(0.0)
+    assert wide[1, 1] == pytest.approx(0.0, abs=1e-6)
     assert wide[4, 4] == pytest.approx(3.0)
     assert upsampled(torch.rand(2, 3, 4, 5), (8, 10)).shape == (2, 3, 8, 10)
     assert relative(torch.tensor([[1.0, 3.0]])).tolist() == [[0.5, 1.5]]
@@ -190,10 +193,28 @@ def test_similarity_by_hand_and_a_grid_that_shows():
     assert found.by_chance == pytest.approx(100 * pairs / (24 * 23))
 
 
-def test_a_vit_without_position_embeddings_is_refused(backbone, monkeypatch):
+def test_a_vit_without_position_embeddings_is_known(backbone, monkeypatch):
+    assert has_positions(backbone.vit)
     monkeypatch.setattr(backbone.vit, "pos_embed", None)
-    with pytest.raises(ValueError, match="no learnt position embeddings"):
-        position_grid(backbone.vit)
+    assert not has_positions(backbone.vit)
+
+
+@pytest.mark.parametrize("no_embed_class", [False, True])
+def test_vits_with_register_tokens(no_embed_class):
+    settings = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}
+    registers = VisionTransformer(**settings, reg_tokens=4, no_embed_class=no_embed_class, dynamic_img_size=True)
+    grid = position_grid(registers)
+    prefix = 0 if no_embed_class else 5
+    assert torch.equal(grid[1, 2], registers.pos_embed[0, prefix + 1 * 4 + 2])
+    backbone, pixels = vit.Backbone(registers), torch.randint(0, 256, (3, 32, 48), dtype=torch.uint8)
+    (seen,) = look(backbone, [pixels], 0, roll=True)
+    assert seen.heads.shape == (3, 4, 6)
+    assert torch.allclose(seen.heads, backbone.attention(pixels[None], 0)[0, :, 0, 5:].unflatten(-1, (4, 6)))
+
+
+def test_a_grid_that_is_the_vits_own_is_drawn_once(backbone, tmp_path):
+    made = draw_source("folder/model.safetensors", backbone, [None, (5, 5), (3, 4)], tmp_path)
+    assert {size: path.name for size, path in made.items()} == {"5x5": "folder_5x5.png", "3x4": "folder_3x4.png"}
 
 
 def test_the_sheet_of_positions_is_drawn(tmp_path):
@@ -201,6 +222,8 @@ def test_the_sheet_of_positions_is_drawn(tmp_path):
     assert (tmp_path / "p.png").stat().st_size > 5000
     assert short_name("data/checkpoints/vit_scenes/model.safetensors") == "vit_scenes"
     assert short_name("vit_small_patch16_224.dino") == "vit_small_patch16_224_dino"
+    names = [short_name(source) for source in ("a/x.safetensors", "a/y.safetensors", "model.safetensors")]
+    assert names == ["a_x", "a_y", "model"]
 
 
 # Captions
@@ -231,9 +254,9 @@ def test_a_words_attention_is_that_of_the_step_that_wrote_it(source):
                 weights = step.cross_attentions[layer][0, :, -1]
                 expected = weights.mean(0) if head == "mean" else weights[head]
                 torch.testing.assert_close(found[image][place - 4], expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(IndexError, match=r"attention.captions.layer = 2: there are 2 layers"):
+    with pytest.raises(InputError, match=r"attention.captions.layer = 2: there are 2 layers"):
         attended(decoder, states, texts, 4, 2, "mean")
-    with pytest.raises(IndexError, match=r"attention.captions.head = 4: there are 4 heads"):
+    with pytest.raises(InputError, match=r"attention.captions.head = 4: there are 4 heads"):
         attended(decoder, states, texts, 4, 0, 4)
 
 
@@ -280,7 +303,7 @@ def test_what_the_words_of_a_scenes_caption_are_about():
 
 
 def test_what_words_are_about_by_the_classes_names():
-    classes = ("background", "cat", "dog")
+    classes = ("background", "Cat", "dog")
     assert spoken_by_name(["A", "Dog", "background", "cat", END], classes, {0, 2, 255}) == [
         *(Spoken("other"), Spoken("class", 2), Spoken("other")),
         *(None, Spoken("end")),
@@ -310,6 +333,33 @@ def test_words_are_held_against_their_objects(tmp_path):
     metrics = metrics_of([one, two, end], seed=0)
     assert (metrics["class_count"], metrics["class_mass"], metrics["images"]) == (2, pytest.approx(75), 1)
     assert "colour_mass" not in metrics
+    alone = measured(row, words[:1], about[:1], background=0)  # a caption of one word has no others
+    assert alone[0]["others"] is None
+    assert metrics_of([*alone, two], seed=0)["class_count"] == 1
+
+
+def test_the_class_tokens_share_of_an_object(tmp_path):
+    mask = np.zeros((6, 6))
+    mask[:3, 3:], mask[0, 3] = 4, 255
+    write_mask(tmp_path / "m.png", mask)
+    row = Row("i", "val", "i.png", str(tmp_path / "m.png"))
+    heads = torch.stack([at(2, 2, 0, 1), at(2, 2, 1, 0)])  # half on the object, half in the other corner
+    found = class_attention.measured(row, Looked(heads, at(2, 2, 0, 1)), background=0)
+    assert found["area"] == pytest.approx(100 * 8 / 35)
+    assert found["mean_mass"] == pytest.approx(100 * (0.5 * 8 / 9) / (1 - 0.5 / 9))  # a ninth of a patch is void
+    assert found["rollout_mass"] == pytest.approx(100)
+    assert found["hit"] == 100  # of two equal patches the first
+    away = class_attention.measured(row, Looked(heads[1:], None), background=0)
+    assert (away["mean_mass"], away["hit"], "rollout_mass" in away) == (0, 0, False)
+    metrics = class_attention.metrics_of([found, {**found, "hit": 0.0}], seed=0)
+    assert (metrics["hit"], metrics["mean_count"], metrics["images"]) == (50, 2, 2)
+    assert metrics["mean_times"] == pytest.approx(found["mean_mass"] / found["area"])
+
+
+@pytest.mark.parametrize(("size", "expected"), [((2, 5), (1, 3)), ((8, 8), (4, 6))])
+def test_the_middle_of_the_patch_that_gets_most(size, expected):
+    """The larger weight wins, however many pixels its patch covers."""
+    assert middle_of_most(torch.tensor([[0.45, 0.55]]), size) == expected
 
 
 def test_images_are_shown_by_name_or_by_number():

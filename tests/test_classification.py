@@ -174,6 +174,7 @@ def test_a_killed_run_ends_in_the_numbers_of_an_undisturbed_one(project, monkeyp
     files += ("data/predictions/classification/mine.parquet", "reports/runs/classification/mine.json")
     finetune.run_setting(project, "mine", manifest)
     whole = {name: Path(name).read_bytes() for name in files}
+    finetune.forget("mine")
     assert not Path("data/resume/finetune/mine").exists()
     cut_off_when_kept(monkeypatch, lambda: finetune.run_setting(project, "mine", manifest))
     trained = []
@@ -185,9 +186,11 @@ def test_a_killed_run_ends_in_the_numbers_of_an_undisturbed_one(project, monkeyp
     run = read_run("classification", "mine")
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     assert run.metrics["steps"] == 3 * 3  # 18 images in steps of 8
-    assert run.metrics["accuracy"] == 100 * np.mean(
-        [row["predicted"] == row["label"] for row in pq.read_table(files[2]).to_pylist()]
-    )
+    finetune.run_setting(project, "mine", manifest)  # killed after its last epoch: nothing is trained again
+    assert len(trained) == 2
+    assert {name: Path(name).read_bytes() for name in files} == whole
+    predicted = pq.read_table(files[2]).to_pylist()
+    assert run.metrics["accuracy"] == 100 * sum(row["predicted"] == row["label"] for row in predicted) / 6
 
 
 def test_another_learning_rate_starts_from_nothing(project, monkeypatch):
@@ -222,6 +225,22 @@ def test_a_diverged_run_names_its_learning_rate(project, monkeypatch):
         finetune.run_setting(project, "mine", manifests.read(LABELLED))
 
 
+def test_a_kill_between_best_weights_and_state_changes_nothing(project, monkeypatch):
+    manifest, keep = manifests.read(LABELLED), recipe.keep
+
+    def killed(path, asked, model, optimizers, progress):
+        if progress.step == 2:
+            raise KeyboardInterrupt  # the second epoch's best weights lie there, its state does not
+        keep(path, asked, model, optimizers, progress)
+
+    whole = finetune.run_setting(project, "mine", manifest)
+    finetune.forget("mine")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recipe, "keep", killed)
+        finetune.run_setting(project, "mine", manifest)
+    assert finetune.run_setting(project, "mine", manifest) == whole
+
+
 def test_images_without_a_label_are_named(project):
     manifest = manifests.read(LABELLED)
     rows = (Row("bare", "val", "x.png"), *manifest.rows)
@@ -230,6 +249,17 @@ def test_images_without_a_label_are_named(project):
     alike = tuple(Row(row.image_id, row.split, row.image, label=0) for row in manifest.rows)
     with pytest.raises(InputError, match="all images have the label 'blue'"):
         finetune.check_labelled(Manifest(alike, "pictures", ("a", "b"), ("blue",)))
+
+
+def test_labels_that_are_never_trained_on_are_told(project):
+    rows = tuple(row for row in manifests.read(LABELLED).rows if row.split == "val" or row.label != 1)
+    assert finetune.untrained_labels(Manifest(rows, "pictures", ("a", "b"), LABELS)) == ["green"]
+
+
+def test_a_size_that_is_no_whole_patches_is_named_before_training(project):
+    setting = project.classification.settings["mine"].model_copy(update={"size": 30})
+    with pytest.raises(InputError, match=r"settings.mine.size = 30: must be whole patches of 8 pixels, such as 24"):
+        finetune.pretrained(project, "mine", setting)
 
 
 def test_a_source_without_labels_leaves_a_reason_in_place_of_every_output(project, monkeypatch, capsys):
@@ -241,10 +271,11 @@ def test_a_source_without_labels_leaves_a_reason_in_place_of_every_output(projec
         assert absence(Path(output)) == "pictures has no labels (labels.csv): no classification"
     assert absence(record_path("classification", "mine"))
     with pytest.raises(InputError, match="no labels"):
-        predict.chosen_weights(None, "best")
+        predict.chosen_weights(["mine"], None, "best")
 
 
-def test_prediction_writes_a_row_an_image_and_names_what_it_cannot_read(project, tmp_path):
+def test_prediction_writes_a_row_an_image_and_names_what_it_cannot_read(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "load_experiment", lambda: project)
     finetune.run_setting(project, "mine", manifests.read(LABELLED))
     single = tmp_path / "single.png"
     Image.new("RGB", (13, 40)).save(single)
@@ -262,11 +293,11 @@ def test_prediction_writes_a_row_an_image_and_names_what_it_cannot_read(project,
         predict.main([tmp_path / "pictures"], "mine", "best", tmp_path / "other.csv")
     assert not (tmp_path / "other.csv").exists()
     with pytest.raises(InputError, match="no setting 'yours'; there are: mine"):
-        predict.chosen_weights("yours", "best")
+        predict.chosen_weights(["mine"], "yours", "best")
 
 
-def test_the_best_setting_is_the_one_with_the_highest_accuracy(project):
-    for name, accuracy in (("a", 40.0), ("b", 60.0)):
+def test_the_best_setting_is_the_most_accurate_one_that_params_ask_for(project):
+    for name, accuracy in (("a", 40.0), ("b", 60.0), ("left_behind", 90.0)):
         folder = Path("data/models/classification") / name
         folder.mkdir(parents=True)
         (folder / "best.safetensors").touch()
@@ -276,7 +307,7 @@ def test_the_best_setting_is_the_one_with_the_highest_accuracy(project):
         path.write_text(
             json.dumps({"task": "classification", "name": name, "stage": "", "params": {}, "metrics": metrics})
         )
-    assert predict.chosen_weights(None, "best").parent.name == "b"
+    assert predict.chosen_weights(["a", "b", "not_trained"], None, "best").parent.name == "b"
 
 
 def test_validation_is_judged_in_its_order(project):

@@ -1,15 +1,18 @@
 """The report says what the runs say."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
 from stages.params.experiment import load_experiment
-from stages.report import captioning, retrieval
+from stages.report import attention, captioning, classification, retrieval
 from stages.report.claims import Claim
 from stages.report.colours import class_colours
 from stages.report.numbers import scientific
 from stages.report.overlays import overlay
+from stages.report.reference import reference
 from stages.report.results import Result
 from stages.report.segmentation import CLAIMS, Head, head_label, table
 from stages.report.tables import Table
@@ -153,6 +156,10 @@ def test_the_committed_params_are_the_reports_grid():
     claims = [*captioning.CLAIMS, *retrieval.CLAIMS]
     names = {one.run.name for one in [*cells, *rows]}
     assert all({claim.first, claim.second} <= names for claim in claims)
+    settings = experiment.classification.settings
+    assert list(settings) == list(reference()["classification"]["rows"])
+    assert all(classification.reported(name, settings) for name in settings)
+    assert all({claim.first, claim.second} <= set(settings) for claim in classification.CLAIMS)
 
 
 @pytest.mark.parametrize(
@@ -168,3 +175,62 @@ def test_the_page_tells_of_words_that_blip_does_not_know():
     assert line == "22.2% of the captions' words are unknown to this BLIP, such as bus, street."
     known = Run("retrieval", "provided", "", {}, {}, inputs={"unknown_share": "0.0000", "unknown_words": ""})
     assert retrieval._unknown(Result(known, {}, None)) == []
+
+
+def finetuned(name, accuracy, folder, **settings):
+    """A setting's result whose first `accuracy` percent of ten images are right."""
+    asked = {"lr": 5e-4, "augment": False, "size": 80, "batch": 8, "accumulate": 1, "epochs": 5} | settings
+    predicted = ["cat" if index < accuracy // 10 else "dog" for index in range(10)]
+    path = folder / f"{name}.parquet"
+    pq.write_table(pa.table({"label": ["cat"] * 10, "predicted": predicted}), path)
+    metrics = {"accuracy": accuracy, "accuracy_low": accuracy - 1, "accuracy_high": accuracy + 1, "best_epoch": 4}
+    metrics |= {"best_accuracy": accuracy + 2, "steps": 15, "train_loss": 1.5}
+    history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}]
+    run = Run("classification", name, "", asked, metrics, history, artefacts={"predictions": str(path)})
+    return Result(run, metrics, None)
+
+
+def test_the_classification_table_is_the_reports_with_its_words_beside_ours(tmp_path):
+    settings = load_experiment(ROOT / "params.yaml").classification.settings
+    results = [finetuned("augmented", 80.0, tmp_path, augment=True, size=88), finetuned("base", 70.0, tmp_path)]
+    first, second = classification.table(results, settings).rows
+    assert first[:5] == ("Adam, lr 1e-6, 5 epochs", "5e-4", "80x80", "8", "15")
+    assert first[6:] == ("70.00", "69.00 to 71.00", "72.00 (4)", "89", "-19.00")
+    assert second[2] == "88x88, augmented"
+    assert second[-2:] == ("2 to 3 points above the 89", "-")
+    changed = {**settings, "base": settings["base"].model_copy(update={"epochs": 9})}
+    assert classification.table(results, changed).rows[0][0] == "base"
+    assert classification.table(results, changed).rows[0][-2:] == ("-", "-")
+
+
+def test_what_the_report_says_of_settings_is_held_against_paired_images(tmp_path):
+    settings = load_experiment(ROOT / "params.yaml").classification.settings
+    results = [finetuned("base", 70.0, tmp_path), finetuned("high_lr", 0.0, tmp_path)]
+    (line,) = classification.claims(results, settings, seed=0)
+    assert "accuracy collapses* (-86 in the report): -70.00 here" in line
+    assert line.endswith("the same direction.")
+    assert classification.why(results[:1]) == [
+        "Still learning when they ended: `base`, training loss 1.50 after 15 steps of 8 images.",
+        "",
+    ]
+    results[0].metrics["train_loss"] = results[0].run.history[-1]["train_loss"] = 0.01
+    assert classification.why(results[:1]) == []
+
+
+def test_shares_in_words_are_judged_by_their_interval():
+    numbers = {"x_mass": 30.0, "x_area": 10.0, "x_times_low": 2.5, "x_times_high": 3.5}
+    assert attention.verdict(numbers, "x") == "30 % on 10 % of the area, more than an even spread"
+    numbers |= {"x_times_low": 0.9, "x_times_high": 1.1}
+    assert attention.verdict(numbers, "x").endswith("not to be told from an even spread")
+    numbers |= {"x_times_low": 0.7, "x_times_high": 0.9}
+    assert attention.verdict(numbers, "x").endswith("less than an even spread")
+
+
+def test_attention_that_is_absent_is_told_and_nothing_else_is_lost():
+    run = Run("position_similarity", "rotary", "", {}, {}, inputs={"backbone": "rotary"})
+    absent = {"class_attention": "x has no class token", "caption_attention": "y has no captions"}
+    made = attention.section({"position_similarity": [Result(run, {}, None)]}, absent)
+    page = "\n".join(made.lines)
+    assert "`rotary` has no learnt position embeddings to show." in page
+    assert "Left out: x has no class token." in page and "Left out: y has no captions." in page
+    assert not made.tables and not made.metrics

@@ -130,3 +130,10 @@ def test_figures_are_attached_and_replace_themselves(project):
 def test_the_store_lies_at_the_projects_root_even_from_a_temporary_copy(project, monkeypatch):
     monkeypatch.chdir(project.parent)
     assert tracking.store_uri() == f"sqlite:///{project}/mlflow.db"
+
+
+def test_names_that_mlflow_refuses_lose_no_run(project):
+    run = made_up(metrics={"class_accuracy": {"cats/": 1.0, "a//b": 2.0, "..": 3.0, "dogs": 4.0}})
+    write_run(run)
+    names = set(tracking.register([run])[run.identity].metrics)
+    assert {f"class_accuracy/{name}" for name in ("cats_", "a__b", "_", "dogs")} <= names

@@ -9,6 +9,9 @@ BOOTSTRAP = "attention/bootstrap"  # names the seed of all intervals: two models
 
 
 def short_name(source: str) -> str:
-    """A ViT's name in those of runs and files: of a file of ours, its folder's."""
+    """A ViT's name in those of runs and files; of a file of ours, its folder's, and its own unless that is `model`."""
     path = Path(source)
-    return re.sub(r"[^A-Za-z0-9_-]", "_", path.parent.name if path.suffix == ".safetensors" else source)
+    if path.suffix == ".safetensors":
+        parts = [path.parent.name, path.stem if path.stem != "model" or not path.parent.name else ""]
+        source = "_".join(part for part in parts if part)
+    return re.sub(r"[^A-Za-z0-9_-]", "_", source)

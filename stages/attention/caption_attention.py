@@ -39,7 +39,7 @@ from stages.params.attention import Words
 from stages.params.captioning import Captioning
 from stages.params.experiment import Experiment, load_experiment
 from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import InputError, stage
+from stages.stage import stage
 from stages.voc import BACKGROUND, VOID
 from stages.writing import replacing
 
@@ -150,9 +150,10 @@ def panels_of(words: list[Word], found: list[dict]) -> list[Panel]:
     ]
 
 
-def draw_caption(path: Path, image: Image.Image, name: str, words: list[Word], found: list[dict], way: str) -> None:
-    """One picture: the image, then a panel a word."""
+def draw_caption(path: Path, image: Image.Image, name: str, words: list[Word], found: list[dict], asked: Words) -> None:
+    """One picture: the image, then a panel a word, with what was `found` of it."""
     caption = " ".join(word.text for word in words if word.text != END)
+    way = way_of(asked) + ("; below a word: its mass on its object, and that one's area" if found else "")
     draw_panels(path, image, "image\n", panels_of(words, found), f'{name}: "{caption}"\n{way}', shared=True)
 
 
@@ -160,9 +161,7 @@ def way_of(asked: Words) -> str:
     """Which attention is shown."""
     layer = "last layer" if asked.layer == -1 else f"layer {asked.layer}"
     head = "mean of heads" if asked.head == "mean" else f"head {asked.head}"
-    return (
-        f"cross attention of the decoder's {layer}, {head}; below a word: its mass on its object, and that one's area"
-    )
+    return f"cross attention of the decoder's {layer}, {head}"
 
 
 def load_reader(source: str, asked: Words) -> Reader:
@@ -196,16 +195,13 @@ def run(experiment: Experiment) -> Run:
     table = FeatureTable(DECODING / "val.parquet", backbone=source, manifest=manifests.fingerprint())
     reader, about = load_reader(source, asked), About(manifest, experiment.profile == "embedded")
     found, drawn, folder = [], {}, PICTURES / TASK
-    try:
-        for image_id, words in read_all(reader, table, experiment.captioning, asked.cell):
-            row = by_id[image_id]
-            own = measured(row, words, about(row, words), about.background)
-            found += own
-            if row in pictures:
-                drawn[image_id] = folder / f"{image_id}.png"
-                draw_caption(drawn[image_id], read_image(Path(row.image)), image_id, words, own, way_of(asked))
-    except IndexError as fault:
-        raise InputError(str(fault)) from fault
+    for image_id, words in read_all(reader, table, experiment.captioning, asked.cell):
+        row = by_id[image_id]
+        own = measured(row, words, about(row, words), about.background)
+        found += own
+        if row in pictures:
+            drawn[image_id] = folder / f"{image_id}.png"
+            draw_caption(drawn[image_id], read_image(Path(row.image)), image_id, words, own, asked)
     shares = SHARES / TASK / "words.parquet"
     with replacing(shares) as beside:
         pq.write_table(pa.Table.from_pylist(found), beside, compression="zstd")

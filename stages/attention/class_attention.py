@@ -4,7 +4,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,17 @@ import torch
 from tqdm import tqdm
 
 from stages import tracking
-from stages.absence import absence
+from stages.absence import declare_absent
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
 from stages.attention.class_token import Looked, look, whole_patches
-from stages.attention.maps import area, density, mass
+from stages.attention.maps import area, density, mass, middle_of_most
 from stages.attention.pictures import Panel, draw_rows
-from stages.attention.shares import share_of
+from stages.attention.shares import mean_draws, share_of
 from stages.attention.shown import shown
 from stages.attention.vits import load_vit
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
+from stages.bootstrap import interval
 from stages.classification import WEIGHTS, classifier
 from stages.data import manifest as manifests
 from stages.data.images import read_image, read_mask
@@ -31,7 +32,7 @@ from stages.data.manifest import LABELLED, Manifest, Row
 from stages.params.attention import ClassToken
 from stages.params.experiment import Experiment, load_experiment
 from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import InputError, stage
+from stages.stage import stage
 from stages.voc import BACKGROUND, VOID
 from stages.writing import replacing
 
@@ -40,14 +41,30 @@ AT_ONCE = 32  # images of one size
 PRETRAINED, FINETUNED = "pretrained", "finetuned"
 
 
-def models(experiment: Experiment) -> dict[str, tuple[Backbone, dict]]:
-    """The ViTs that are looked into, by run, each with what a record says of it."""
+@dataclass(frozen=True)
+class Model:
+    """A ViT that is looked into: its run's name, and what the record says of it."""
+
+    name: str
+    backbone: Backbone
+    facts: dict[str, str]
+
+
+def models(experiment: Experiment) -> list[Model]:
+    """The profile's pretrained ViT, and the fine-tuned one where there is one; on the GPU where that is."""
     source, setting = experiment.active.classifier.backbone, experiment.attention.class_token.setting
-    found = {PRETRAINED: (load_vit(source, f"{experiment.profile}.classifier.backbone"), {"backbone": source})}
-    if not absence(WEIGHTS / setting):
-        path = WEIGHTS / setting / "last.safetensors"
-        found[FINETUNED] = (classifier.load(path).backbone, {"backbone": str(path), "setting": setting})
+    found = [Model(PRETRAINED, load_vit(source, f"{experiment.profile}.classifier.backbone"), {"backbone": source})]
+    path = WEIGHTS / setting / "last.safetensors"
+    if path.is_file():
+        found.append(Model(FINETUNED, classifier.load(path).backbone, {"backbone": str(path), "setting": setting}))
+    for model in found:
+        model.backbone.to(classifier.device())
     return found
+
+
+def no_class_token(experiment: Experiment, backbone: Backbone) -> str | None:
+    """Why there is nothing to look at, or None."""
+    return None if backbone.vit.has_class_token else f"{experiment.active.classifier.backbone} has no class token"
 
 
 def looks(backbone: Backbone, rows: tuple[Row, ...], side: int, asked: ClassToken) -> Iterator[tuple[Row, Looked]]:
@@ -68,30 +85,32 @@ def _looked(backbone: Backbone, waiting: list, asked: ClassToken) -> Iterator[tu
 
 
 def measured(row: Row, seen: Looked, background: int) -> dict:
-    """How much of an image's maps lies on what its mask calls an object, and where the largest weight is; percent."""
+    """How much of an image's maps lies on what its mask calls an object, in percent, and whether most does.
+
+    `hit` is 100 where the middle of the patch that gets most is on the object: by chance, its area.
+    """
     mask = read_mask(Path(row.mask))
     counted = mask != VOID
     inside = counted & (mask != background)
     kinds = {"mean": seen.mean} | ({} if seen.rollout is None else {"rollout": seen.rollout})
-    spread = {kind: density(one.double().numpy(), mask.shape) for kind, one in kinds.items()}
-    masses = {f"{kind}_mass": float(mass(one, inside, counted)) for kind, one in spread.items()}
-    most = spread["mean"] == spread["mean"].max()  # the pixels of one patch
-    return {"image_id": row.image_id, **masses, "area": area(inside, counted), "hit": 100.0 * bool(inside[most].any())}
+    masses = {
+        f"{kind}_mass": float(mass(density(one.double().numpy(), mask.shape), inside, counted))
+        for kind, one in kinds.items()
+    }
+    hit = 100.0 * bool(inside[middle_of_most(seen.mean, mask.shape)])
+    return {"image_id": row.image_id, **masses, "area": area(inside, counted), "hit": hit}
 
 
 def metrics_of(found: list[dict], seed: int) -> dict:
-    """Shares over all images, and how often the patch that gets most touches an object."""
-    images, areas = np.arange(len(found)), np.array([one["area"] for one in found])
-    shares = {
-        key.removesuffix("_mass"): share_of(np.array([one[key] for one in found]), areas, images, seed=seed)
-        for key in found[0]
-        if key.endswith("_mass")
-    }
-    return {
-        **{f"{kind}_{key}": value for kind, share in shares.items() for key, value in asdict(share).items()},
-        "hit": float(np.mean([one["hit"] for one in found])),
-        "images": len(found),
-    }
+    """Shares over all images, and how often the patch that gets most lies on an object."""
+    columns = {key: np.array([one[key] for one in found]) for key in found[0] if key != "image_id"}
+    images, metrics = np.arange(len(found)), {"images": len(found)}
+    for kind in ("mean", "rollout"):
+        if f"{kind}_mass" in columns:
+            share = share_of(columns[f"{kind}_mass"], columns["area"], images, seed=seed)
+            metrics |= {f"{kind}_{key}": value for key, value in asdict(share).items()}
+    low, high = interval(mean_draws(columns["hit"], images, seed=seed))
+    return metrics | {"hit": float(columns["hit"].mean()), "hit_low": low, "hit_high": high}
 
 
 def way_of(asked: ClassToken) -> str:
@@ -106,40 +125,50 @@ def panels_of(seen: Looked) -> list[Panel]:
     return [Panel("mean of heads", seen.mean), *rolled, *heads]
 
 
-def run_model(name: str, experiment: Experiment, manifest: Manifest, backbone: Backbone, facts: dict) -> Run:
+def draw(path: Path, model: Model, rows: tuple[Row, ...], side: int, asked: ClassToken) -> None:
+    """One picture: a line of panels an image."""
+    drawn = [
+        (read_image(Path(row.image)), row.image_id, panels_of(seen))
+        for row, seen in looks(model.backbone, rows, side, asked)
+    ]
+    draw_rows(path, drawn, f"Attention of the class token, {model.name} ViT, {way_of(asked)}", shared=False)
+
+
+def measure(model: Model, manifest: Manifest, side: int, asked: ClassToken) -> list[dict]:
+    """Shares of all validation images whose masks tell objects from `background`."""
+    if BACKGROUND not in manifest.classes:
+        return []
+    background, masked = manifest.classes.index(BACKGROUND), tuple(row for row in manifest.split("val") if row.mask)
+    bar = tqdm(
+        looks(model.backbone, masked, side, asked), f"look {model.name}", len(masked), unit="image", mininterval=1
+    )
+    found = [measured(row, seen, background) for row, seen in bar]
+    return [one for one in found if 0 < one["area"] < 100]  # else there is nothing to tell apart
+
+
+def run_model(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
     """Draw the named images, measure all that have masks, write the record."""
     asked, side = experiment.attention.class_token, experiment.active.classifier.size.base
-    val = manifest.split("val")
-    pictures = shown(val, experiment.active.look_at.class_token, f"{experiment.profile}.look_at.class_token")
-    weights = vit.weights_hash(backbone)
-    backbone.to(classifier.device())
-    try:
-        drawn = [
-            (read_image(Path(row.image)), row.image_id, panels_of(seen))
-            for row, seen in looks(backbone, pictures, side, asked)
-        ]
-    except (IndexError, ValueError) as fault:
-        raise InputError(f"{facts['backbone']}: {fault}") from fault
-    picture, shares = PICTURES / TASK / f"{name}.png", SHARES / TASK / f"{name}.parquet"
-    draw_rows(picture, drawn, f"Attention of the class token, {name} ViT, {way_of(asked)}", shared=False)
-    found = []
-    if BACKGROUND in manifest.classes:
-        background = manifest.classes.index(BACKGROUND)
-        masked = tuple(row for row in val if row.mask)
-        for row, seen in tqdm(
-            looks(backbone, masked, side, asked), f"look {name}", len(masked), unit="image", mininterval=1
-        ):
-            found.append(measured(row, seen, background))
-        found = [one for one in found if 0 < one["area"] < 100]  # else there is nothing to tell apart
+    rows = shown(
+        manifest.split("val"), experiment.active.look_at.class_token, f"{experiment.profile}.look_at.class_token"
+    )
+    picture, shares = PICTURES / TASK / f"{model.name}.png", SHARES / TASK / f"{model.name}.parquet"
+    draw(picture, model, rows, side, asked)
+    found = measure(model, manifest, side, asked)
     with replacing(shares) as beside:
         pq.write_table(pa.Table.from_pylist(found), beside, compression="zstd")
     run = Run(
         task=TASK,
-        name=name,
+        name=model.name,
         stage=TASK,
         params={"profile": experiment.profile, "seed": experiment.seed, "short_side": side, **asked.model_dump()},
         metrics=metrics_of(found, experiment.seed_of(BOOTSTRAP)) if found else {},
-        inputs={**facts, "weights": weights, "source": manifest.source, "manifest": manifests.fingerprint(LABELLED)},
+        inputs={
+            **model.facts,
+            "weights": vit.weights_hash(model.backbone),
+            "source": manifest.source,
+            "manifest": manifests.fingerprint(LABELLED),
+        },
         artefacts={"shares": str(shares), "picture": str(picture)},
         versions=package_versions("torch", "timm", "numpy", "pillow"),
     )
@@ -150,9 +179,15 @@ def run_model(name: str, experiment: Experiment, manifest: Manifest, backbone: B
 def main() -> None:
     torch.set_flush_denormal(True)
     start, experiment, manifest = time.perf_counter(), load_experiment(), manifests.read(LABELLED)
-    for folder in (PICTURES / TASK, SHARES / TASK, FOLDER / TASK):
+    folders = (PICTURES / TASK, SHARES / TASK, FOLDER / TASK)
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    runs = [run_model(name, experiment, manifest, *model) for name, model in models(experiment).items()]
+    seen = models(experiment)
+    reason = no_class_token(experiment, seen[0].backbone)
+    if reason:
+        declare_absent(reason, *folders)
+        return
+    runs = [run_model(model, experiment, manifest) for model in seen]
     tracking.register(runs, seconds=time.perf_counter() - start)
 
 

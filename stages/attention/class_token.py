@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -40,19 +41,25 @@ def whole_patches(image: Image.Image, short_side: int, patch: tuple[int, int]) -
 
 
 @torch.inference_mode()
-def look(backbone: Backbone, images: list[Tensor], block: int, roll: bool) -> Iterator[Looked]:
-    """Maps of every image, `(3, H, W)` uint8 of one size. Raises `IndexError` for a block that the ViT has not,
-    `ValueError` for a ViT without a class token.
+def look(backbone: Backbone, images: list[Tensor], block: int, roll: bool) -> list[Looked]:
+    """Maps of every image, `(3, H, W)` uint8 of one size; the ViT has a class token.
+
+    Raises `InputError` for a block that it has not. Of all blocks' weights only one's are in memory at a time.
     """
-    vit = backbone.vit
-    if not vit.has_class_token:
-        raise ValueError("has no class token")
+    vit, maps = backbone.vit, []
     block = indexed(len(vit.blocks), block, "attention.class_token.block", "blocks")
-    device = next(vit.parameters()).device
-    pixels = torch.stack(images).to(device)
+    pixels = torch.stack(images).to(next(vit.parameters()).device)
     prefix, grid = vit.num_prefix_tokens, backbone.grid(*pixels.shape[-2:])
-    blocks = list(backbone.attentions(pixels)) if roll else [backbone.attention(pixels, block)]
-    maps = class_token_maps(blocks[block if roll else 0], prefix, grid).cpu()
-    rolled = rollout(blocks, prefix, grid).cpu() if roll else [None] * len(maps)
-    for heads, one in zip(maps, rolled, strict=True):
-        yield Looked(heads, one)
+
+    def passing() -> Iterator[Tensor]:
+        for number, weights in enumerate(backbone.attentions(pixels)):
+            if number == block:
+                maps.extend(class_token_maps(weights, prefix, grid).cpu())
+            yield weights
+
+    if roll:
+        rolled = list(rollout(passing(), prefix, grid).cpu())
+    else:
+        next(islice(passing(), block, None))
+        rolled = [None] * len(images)
+    return [Looked(heads, one) for heads, one in zip(maps, rolled, strict=True)]

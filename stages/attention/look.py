@@ -11,13 +11,14 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from stages.attention import caption_attention, class_attention, position_similarity
 from stages.attention.class_token import look, whole_patches
 from stages.attention.pictures import draw_rows
+from stages.attention.positions import has_positions
 from stages.attention.vits import load_vit
 from stages.captioning.caption import prompts
 from stages.captioning.decoding import Decoder, Lengths
@@ -39,42 +40,38 @@ def images(asked: list[Path], kind: str) -> Iterator[tuple[str, Image.Image, Pat
             image = read_image(file)
         except UNREADABLE as fault:
             raise InputError(f"{file}: {fault}") from fault
-        yield name, image, FOLDER / f"{Path(name).with_suffix('')}_{kind}.png"
+        yield name, image, FOLDER / f"{name}.{kind}.png"
 
 
 def look_class_token(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
     """A picture an image, with a row for each ViT: the pretrained one, and the fine-tuned one where there is one."""
     settings, side = experiment.attention.class_token, experiment.active.classifier.size.base
     models = class_attention.models(experiment)
+    reason = class_attention.no_class_token(experiment, models[0].backbone)
+    if reason:
+        raise InputError(reason)
     for name, image, path in images(asked, "class_token"):
         rows = []
-        for run, (backbone, facts) in models.items():
-            pixels = whole_patches(image, side, backbone.patch)
-            try:
-                (seen,) = look(backbone, [pixels], settings.block, settings.rollout)
-            except (IndexError, ValueError) as fault:
-                raise InputError(f"{facts['backbone']}: {fault}") from fault
-            rows.append((image, run, class_attention.panels_of(seen)))
+        for model in models:
+            pixels = whole_patches(image, side, model.backbone.patch)
+            (seen,) = look(model.backbone, [pixels], settings.block, settings.rollout)
+            rows.append((image, model.name, class_attention.panels_of(seen)))
         draw_rows(path, rows, f"{name}: attention of the class token, {class_attention.way_of(settings)}", shared=False)
         yield path
 
 
 def look_caption(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
     """A picture an image: its greedy caption, word by word."""
-    task, source = experiment.captioning, experiment.active.blip
-    towers, words = load_towers(source), experiment.attention.captions
-    reader = caption_attention.load_reader(source, words)
+    task, source, words = experiment.captioning, experiment.active.blip, experiment.attention.captions
+    towers, reader = load_towers(source), caption_attention.load_reader(source, words)
     cell = Cell(type="greedy", prompt=task.cells[words.cell].prompt)
     prompt = prompts({words.cell: cell}, reader.tokenizer, task.max_length)[cell.prompt]
     decoder = Decoder(reader.decoder, Lengths(task.min_length, task.max_length))
     for name, image, path in images(asked, "caption"):
         states = towers.image_states(val_view(image, towers.pixels.side)[None]).float()
-        written = decoder.sample(states, [prompt], [cell], torch.zeros(1, 1, task.max_length).numpy())
-        try:
-            (spelt,) = reader.words(states, prompt, written, task.max_length)
-        except IndexError as fault:
-            raise InputError(str(fault)) from fault
-        caption_attention.draw_caption(path, image, name, spelt, [], caption_attention.way_of(words))
+        written = decoder.sample(states, [prompt], [cell], np.zeros((1, 1, task.max_length)))
+        (spelt,) = reader.words(states, prompt, written, task.max_length)
+        caption_attention.draw_caption(path, image, name, spelt, [], words)
         yield path
 
 
@@ -83,6 +80,8 @@ def look_positions(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
     grids = [None, *(tuple(grid) for grid in experiment.attention.positions.grids)]
     for source in map(str, asked):
         backbone = load_vit(source, "positions")
+        if not has_positions(backbone.vit):
+            raise InputError(f"{source} has no learnt position embeddings to show")
         yield from position_similarity.draw_source(source, backbone, grids, FOLDER).values()
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.stage import InputError
+
 TOLERANCE = 1e-3  # how far from 1 a row of attention weights may sum up in single precision
 
 
@@ -19,9 +21,9 @@ def check_rows(weights: Tensor) -> Tensor:
 
 
 def indexed(size: int, index: int, key: str, what: str) -> int:
-    """`index` counted from 0; raises `IndexError` naming `key` where there is none such."""
+    """`index` counted from 0; raises `InputError` naming the param `key` where there is none such."""
     if not -size <= index < size:
-        raise IndexError(f"{key} = {index}: there are {size} {what}, 0 to {size - 1}, or -1 for the last")
+        raise InputError(f"{key} = {index}: there are {size} {what}, 0 to {size - 1}, or -1 for the last")
     return index % size
 
 
@@ -74,6 +76,15 @@ def mass(spread: np.ndarray, inside: np.ndarray, counted: np.ndarray) -> np.ndar
     """Percent of a `density` `(..., H, W)` that lies `inside`, of what lies on pixels that are `counted`."""
     on_it, all_of_it = (np.tensordot(spread, pixels.astype(spread.dtype), 2) for pixels in (inside, counted))
     return 100 * on_it / all_of_it
+
+
+def middle_of_most(attention: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+    """The pixel of an image in the middle of the patch that gets most of `attention` `(rows, columns)`."""
+    place = np.unravel_index(int(attention.argmax()), attention.shape)
+    row, column = (
+        int((cell + 0.5) * length / cells) for cell, length, cells in zip(place, size, attention.shape, strict=True)
+    )
+    return row, column
 
 
 def area(inside: np.ndarray, counted: np.ndarray) -> float:

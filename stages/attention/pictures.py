@@ -52,35 +52,42 @@ def draw_panels(path: Path, image: Image.Image, first: str, panels: list[Panel],
 def draw_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], title: str, shared: bool) -> None:
     """The same for several images, lines of panels one below the other."""
     lines = [(image, line) for image, first, panels in rows for line in _lines(first, panels)]
-    across = max(len(line) for _, line in lines)
-    aspects = [image.height / image.width for image, _ in lines]
-    width, height = (1.6, 1.6) if shared else (1.75, 1.45)
-    titles = 0.2 + 0.16 * max(panel.title.count("\n") for _, line in lines for panel in line)
-    size = (
-        width * across + 0.7 * shared,
-        sum(height * aspect + titles for aspect in aspects) + 0.3 + 0.16 * title.count("\n"),
-    )
+    maps = [panel for _, line in lines for panel in line if panel.attention is not None]
+    top = max(_top(panel) for panel in maps)
+    across, aspects = max(len(line) for _, line in lines), [image.height / image.width for image, _ in lines]
+    panel_width, bar_width = (1.6, 0.7) if shared else (1.75, 0)
+    width = panel_width * across + bar_width
+    told = _wrapped(title if shared else f"{title}\n(colours: {UNIT})", width)
+    titles = 0.2 + 0.16 * max(panel.title.count("\n") for panel in maps)
+    height = sum(1.5 * aspect + titles for aspect in aspects) + 0.16 * (told.count("\n") + 2)
+    size = (width, height)
     with figure(path, len(lines), across, figsize=size, squeeze=False, height_ratios=aspects) as (drawn, axes):
         for axis in axes.flat:
             axis.axis("off")
-        top = max(_top(panel) for _, line in lines for panel in line if panel.attention is not None)
         for some, (image, line) in zip(axes, lines, strict=True):
-            pixels = np.asarray(image)
             for axis, panel in zip(some, line, strict=False):
-                axis.set_title(panel.title, fontsize=8.5, parse_math=False)
-                if panel.attention is None:
-                    axis.imshow(pixels, interpolation="nearest")
-                    continue
-                own = top if shared else _top(panel)
-                axis.imshow(overlay(pixels, relative(panel.attention.float()), own), interpolation="nearest")
-                if not shared:
+                own = _draw_panel(axis, np.asarray(image), panel, top if shared else None)
+                if own and not shared:
                     _bar(drawn, axis, own)
         if shared:
             _bar(drawn, list(axes.flat), top, UNIT)
-        told = title if shared else f"{title}\n(colours: {UNIT})"
-        room = int(size[0] * 12)  # characters in a line
-        lines = [part for line in told.splitlines() for part in textwrap.wrap(line, room)]
-        drawn.suptitle("\n".join(lines), fontsize=10, parse_math=False)
+        drawn.suptitle(told, fontsize=10, parse_math=False)
+
+
+def _draw_panel(axis, pixels: np.ndarray, panel: Panel, top: float | None) -> float | None:
+    """One panel on its axis; returns the top of its scale, `top` or its own, None for the image alone."""
+    axis.set_title(panel.title, fontsize=8.5, parse_math=False)
+    if panel.attention is None:
+        axis.imshow(pixels, interpolation="nearest")
+        return None
+    top = top or _top(panel)
+    axis.imshow(overlay(pixels, relative(panel.attention.float()), top), interpolation="nearest")
+    return top
+
+
+def _wrapped(title: str, width: float) -> str:
+    """A title whose lines fit into a figure of `width` inches."""
+    return "\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, int(12 * width)))
 
 
 def _lines(first: str, panels: list[Panel]) -> list[list[Panel]]:

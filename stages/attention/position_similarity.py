@@ -3,17 +3,18 @@
 import argparse
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 from stages import tracking
 from stages.attention import PICTURES, short_name
 from stages.attention.pictures import draw_positions
-from stages.attention.positions import position_grid, similarity, structure
+from stages.attention.positions import has_positions, position_grid, similarity, structure
 from stages.attention.vits import load_vit
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
-from stages.params.experiment import load_experiment
+from stages.params.experiment import Experiment, load_experiment
 from stages.runs import FOLDER, Run, package_versions, write_run
 from stages.stage import InputError, stage
 
@@ -21,44 +22,51 @@ TASK = "position_similarity"
 
 
 def draw_source(source: str, backbone: Backbone, grids: list[tuple[int, int] | None], folder: Path) -> dict[str, Path]:
-    """A picture for every grid, None for the ViT's own; returns them by the grid's name."""
-    made = {}
+    """A picture for every grid, the first of them None for the ViT's own; returns them by the grid's name."""
+    made: dict[str, Path] = {}
     for grid in grids:
         positions = position_grid(backbone.vit, grid)
         size = "x".join(str(side) for side in positions.shape[:2])
-        resampled = f", resampled to {size}" if grid else f" ({size} patches)"
+        if size in made:  # a ViT's own grid, asked for again
+            continue
+        resampled = f", resampled to {size}" if made else f" ({size} patches)"
         made[size] = folder / f"{short_name(source)}_{size}.png"
         draw_positions(made[size], similarity(positions), f"Position embeddings of {source}{resampled}")
     return made
 
 
+def run_source(source: str, key: str, experiment: Experiment) -> Run:
+    """Draw one ViT's grids and write its record, which holds nothing for a ViT without position embeddings."""
+    backbone, asked = load_vit(source, key), experiment.attention.positions
+    made, found = {}, {}
+    if has_positions(backbone.vit):
+        made = draw_source(source, backbone, [None, *(tuple(grid) for grid in asked.grids)], PICTURES / TASK)
+        found = asdict(structure(similarity(position_grid(backbone.vit))))
+    run = Run(
+        task=TASK,
+        name=short_name(source),
+        stage=TASK,
+        params={"profile": experiment.profile, "backbone": source, "grids": asked.grids},
+        metrics=found,
+        inputs={"backbone": source, "weights": vit.weights_hash(backbone)},
+        artefacts={grid: str(path) for grid, path in made.items()},
+        versions=package_versions("torch", "timm", "scipy"),
+    )
+    write_run(run)
+    return run
+
+
 def main() -> None:
     start, experiment = time.perf_counter(), load_experiment()
-    asked, folder = experiment.attention.positions, PICTURES / TASK
-    for output in (folder, FOLDER / TASK):
-        shutil.rmtree(output, ignore_errors=True)
-    keys = {experiment.active.classifier.backbone: f"{experiment.profile}.classifier.backbone"}
-    runs = []
-    for source in dict.fromkeys((*keys, *asked.others)):
-        backbone = load_vit(source, keys.get(source, "attention.positions.others"))
-        grids = [None, *(tuple(grid) for grid in asked.grids)]
-        try:
-            made = draw_source(source, backbone, grids, folder)
-        except ValueError as fault:
-            raise InputError(f"attention.positions: '{source}' {fault}") from fault
-        found = structure(similarity(position_grid(backbone.vit)))
-        run = Run(
-            task=TASK,
-            name=short_name(source),
-            stage=TASK,
-            params={"profile": experiment.profile, "backbone": source, "grids": asked.grids},
-            metrics=asdict(found),
-            inputs={"backbone": source, "weights": vit.weights_hash(backbone)},
-            artefacts={grid: str(path) for grid, path in made.items()},
-            versions=package_versions("torch", "timm", "scipy"),
-        )
-        write_run(run)
-        runs.append(run)
+    for folder in (PICTURES / TASK, FOLDER / TASK):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)  # DVC asks for it, whatever there is to show
+    keys = dict.fromkeys(experiment.attention.positions.others, "attention.positions.others")
+    keys = {experiment.active.classifier.backbone: f"{experiment.profile}.classifier.backbone"} | keys
+    for name, count in Counter(map(short_name, keys)).items():
+        if count > 1:
+            raise InputError(f"attention.positions.others: {count} ViTs would be called '{name}'; rename one's file")
+    runs = [run_source(source, key, experiment) for source, key in keys.items()]
     tracking.register(runs, seconds=time.perf_counter() - start)
 
 

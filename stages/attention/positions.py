@@ -11,15 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def has_positions(vit: VisionTransformer) -> bool:
+    """Whether a ViT has learnt position embeddings (some have rotary or relative ones)."""
+    return getattr(vit, "pos_embed", None) is not None
+
+
 @torch.no_grad()
 def position_grid(vit: VisionTransformer, grid: tuple[int, int] | None = None) -> Tensor:
     """Position embeddings of the patches, `(rows, columns, dim)`; those of prefix tokens are left out.
 
-    `grid` asks for them as the ViT resamples them to other rows and columns (bicubic, antialiased). Raises
-    `ValueError` for a ViT that has none.
+    `grid` asks for them as the ViT resamples them to other rows and columns (bicubic, antialiased).
     """
-    if getattr(vit, "pos_embed", None) is None:
-        raise ValueError("has no learnt position embeddings to show")
     prefix, own = 0 if vit.no_embed_class else vit.num_prefix_tokens, tuple(vit.patch_embed.grid_size)
     embedded = vit.pos_embed.detach().cpu()  # (1, prefix + rows * columns, dim)
     if grid and tuple(grid) != own:

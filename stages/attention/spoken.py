@@ -33,12 +33,12 @@ def spoken_of_scene(words: Sequence[str], things: tuple[Thing, ...]) -> list[Spo
 
 def spoken_by_name(words: Sequence[str], classes: tuple[str, ...], present: set[int]) -> list[Spoken | None]:
     """The same where nothing but the names of the masks' classes is known: a class's word is its name."""
-    named = set(classes) - {BACKGROUND}
+    labels = {name.lower(): label for label, name in enumerate(classes) if name != BACKGROUND}
     found: list[Spoken | None] = []
     for word in words:
-        if word.lower() not in named:
+        label = labels.get(word.lower())
+        if label is None:
             found.append(Spoken(ENDING if word == END else OTHER))
-            continue
-        label = classes.index(word.lower())
-        found.append(Spoken(CLASS, label) if label in present else None)
+        else:
+            found.append(Spoken(CLASS, label) if label in present else None)
     return found

@@ -42,7 +42,7 @@ def attended(
 
     `states` `(N, tokens, dim)`; a text is the token before the prompt, the prompt (`prompted` tokens in all), then
     what was written, its end token included where it has one. One pass with the texts as they are; a token's
-    attention is that of the step that wrote it, which reads the token before. Raises `IndexError` for a layer or
+    attention is that of the step that wrote it, which reads the token before. Raises `InputError` for a layer or
     head that the decoder has not.
     """
     config = decoder.config

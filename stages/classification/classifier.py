@@ -41,11 +41,10 @@ class Classifier(nn.Module):
         return self.backbone.vit(vit.normalise(images, self.backbone.mean, self.backbone.std))
 
 
-def start(source: str, labels: tuple[str, ...], size: int) -> Classifier:
-    """A pretrained ViT with a new classification layer. Raises as `vit.load` does."""
-    network = vit.load(source).vit
-    network.reset_classifier(len(labels))
-    return Classifier(network, source, labels, size)
+def start(pretrained: vit.Backbone, source: str, labels: tuple[str, ...], size: int) -> Classifier:
+    """The ViT of `pretrained`, which is no longer frozen, with a new classification layer."""
+    pretrained.vit.reset_classifier(len(labels))
+    return Classifier(pretrained.vit, source, labels, size)
 
 
 def save(path: Path, classifier: Classifier) -> None:

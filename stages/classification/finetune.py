@@ -1,6 +1,6 @@
 """Stage `finetune@NAME`: a pretrained ViT with a new classification layer, fine-tuned under one setting.
 
-A killed run goes on from its last finished epoch and ends in the same numbers.
+A killed run goes on from its last finished epoch and ends in the same numbers (on a GPU, as nearly as it can).
 """
 
 import argparse
@@ -25,6 +25,7 @@ from stages.classification import PREDICTIONS, WEIGHTS, classifier, pixels, trai
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import Views
 from stages.classification.training import Judged, judge, steps_of, train_epoch
+from stages.data import images
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELLED, Manifest, Row
 from stages.params.classification import Setting
@@ -57,8 +58,8 @@ class Finetuning:
         """
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.lr, fused=True)
         progress = recipe.resume(self.folder / "state.pt", asked, self.model, [optimizer])
-        images, setting, judged = len(self.train), self.setting, None
-        with tqdm(total=setting.epochs * images, initial=progress.step * images, unit="image", mininterval=1) as bar:
+        count, setting, judged = len(self.train), self.setting, None
+        with tqdm(total=setting.epochs * count, initial=progress.step * count, unit="image", mininterval=1) as bar:
             bar.set_description(f"finetune@{self.name}")
             for epoch in range(progress.step, setting.epochs):
                 views, order = self._epoch(epoch)
@@ -100,10 +101,12 @@ def check_labelled(manifest: Manifest) -> None:
         raise InputError(f"{manifest.source}/labels.csv: {count}: {', '.join(bare[:NAMED])}")
     if len(manifest.labels) < 2:
         raise InputError(f"{manifest.source}/labels.csv: all images have the label '{manifest.labels[0]}'")
+
+
+def untrained_labels(manifest: Manifest) -> list[str]:
+    """Labels of validation images that no training image has, and that no prediction will."""
     seen, asked = ({row.label for row in manifest.split(split)} for split in ("train", "val"))
-    if asked - seen:
-        unseen = ", ".join(manifest.labels[index] for index in sorted(asked - seen))
-        print(f"labels that no training image has, and no prediction will: {unseen}")
+    return [manifest.labels[index] for index in sorted(asked - seen)]
 
 
 def write_predictions(path: Path, manifest: Manifest, judged: Judged) -> None:
@@ -120,12 +123,12 @@ def write_predictions(path: Path, manifest: Manifest, judged: Judged) -> None:
 
 
 def metrics_of(history: list[dict], judged: Judged, labels: tuple[str, ...]) -> dict:
-    """Of the last epoch, and of the best one; percentages. The interval is Wilson's, of a share of `images`."""
+    """Of the last epoch, and of the best one; percentages. The interval is Wilson's, of a share of all images."""
     best, last = max(history, key=lambda row: row["accuracy"]), history[-1]
-    right, images = int((judged.predicted == judged.truth).sum()), len(judged.truth)
-    between = binomtest(right, images).proportion_ci(0.95, method="wilson")
+    right, count = int((judged.predicted == judged.truth).sum()), len(judged.truth)
+    between = binomtest(right, count).proportion_ci(0.95, method="wilson")
     counted = confusion_matrix(judged.truth, judged.predicted, labels=range(len(labels)))
-    shown = zip(labels, counted.diagonal().tolist(), counted.sum(1).tolist(), strict=True)
+    rows = zip(labels, counted.diagonal().tolist(), counted.sum(1).tolist(), strict=True)
     return {
         "accuracy": judged.accuracy,
         "accuracy_low": 100 * between.low,
@@ -134,36 +137,53 @@ def metrics_of(history: list[dict], judged: Judged, labels: tuple[str, ...]) -> 
         "best_epoch": best["epoch"],
         "train_loss": last["train_loss"],
         "val_loss": last["val_loss"],
-        "images": images,
-        "class_accuracy": {name: 100 * hit / count if count else None for name, hit, count in shown},
+        "images": count,
+        "class_accuracy": {name: 100 * hit / held if held else None for name, hit, held in rows},
         "confusion": counted.tolist(),  # rows: truth
     }
 
 
-def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
-    """Fine-tune under `classification.settings.NAME`; write weights, predictions and record."""
-    chosen = experiment.active.classifier
-    setting = experiment.classification.settings[name].resolved(chosen)
-    seed = experiment.seed_of(f"{TASK}/{name}")
-    torch.manual_seed(seed)
+def pretrained(experiment: Experiment, name: str, setting: Setting) -> vit.Backbone:
+    """The profile's ViT; raises `InputError` where there is none, or where the setting's size is no whole patches."""
+    source = experiment.active.classifier.backbone
     try:
-        model = classifier.start(chosen.backbone, manifest.labels, setting.size)
+        backbone = vit.load(source)
     except (OSError, ValueError) as fault:
         told = str(fault).strip().splitlines()[0]
-        raise InputError(f"{experiment.profile}.classifier.backbone = '{chosen.backbone}': {told}") from fault
+        raise InputError(f"{experiment.profile}.classifier.backbone = '{source}': {told}") from fault
+    for patch in backbone.patch:
+        if setting.size % patch:
+            near = max(patch, setting.size // patch * patch)
+            allowed = f"whole patches of {patch} pixels, such as {near}"
+            raise InputError(f"classification.settings.{name}.size = {setting.size}: must be {allowed}")
+    return backbone
+
+
+def finetuning(experiment: Experiment, name: str, manifest: Manifest) -> tuple[Finetuning, dict]:
+    """The run of `classification.settings.NAME` before its first epoch, and what it is made from."""
+    chosen = experiment.active.classifier
+    setting = experiment.classification.settings[name].resolved(chosen)
+    backbone, seed = pretrained(experiment, name, setting), experiment.seed_of(f"{TASK}/{name}")
     inputs = {
         "source": manifest.source,
         "train_images": len(manifest.split("train")),
         "manifest": manifests.fingerprint(LABELLED),
         "backbone": chosen.backbone,
-        "weights": vit.weights_hash(vit.load(chosen.backbone)),
+        "weights": vit.weights_hash(backbone),
     }
+    torch.manual_seed(seed)
+    model = classifier.start(backbone, chosen.backbone, manifest.labels, setting.size).to(classifier.device())
     val = Views(*files_and_labels(manifest.split("val")), setting.size)
-    one = Finetuning(name, setting, seed, model.to(classifier.device()), manifest.split("train"), val, RESUME / name)
-    asked = recipe.asked_for(setting, sys.modules[__name__], classifier, pixels, training) | inputs | {"seed": seed}
-    history, judged = one.follow(asked)
+    return Finetuning(name, setting, seed, model, manifest.split("train"), val, RESUME / name), inputs
+
+
+def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
+    """Fine-tune under `classification.settings.NAME`; write weights, predictions and record."""
+    one, inputs = finetuning(experiment, name, manifest)
+    setting, code = one.setting, (sys.modules[__name__], classifier, pixels, training, vit, images)
+    history, judged = one.follow(recipe.asked_for(setting, *code) | inputs | {"seed": one.seed})
     weights, predictions = WEIGHTS / name, PREDICTIONS / f"{name}.parquet"
-    classifier.save(weights / "last.safetensors", model)
+    classifier.save(weights / "last.safetensors", one.model)
     with replacing(weights / "best.safetensors") as beside:
         shutil.copy(one.folder / "best.safetensors", beside)
     write_predictions(predictions, manifest, judged)
@@ -175,15 +195,21 @@ def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
         metrics={
             **metrics_of(history, judged, manifest.labels),
             "steps": setting.epochs * steps_of(len(one.train), setting.batch, setting.accumulate),
+            "untrained_labels": untrained_labels(manifest),
         },
         history=history,
         inputs=inputs,
         artefacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
-        versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn"),
+        versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy"),
     )
     write_run(run)
-    shutil.rmtree(one.folder)
     return run
+
+
+def forget(name: str) -> None:
+    """Remove what a resumed run would need: first what says that there is one."""
+    (RESUME / name / "state.pt").unlink(missing_ok=True)
+    shutil.rmtree(RESUME / name, ignore_errors=True)
 
 
 def main(name: str) -> None:
@@ -198,6 +224,7 @@ def main(name: str) -> None:
         return
     check_labelled(manifest)
     tracking.register([run_setting(experiment, name, manifest)], seconds=time.perf_counter() - start)
+    forget(name)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Images in a folder are named by their path below it. The classifier is the one o
 
 import argparse
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from stages.classification.pixels import plain_view
 from stages.classification.training import AT_ONCE, WORKERS, mixed_precision
 from stages.data.images import image_files, read_image
 from stages.data.manifest import UNREADABLE, Faults
-from stages.runs import FOLDER, read_run
+from stages.params.experiment import load_experiment
+from stages.runs import read_run
 from stages.stage import InputError, stage
 from stages.writing import replacing
 
@@ -43,19 +45,19 @@ class Readable(Dataset):
             return index, str(fault)
 
 
-def chosen_weights(setting: str | None, epoch: str) -> Path:
-    """Where a setting's weights lie, the most accurate setting's without a name.
+def chosen_weights(settings: Iterable[str], setting: str | None, epoch: str) -> Path:
+    """Where the weights of `setting` lie, of the most accurate one among `settings` without a name.
 
-    Raises `InputError` listing the settings there are.
+    Raises `InputError` listing the settings there are. What others have left behind is not looked at.
     """
-    there = {path.parent.name: path for path in sorted(WEIGHTS.glob(f"*/{epoch}.safetensors"))}
+    asked = {name: WEIGHTS / name / f"{epoch}.safetensors" for name in settings}
+    there = {name: path for name, path in asked.items() if path.is_file()}
     if not there:
-        reasons = [absence(folder) for folder in sorted(WEIGHTS.glob("*"))]
+        reasons = [absence(WEIGHTS / name) for name in asked]
         raise InputError(next(filter(None, reasons), "no classifier is there; run `dvc repro` first"))
     if setting is None:
         key = {"best": "best_accuracy", "last": "accuracy"}[epoch]
-        recorded = [name for name in there if (FOLDER / TASK / f"{name}.json").is_file()]
-        setting = max(recorded or there, key=lambda name: read_run(TASK, name).metrics[key] if recorded else 0)
+        setting = max(there, key=lambda name: read_run(TASK, name).metrics[key])
     if setting not in there:
         raise InputError(f"no setting '{setting}'; there are: {', '.join(there)}")
     return there[setting]
@@ -84,7 +86,8 @@ def predict(model: Classifier, files: list[Path]) -> list[str]:
 
 def main(asked: list[Path], setting: str | None, epoch: str, out: Path) -> None:
     """Classify the images and write the table."""
-    files, path = image_files(asked), chosen_weights(setting, epoch)
+    files = image_files(asked)
+    path = chosen_weights(load_experiment().classification.settings, setting, epoch)
     model = classifier.load(path).to(classifier.device())
     labels = predict(model, list(files.values()))
     with replacing(out) as beside, beside.open("w", newline="", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ licence.txt     optional: one line on whose the images are
 
 import csv
 import json
+from itertools import chain
 from pathlib import Path
 
 from stages.data.images import SUFFIXES
@@ -26,10 +27,11 @@ def read_folder(root: Path, classes: tuple[str, ...] = ()) -> Manifest:
         raise InputError(f"{root}: no JPEGImages/ here; expected VOC's layout (see stages/data/folder.py)")
     faults = Faults()
     images, masks = _by_stem(root / "JPEGImages"), _by_stem(root / "SegmentationClass")
-    captions, (labels, label_names) = _captions(root, faults), _labels(root, faults)
+    listed = {split: _ids(root / "ImageSets" / "Segmentation" / f"{split}.txt", faults) for split in SPLITS}
+    captions, (labels, label_names) = _captions(root, faults), _labels(root, set(chain(*listed.values())), faults)
     rows = []
-    for split in SPLITS:
-        for image_id in _ids(root / "ImageSets" / "Segmentation" / f"{split}.txt", faults):
+    for split, image_ids in listed.items():
+        for image_id in image_ids:
             image = images.get(image_id, root / "JPEGImages" / f"{image_id}.jpg")
             mask = masks.get(image_id, root / "SegmentationClass" / f"{image_id}.png")
             told, label = captions.get(image_id, ()), labels.get(image_id)
@@ -92,8 +94,8 @@ def _captions(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     return captions
 
 
-def _labels(root: Path, faults: Faults) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Label index by image id, and the names behind the indices, sorted."""
+def _labels(root: Path, listed: set[str], faults: Faults) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Label index by image id, of the images that are `listed`, and the names behind the indices, sorted."""
     path = root / "labels.csv"
     if not path.is_file():
         return {}, ()
@@ -101,7 +103,7 @@ def _labels(root: Path, faults: Faults) -> tuple[dict[str, int], tuple[str, ...]
     if not {"image_id", "label"} <= set(table.fieldnames or ()):
         faults.add(path, f"columns {table.fieldnames}; expected image_id,label")
         return {}, ()
-    by_id = {row["image_id"]: (row["label"] or "").strip() for row in table}
+    by_id = {row["image_id"]: (row["label"] or "").strip() for row in table if row["image_id"] in listed}
     for image_id, name in by_id.items():
         if not name:
             faults.add(path, f"'{image_id}' has an empty label")

@@ -18,7 +18,7 @@ def image_files(asked: list[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in asked:
-        inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = _images_below(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: no images in this folder ({', '.join(SUFFIXES)})")
         for file in inside:
@@ -28,6 +28,16 @@ def image_files(asked: list[Path]) -> dict[str, Path]:
             if found.setdefault(name, file) != file:
                 raise InputError(f"{found[name]} and {file} would both be called '{name}'; ask for them one by one")
     return found
+
+
+def _images_below(folder: Path) -> list[Path]:
+    files = sorted(one for one in folder.rglob("*") if one.is_file())
+    images = [one for one in files if one.suffix.lower() in SUFFIXES]
+    if len(images) < len(files):
+        print(
+            f"{folder}: {len(files) - len(images)} of {len(files)} files are left out, not being {', '.join(SUFFIXES)}"
+        )
+    return images
 
 
 def read_image(path: Path) -> Image.Image:

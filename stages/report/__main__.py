@@ -65,7 +65,7 @@ def facts(manifest: Manifest) -> list[str]:
 
 
 def _weights(runs: list[Run]) -> dict[str, str]:
-    """Hashes of the frozen models' weights."""
+    """Hashes of the models' weights."""
     return {run.inputs["backbone"]: run.inputs["weights"] for run in runs}
 
 
@@ -126,7 +126,8 @@ def sections_of(
     else:
         lines = ["## Classification", "", f"The table is left out: {unlabelled(experiment)}.", ""]
         made["classification"] = Section(lines)
-    made["attention"] = attention.section(results, absence(RUNS / "caption_attention"))
+    absent = {task: reason for task in attention.TASKS if (reason := absence(RUNS / task))}
+    made["attention"] = attention.section(results, absent)
     return made
 
 

@@ -8,6 +8,8 @@ from stages.report.section import Section, image
 from stages.report.tables import Table
 
 CLASS_TABLE, WORD_TABLE = "class_token_attention", "caption_attention"
+TASKS = ("position_similarity", "class_attention", "caption_attention")
+CLASS_TITLE, WORD_TITLE = "### Class token", "### Captions, word by word"
 KINDS = {
     "class": "Names of classes",
     "colour": "Colours",
@@ -21,6 +23,9 @@ def positions_lines(results: list[Result]) -> list[str]:
     lines = ["### Position embeddings", ""]
     for one in results:
         numbers = one.metrics
+        if not numbers:
+            lines += [f"`{one.run.inputs['backbone']}` has no learnt position embeddings to show.", ""]
+            continue
         lines += [
             f"`{one.run.inputs['backbone']}`: for {numbers['neighbours']:.0f} % of the patches the most similar other "
             f"one touches them (by chance {numbers['by_chance']:.0f} %); the rank correlation of similarity and "
@@ -46,20 +51,18 @@ def class_table(results: list[Result]) -> Table:
     """How much of the class token's attention lies on the object, a row a model and a way to look."""
     rows = []
     for one in results:
-        for kind, words in (
-            ("mean", "last block" if one.run.params["block"] == -1 else "block"),
-            ("rollout", "rollout"),
-        ):
-            if f"{kind}_mass" in one.metrics:
-                hit = f"{one.metrics['hit']:.1f}" if kind == "mean" else "-"
-                rows.append((f"{one.run.name}, {words}", *_share(one.metrics, kind), hit))
+        numbers, block = one.metrics, one.run.params["block"]
+        for kind, words in (("mean", "last block" if block == -1 else f"block {block}"), ("rollout", "rollout")):
+            if f"{kind}_mass" in numbers:
+                hit = f"{numbers['hit']:.1f} ({numbers['hit_low']:.1f} to {numbers['hit_high']:.1f})"
+                rows.append((f"{one.run.name}, {words}", *_share(numbers, kind), hit if kind == "mean" else "-"))
     columns = (
         "ViT",
         "Mass on the object (%)",
         "95 % interval",
         "Its area (%)",
         "Times an even spread",
-        "Largest on it (%)",
+        "Most on it (%)",
     )
     return Table("Class token: where its attention to the patches lies", columns, tuple(rows))
 
@@ -74,7 +77,7 @@ def _share(numbers: dict[str, float], kind: str) -> tuple[str, ...]:
 
 def class_lines(results: list[Result], made: Table) -> list[str]:
     """The class token: the table, a sentence, a picture a model."""
-    lines = ["### Class token", ""]
+    lines = [CLASS_TITLE, ""]
     measured = [one for one in results if "mean_mass" in one.metrics]
     if measured:
         told = [f"{one.run.name}: {verdict(one.metrics, 'mean')}" for one in measured]
@@ -82,14 +85,15 @@ def class_lines(results: list[Result], made: Table) -> list[str]:
             made.markdown(),
             "",
             f"Of {measured[0].metrics['images']} validation images with masks; void pixels are not counted, intervals "
-            "are bootstraps over images. *Largest on it*: the patch that gets most touches the object.",
+            "are bootstraps over images. *Most on it*: the middle of the patch that gets most is on the object; by "
+            "chance, as often as its area says.",
             "",
             "The report says that the class token's attention lies on the animals' faces, with a few stray patches. "
             f"Here, on the whole object: {'; '.join(told)}.",
             "",
         ]
     else:
-        lines += ["Not measured: no masks say which pixels are `background`.", ""]
+        lines += ["Not measured: no masks tell objects from a class `background`.", ""]
     for one in results:
         lines += [image(f"Attention of the class token, {one.run.name}", Path(one.run.artefacts["picture"])), ""]
     return lines
@@ -103,7 +107,7 @@ def verdict(numbers: dict[str, float], kind: str) -> str:
         if low > 1
         else "less than an even spread"
         if high < 1
-        else "no more than an even spread"
+        else "not to be told from an even spread"
     )
     return f"{numbers[f'{kind}_mass']:.0f} % on {numbers[f'{kind}_area']:.0f} % of the area, {how}"
 
@@ -125,7 +129,7 @@ def word_table(result: Result) -> Table:
 def word_lines(result: Result, made: Table) -> list[str]:
     """Captions: the table, a sentence, a picture an image."""
     numbers, asked = result.metrics, result.run.params
-    lines = ["### Captions, word by word", ""]
+    lines = [WORD_TITLE, ""]
     if made.rows:
         told = [
             f"{words}: {verdict(numbers, kind)}"
@@ -151,20 +155,22 @@ def word_lines(result: Result, made: Table) -> list[str]:
     return lines + [line for name, path in pictures for line in (image(f"{name}, word by word", path), "")]
 
 
-def section(results: dict[str, list[Result]], absent: str | None) -> Section:
-    """All that was looked at; `absent` says why there are no captions to look at."""
-    positions, tokens = results["position_similarity"], results["class_attention"]
+def section(results: dict[str, list[Result]], absent: dict[str, str]) -> Section:
+    """All that was looked at; `absent` says of a stage why there is nothing to look at."""
+    positions, tokens, captions = (results.get(task, []) for task in TASKS)
     tables, lines = {}, ["## Attention", "", *positions_lines(positions)]
-    made = class_table(tokens)
-    lines += class_lines(tokens, made)
-    if made.rows:
-        tables[CLASS_TABLE] = made
-    for words in results.get("caption_attention", []):
-        tables[WORD_TABLE] = word_table(words)
-        lines += word_lines(words, tables[WORD_TABLE])
-    if absent:
-        lines += ["### Captions, word by word", "", f"Left out: {absent}.", ""]
-    every = [one for some in (positions, tokens, results.get("caption_attention", [])) for one in some]
+    if tokens:
+        made = class_table(tokens)
+        tables |= {CLASS_TABLE: made} if made.rows else {}
+        lines += class_lines(tokens, made)
+    for words in captions:
+        made = word_table(words)
+        tables |= {WORD_TABLE: made} if made.rows else {}
+        lines += word_lines(words, made)
+    for task, title in (("class_attention", CLASS_TITLE), ("caption_attention", WORD_TITLE)):
+        if task in absent:
+            lines += [title, "", f"Left out: {absent[task]}.", ""]
+    every = [*positions, *tokens, *captions]
     metrics = {f"{one.run.task}/{one.run.name}": dict(one.metrics) for one in every if one.metrics}
     figures = {
         one.run.identity: [Path(path) for path in one.run.artefacts.values() if path.endswith(".png")] for one in every

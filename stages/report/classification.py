@@ -100,21 +100,20 @@ def read_predictions(path: Path) -> list[dict]:
 
 def why(results: list[Result]) -> list[str]:
     """Which settings were still learning when they ended, and after how many steps."""
-    learning = [one for one in results if _learning(one)]
-    if not learning:
-        return []
     told = [
-        f"`{one.run.name}` (training loss {one.metrics['train_loss']:.2f} after {one.metrics['steps']} steps)"
-        for one in learning
+        f"`{one.run.name}`, training loss {one.metrics['train_loss']:.2f} after {one.metrics['steps']} steps of "
+        f"{one.run.params['batch'] * one.run.params['accumulate']} images"
+        for one in results
+        if _learning(one)
     ]
-    rested = [f"`{one.run.name}` {one.metrics['train_loss']:.2f}" for one in results if one not in learning]
-    few, many = (pick(one.metrics["steps"] for one in results) for pick in (min, max))
-    images, epochs = learning[0].run.inputs["train_images"], learning[0].run.params["epochs"]
-    return [
-        f"Still learning when they ended: {', '.join(told)}. At rest: {', '.join(rested) or 'none'}. {epochs} epochs "
-        f"of {images} images are {many} steps" + (f", with accumulated gradients {few}." if few < many else "."),
-        "",
-    ]
+    return [f"Still learning when they ended: {'; '.join(told)}.", ""] if told else []
+
+
+def untrained(labels: list[str]) -> list[str]:
+    """That some validation images cannot be told right."""
+    return (
+        [f"No training image has, and no prediction will have, the labels {', '.join(labels)}.", ""] if labels else []
+    )
 
 
 def _learning(result: Result) -> bool:
@@ -128,7 +127,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
     folder = FIGURES / "classification"
     curves, confused, missed = (folder / f"{name}.png" for name in ("accuracy_per_epoch", "confusion", "mistakes"))
     draw_curves(curves, results)
-    best = max(results, key=lambda one: one.metrics["accuracy"])
+    best, made = max(results, key=lambda one: one.metrics["accuracy"]), table(results, settings)
     draw_confusion(confused, best, manifest.labels)
     wrong = draw_mistakes(missed, best, manifest)
     write_curves(results)
@@ -140,7 +139,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
         f"{asked.inputs['train_images']} images of {len(manifest.labels)} labels from `{asked.inputs['source']}`; "
         f"accuracy on {best.metrics['images']} others.",
         "",
-        table(results, settings).markdown(),
+        made.markdown(),
         "",
         "Accuracy in percent after the last epoch, with Wilson's interval for a share of so many images; it does not "
         "hold the randomness of training. *Best epoch* is the highest accuracy and its epoch, chosen on these very "
@@ -148,6 +147,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
         "beside. Batch norm, where the ViT has any, keeps its pretrained statistics, so that accumulated steps are "
         "those of one large batch.",
         "",
+        *untrained(asked.metrics["untrained_labels"]),
         *(["What the report says of these settings:", "", *stated, ""] if stated else []),
         *why(results),
         image("Accuracy and losses per epoch, all settings", curves),
@@ -159,7 +159,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
     kept = ("accuracy", "accuracy_low", "accuracy_high", "best_accuracy", "best_epoch", "train_loss", "val_loss")
     metrics = {one.run.name: {key: one.metrics[key] for key in kept} for one in results}
     figures = [curves, confused, *([missed] if wrong else [])]
-    return Section(lines, {TABLE: table(results, settings)}, metrics, {best.run.identity: figures})
+    return Section(lines, {TABLE: made}, metrics, {best.run.identity: figures})
 
 
 def draw_curves(path: Path, results: list[Result]) -> None:
