@@ -193,10 +193,9 @@ def test_similarity_by_hand_and_a_grid_that_shows():
     assert found.by_chance == pytest.approx(100 * pairs / (24 * 23))
 
 
-def test_a_vit_without_position_embeddings_is_known(backbone, monkeypatch):
+def test_a_vit_without_position_embeddings_is_known(backbone):
     assert has_positions(backbone.vit)
-    monkeypatch.setattr(backbone.vit, "pos_embed", None)
-    assert not has_positions(backbone.vit)
+    assert not has_positions(VisionTransformer(embed_dim=24, depth=1, num_heads=3, pos_embed="none"))
 
 
 @pytest.mark.parametrize("no_embed_class", [False, True])

@@ -33,7 +33,7 @@ def test_real_photographs_run_end_to_end(clone_project, street):
     assert "has no captions" in report
     assert "The table is left out: " in report and "has no labels (labels.csv)" in report
     assert "Attention of the class token, pretrained" in report  # pictures need no labels
-    assert "Not measured: no masks say which pixels are `background`." in report
+    assert "Not measured: no masks tell objects from a class `background`." in report
 
 
 def test_a_folder_with_captions_and_labels_of_its_own(clone_project, street):

@@ -58,7 +58,7 @@ def test_the_classification_table_and_the_pictures_come_from_runs(undisturbed):
     assert told[1].split(",")[:2] == ['"pretrained', ' last block"']
     assert told[1].split(",")[2] == f"{shares['mean_mass']:.1f}"
     words = undisturbed.read("reports/tables/caption_attention.csv").decode().splitlines()
-    assert words[-1].startswith("Other words")
+    assert words[-1].startswith('"Other words')
     captioned = sorted(path.name for path in (undisturbed.root / "reports/pictures/caption_attention").iterdir())
     assert captioned == ["val_00000.png", "val_00006.png"]
 
@@ -73,7 +73,7 @@ def test_any_image_is_classified_and_looked_at(undisturbed):
         told = undisturbed.run("python", "-m", "stages.attention.look", what, f"{images}/star_1.jpg")
         assert told.returncode == 0, told.stderr
         picture = told.stdout.split()[-1]
-        assert picture == f"reports/look/star_1_{what.replace('-', '_')}.png"
+        assert picture == f"reports/look/star_1.jpg.{what.replace('-', '_')}.png"
         assert (undisturbed.root / picture).stat().st_size > 5000
     missing = undisturbed.run("python", "-m", "stages.attention.look", "caption", "nowhere.jpg")
     assert (missing.returncode, missing.stderr.strip().splitlines()[-1]) == (2, "look: nowhere.jpg: missing")

@@ -87,7 +87,8 @@ def written_in(path: Path, cell: str) -> dict[str, list[int]]:
 def measured(row: Row, words: list[Word], spoken: list[Spoken | None], background: int | None) -> list[dict]:
     """How much of each word's map lies on what it is about, in percent; words about nothing here are left out.
 
-    `others` is what the caption's other words put there, on average: the same map for every word would have as much.
+    `others` is what the caption's other words put there, on average, None for a lone word: the same map for every word
+    would have as much.
     """
     mask = read_mask(Path(row.mask))
     counted = mask != VOID
@@ -102,7 +103,7 @@ def measured(row: Row, words: list[Word], spoken: list[Spoken | None], backgroun
         if not 0 < covered < 100:
             continue  # nothing to tell apart
         on_it = mass(spread, inside, counted)
-        others = float(np.delete(on_it, number).mean()) if len(on_it) > 1 else float("nan")
+        others = float(np.delete(on_it, number).mean()) if len(on_it) > 1 else None
         facts = {"image_id": row.image_id, "place": number, "word": word.text, "kind": about.kind}
         facts |= {"mass": float(on_it[number]), "others": others, "area": covered}
         found.append(facts | {"class_token": 100 * float(word.weights[0] / word.weights.sum())})
@@ -114,7 +115,7 @@ def metrics_of(found: list[dict], seed: int) -> dict:
     numbers = {image_id: number for number, image_id in enumerate(dict.fromkeys(one["image_id"] for one in found))}
     metrics = {"images": len(numbers), "class_token": float(np.mean([one["class_token"] for one in found]))}
     for kind in (CLASS, COLOUR, ENDING, OTHER):
-        some = [one for one in found if one["kind"] == kind]
+        some = [one for one in found if one["kind"] == kind and one["others"] is not None]
         if some:
             on_it, others, covered = (np.array([one[key] for one in some]) for key in ("mass", "others", "area"))
             images = np.array([numbers[one["image_id"]] for one in some])
