@@ -1,10 +1,16 @@
-"""Runs in MLflow: registered from their records, at most once, and never at the price of a result."""
+"""Runs in MLflow: registered from their records, at most once, and never at the price of a result.
 
+The report's stage registers all runs that it shows, in one go: a stage that did so itself would spend four seconds on
+it. `python -m stages.tracking` (and `make ui`) registers every record that is there.
+"""
+
+import json
 import logging
 import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +26,9 @@ from mlflow.entities import Metric, Param
 from mlflow.entities import Run as MlflowRun
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 
-from stages.runs import Run
-from stages.stage import git_revision
+from stages.absence import absence
+from stages.runs import FOLDER, Run, read_run
+from stages.stage import TIMINGS, git_revision
 
 for chatty, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
     logging.getLogger(chatty).setLevel(level)
@@ -65,18 +72,28 @@ def _open() -> MlflowClient:
     return client
 
 
-def register(runs: list[Run], seconds: float = 0.0) -> dict[str, Tracked]:
+def register(runs: list[Run]) -> dict[str, Tracked]:
     """Register every run that no finished MLflow run has the identity of; returns what MLflow holds, by identity.
 
-    Empty where the store fails at any of them. `seconds` is how long they took together, for MLflow's durations; the
-    records do not hold it.
+    Empty where the store fails at any of them. MLflow's durations are the stages' seconds, shared by a stage's runs;
+    the records do not hold them.
     """
     more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
     with _survived(f"{runs[0].name}{more} not registered"):
-        client = _open()
-        ids = {run.identity: _find(client, run) or _create(client, run, seconds / len(runs)) for run in runs}
+        client, took = _open(), _seconds(runs)
+        ids = {run.identity: _find(client, run) or _create(client, run, took[run.stage]) for run in runs}
         return {identity: Tracked(one, dict(client.get_run(one).data.metrics)) for identity, one in ids.items()}
     return {}
+
+
+def _seconds(runs: list[Run]) -> dict[str, float]:
+    """What a run of every stage took here, as far as that is known."""
+    try:
+        timings = json.loads(TIMINGS.read_text())
+    except (FileNotFoundError, ValueError):
+        timings = {}
+    counts = Counter(run.stage for run in runs)
+    return {stage: timings.get(stage, {}).get("seconds", 0.0) / count for stage, count in counts.items()}
 
 
 def attach(figures: dict[str, list[Path]]) -> None:
@@ -157,3 +174,14 @@ def _numbers(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(value, f"{name}/")
         elif isinstance(value, int | float):
             yield name, float(value)
+
+
+def main() -> None:
+    """Register every record in `reports/runs`."""
+    paths = [path for path in sorted(FOLDER.glob("*/*.json")) if not absence(path)]
+    tracked = register([read_run(path.parent.name, path.stem) for path in paths]) if paths else {}
+    print(f"{len(tracked)} of {len(paths)} runs are in {store_uri()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,14 @@
 """Runs reach MLflow once, from their records, and a store that fails costs nothing."""
 
+import json
+
 import pytest
 from mlflow import MlflowClient
 
 from stages import tracking
-from stages.runs import Run, read_run, write_run
-from stages.stage import InputError
+from stages.absence import declare_absent
+from stages.runs import Run, read_run, record_path, write_run
+from stages.stage import TIMINGS, InputError
 
 
 def made_up(**changes):
@@ -89,10 +92,20 @@ def test_many_runs_are_registered_in_one_go(project):
     runs = [made_up(name=name) for name in ("one", "two")]
     for run in runs:
         write_run(run)
-    found = tracking.register(runs, seconds=8.0)
+    TIMINGS.write_text(json.dumps({"train_head@linear": {"seconds": 8.0}}))
+    found = tracking.register(runs)
     assert list(found) == [run.identity for run in runs]
     assert {info.info.run_name for info in runs_in_store()} == {"one", "two"}
     assert all(3900 <= one.info.end_time - one.info.start_time < 8000 for one in runs_in_store())
+
+
+def test_every_record_that_is_there_is_registered_by_hand(project, capsys):
+    for name in ("one", "two"):
+        write_run(made_up(name=name))
+    declare_absent("no labels", record_path("classification", "base"))
+    tracking.main()
+    assert "2 of 2 runs are in sqlite" in capsys.readouterr().out
+    assert {info.info.run_name for info in runs_in_store()} == {"one", "two"}
 
 
 def test_a_run_cut_off_half_way_is_registered_anew(project, monkeypatch):

@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from stages import tracking
 from stages.absence import absence, declare_absent
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
 from stages.attention.maps import area, density, mass
@@ -222,7 +220,7 @@ def run(experiment: Experiment) -> Run:
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    start, experiment = time.perf_counter(), load_experiment()
+    experiment = load_experiment()
     folders = (PICTURES / TASK, SHARES / TASK, FOLDER / TASK)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -230,7 +228,7 @@ def main() -> None:
     if reason:
         declare_absent(reason, *folders)
         return
-    tracking.register([run(experiment)], seconds=time.perf_counter() - start)
+    run(experiment)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from stages import tracking
 from stages.absence import declare_absent
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
 from stages.attention.class_token import Looked, look, whole_patches
@@ -178,7 +176,7 @@ def run_model(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    start, experiment, manifest = time.perf_counter(), load_experiment(), manifests.read(LABELLED)
+    experiment, manifest = load_experiment(), manifests.read(LABELLED)
     folders = (PICTURES / TASK, SHARES / TASK, FOLDER / TASK)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -187,8 +185,8 @@ def main() -> None:
     if reason:
         declare_absent(reason, *folders)
         return
-    runs = [run_model(model, experiment, manifest) for model in seen]
-    tracking.register(runs, seconds=time.perf_counter() - start)
+    for model in seen:
+        run_model(model, experiment, manifest)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 import argparse
 import shutil
-import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from stages import tracking
 from stages.attention import PICTURES, short_name
 from stages.attention.pictures import draw_positions
 from stages.attention.positions import has_positions, position_grid, similarity, structure
@@ -57,7 +55,7 @@ def run_source(source: str, key: str, experiment: Experiment) -> Run:
 
 
 def main() -> None:
-    start, experiment = time.perf_counter(), load_experiment()
+    experiment = load_experiment()
     for folder in (PICTURES / TASK, FOLDER / TASK):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)  # DVC asks for it, whatever there is to show
@@ -66,8 +64,8 @@ def main() -> None:
     for name, count in Counter(map(short_name, keys)).items():
         if count > 1:
             raise InputError(f"attention.positions.others: {count} ViTs would be called '{name}'; rename one's file")
-    runs = [run_source(source, key, experiment) for source, key in keys.items()]
-    tracking.register(runs, seconds=time.perf_counter() - start)
+    for source, key in keys.items():
+        run_source(source, key, experiment)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import argparse
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from stages import tracking
 from stages.absence import absence, declare_absent
 from stages.backbones import blip
 from stages.bootstrap import interval
@@ -184,7 +182,6 @@ def run_cells(experiment: Experiment) -> list[Run]:
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    start = time.perf_counter()
     experiment = load_experiment()
     for folder in (FOLDER / TASK, PREDICTIONS.parent):
         shutil.rmtree(folder, ignore_errors=True)  # what belongs to cells that are gone
@@ -192,8 +189,7 @@ def main() -> None:
     if reason:
         declare_absent(reason, FOLDER / TASK, PREDICTIONS.parent)
         return
-    runs = run_cells(experiment)
-    tracking.register(runs, seconds=time.perf_counter() - start)
+    run_cells(experiment)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import argparse
 import math
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
-from stages import tracking
 from stages.absence import declare_absent
 from stages.backbones import recipe, vit
 from stages.classification import PREDICTIONS, WEIGHTS, classifier, pixels, training
@@ -214,7 +212,7 @@ def forget(name: str) -> None:
 
 def main(name: str) -> None:
     torch.set_flush_denormal(True)
-    start, experiment, manifest = time.perf_counter(), load_experiment(), manifests.read(LABELLED)
+    experiment, manifest = load_experiment(), manifests.read(LABELLED)
     if name not in experiment.classification.settings:
         there = ", ".join(experiment.classification.settings)
         raise InputError(f"unknown setting '{name}'; classification.settings has: {there}")
@@ -223,7 +221,7 @@ def main(name: str) -> None:
         declare_absent(reason, WEIGHTS / name, PREDICTIONS / f"{name}.parquet", record_path(TASK, name))
         return
     check_labelled(manifest)
-    tracking.register([run_setting(experiment, name, manifest)], seconds=time.perf_counter() - start)
+    run_setting(experiment, name, manifest)
     forget(name)
 
 

@@ -1,14 +1,12 @@
 """Trained and provided projections as runs: what Table 4 and Table 5 are made of."""
 
 import shutil
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from stages import tracking
 from stages.absence import absence, declare_absent
 from stages.bootstrap import interval, weights
 from stages.data import manifest as manifests
@@ -32,7 +30,7 @@ def run_all(task: str, stage: str, asked: dict[str, Row | None]) -> None:
     `task` names the folders of records, weights and predictions, which are made anew.
     """
     torch.set_flush_denormal(True)
-    start, experiment = time.perf_counter(), load_experiment()
+    experiment = load_experiment()
     folders = (FOLDER / task, WEIGHTS / task, PREDICTIONS / task)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)  # rows that are gone leave nothing behind
@@ -48,8 +46,8 @@ def run_all(task: str, stage: str, asked: dict[str, Row | None]) -> None:
             train(taught, cached.pairs, cached.val.metrics, bar)
         except (DivergedError, ValueError) as fault:
             raise InputError(_diverged(task, fault, asked)) from fault
-    runs = [_record(task, stage, one, asked[one.name], cached, experiment) for one in trainings]
-    tracking.register(runs, seconds=time.perf_counter() - start)
+    for one in trainings:
+        _record(task, stage, one, asked[one.name], cached, experiment)
 
 
 def _diverged(task: str, fault: Exception, asked: dict[str, Row | None]) -> str:

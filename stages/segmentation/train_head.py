@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stages import tracking
 from stages.bootstrap import interval
 from stages.data import manifest as manifests
 from stages.features import FeatureTable
@@ -116,11 +114,9 @@ def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...]
 
 def main(name: str) -> None:
     torch.set_flush_denormal(True)
-    start = time.perf_counter()
     run = run_head(load_experiment(), name)
     if run.metrics["absent_classes"]:
         print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(run.metrics['absent_classes'])}")
-    tracking.register([run], seconds=time.perf_counter() - start)
 
 
 if __name__ == "__main__":
