@@ -184,7 +184,7 @@ def finetuned(name, accuracy, folder, **settings):
     path = folder / f"{name}.parquet"
     pq.write_table(pa.table({"label": ["cat"] * 10, "predicted": predicted}), path)
     metrics = {"accuracy": accuracy, "accuracy_low": accuracy - 1, "accuracy_high": accuracy + 1, "best_epoch": 4}
-    metrics |= {"best_accuracy": accuracy + 2, "steps": 15, "train_loss": 1.5}
+    metrics |= {"best_accuracy": accuracy + 2, "steps": 15, "train_loss": 1.5, "confusion": [[]] * 20}
     history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}]
     run = Run("classification", name, "", asked, metrics, history, artefacts={"predictions": str(path)})
     return Result(run, metrics, None)
@@ -213,8 +213,10 @@ def test_what_the_report_says_of_settings_is_held_against_paired_images(tmp_path
         "Still learning when they ended: `base`, training loss 1.50 after 15 steps of 8 images.",
         "",
     ]
-    results[0].metrics["train_loss"] = results[0].run.history[-1]["train_loss"] = 0.01
-    assert classification.why(results[:1]) == []
+    for loss in (0.01, 2.1, 3.1):  # learnt; rising; no better than chance among 20
+        results[0].run.history[:] = [{"epoch": 1, "train_loss": max(2.0, loss)}, {"epoch": 2, "train_loss": loss}]
+        results[0].run.history[0]["train_loss"] = 2.0 if loss < 3 else 3.2
+        assert classification.why(results[:1]) == []
 
 
 def test_shares_in_words_are_judged_by_their_interval():

@@ -1,5 +1,6 @@
 """The classification section: the four settings, accuracy epoch by epoch, what is confused with what."""
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -117,9 +118,9 @@ def untrained(labels: list[str]) -> list[str]:
 
 
 def _learning(result: Result) -> bool:
-    """Whether the training loss was well above nothing and still falling fast in the last epoch."""
+    """Whether the training loss was still falling in the last epoch, between what is learnt and what is chance."""
     *_, before, last = [row["train_loss"] for row in result.run.history[:1] + result.run.history]
-    return last > 0.5 and last < 0.95 * before
+    return 0.5 < last < min(before, math.log(len(result.run.metrics["confusion"])))
 
 
 def section(results: list[Result], manifest: Manifest, settings: dict[str, Setting], seed: int) -> Section:
