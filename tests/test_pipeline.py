@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from mlflow import MlflowClient
@@ -82,6 +83,22 @@ def test_any_image_is_classified_and_looked_at(undisturbed):
 
 def test_the_shipped_checkpoints_are_not_made_again(undisturbed):
     assert not {"pretrain", "pretrain_blip"} & set(json.loads(undisturbed.read("reports/timings.json")))
+
+
+def test_a_fresh_clone_of_all_results_still_tells_mlflow_of_them(undisturbed):
+    """What is committed is skipped where it comes out the same; the store and what DVC caches are not there."""
+    for name in ("mlflow.db", "data/shown.json"):
+        (undisturbed.root / name).unlink()
+    cached = undisturbed.root / ".dvc/cache"
+    cached.rename(cached.with_name("away"))
+    try:
+        made = undisturbed.run("dvc", "repro", "-s", "report")
+    finally:
+        shutil.rmtree(cached, ignore_errors=True)
+        cached.with_name("away").rename(cached)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "Running stage 'report'" in made.stdout
+    assert (undisturbed.root / "mlflow.db").is_file()
 
 
 def test_a_second_repro_does_nothing(undisturbed):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 from stages import tracking
 from stages.absence import absence
@@ -20,6 +21,11 @@ from stages.runs import Run, package_versions, record_path
 from stages.segmentation import BOOTSTRAP as SEGMENTATION
 from stages.stage import TIMINGS, stage
 from stages.writing import write_text
+
+
+# The runs that the page shows, by identity. It is the one output that is not committed: in a fresh clone, where all else
+# comes out as it was, its absence makes DVC run this stage, which tells MLflow of the runs.
+SHOWN = Path("data/shown.json")
 
 
 def page(data: list[Manifest], profile: str, sections: list[str], from_store: bool, runs: list[Run]) -> str:
@@ -142,6 +148,8 @@ def main() -> None:
         table.write_csv(TABLES / f"{name}.csv")
     if from_store:
         _attach(results, sections)
+    shown = {f"{task}/{one.run.name}": one.run.identity for task, some in results.items() for one in some}
+    write_text(SHOWN, json.dumps(shown, indent=1) + "\n")
     metrics = {task: section.metrics for task, section in sections.items() if section.metrics}
     write_text(ROOT / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     lines = [line for section in sections.values() for line in section.lines]
