@@ -22,9 +22,8 @@ from stages.segmentation import BOOTSTRAP as SEGMENTATION
 from stages.stage import TIMINGS, stage
 from stages.writing import write_text
 
-
-# The runs that the page shows, by identity. It is the one output that is not committed: in a fresh clone, where all else
-# comes out as it was, its absence makes DVC run this stage, which tells MLflow of the runs.
+# The runs that the page shows, by identity. It is the one output that is not committed: in a fresh clone, where all
+# else comes out as it was, its absence makes DVC run this stage, which tells MLflow of the runs.
 SHOWN = Path("data/shown.json")
 
 
