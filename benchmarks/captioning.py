@@ -147,8 +147,8 @@ def our_way(subject: Subject, folder: Path, seconds: dict[str, float], counts: C
     with clocked(seconds, "encode"):
         encode(subject, table)
     with clocked(seconds, "decode"):
-        decoder = Decoder(subject.towers.model.text_decoder, Lengths(task.min_length, task.max_length))
-        decoder.exact.register_forward_pre_hook(lambda *_: counts.update(exact=1))
+        decoder = Decoder(BlipLanguage(subject.towers.model.text_decoder), Lengths(task.min_length, task.max_length))
+        decoder.language.exact.register_forward_pre_hook(lambda *_: counts.update(exact=1))
         found = decode(decoder, FeatureTable(table), task.cells, subject.ids, subject.experiment)
     return {name: [texts[row.image_id] for row in subject.rows] for name, texts in found.items()}
 
@@ -205,7 +205,7 @@ def from_singles(subject: Subject, cell: str, row: Row) -> list[int]:
     """What ours writes of one image whose states were not rounded to half floats."""
     task, towers = subject.task, subject.towers
     states = towers.image_states(Views((row,), towers.pixels.side)[0][None])
-    decoder = Decoder(towers.model.text_decoder, Lengths(task.min_length, task.max_length))
+    decoder = Decoder(BlipLanguage(towers.model.text_decoder), Lengths(task.min_length, task.max_length))
     chance = np.zeros((1, 1, task.max_length))
     return decoder.sample(states, [subject.ids[task.cells[cell].prompt]], [task.cells[cell]], chance)[0]
 

@@ -27,15 +27,19 @@ from stages.backbones import vit
 from stages.data.images import read_mask
 from stages.data.manifest import Row
 from stages.data.scenes.scene import CLASSES, Style, draw
-from stages.features import FeatureTable, Provenance, feature_writer
+from stages.features import FeatureTable, Provenance
+from stages.params.compute import Compute
 from stages.params.experiment import Segmentation, ViewParams, load_experiment
 from stages.segmentation.cached import TrainViews, ValImages
-from stages.segmentation.extract import WORKERS, Views, batches_alike, extract, train_views, val_views
+from stages.segmentation.extract import Views, batches_alike, extract, train_views, val_views
 from stages.segmentation.heads import build_head
 from stages.segmentation.iou import confusion
 from stages.segmentation.training import train
+from stages.shards import Shards
 from stages.views import cut_mask
 from stages.voc import VOID
+
+COMPUTE = Compute(precision="float32", compile=False, workers=2)
 
 
 def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tuple[Row, ...]]:
@@ -77,9 +81,9 @@ def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int)
         head = new_head(asked, backbone)
         optimizer = torch.optim.AdamW(head.parameters(), lr=task.lr, weight_decay=task.weight_decay)
         orders = [epoch * count + torch.randperm(count)[: steps * task.batch] for epoch in range(task.epochs)]
-        settings = {"num_workers": WORKERS, "persistent_workers": True}
+        settings = {"num_workers": COMPUTE.workers, "persistent_workers": True}
         batches = DataLoader(training, batch_sampler=torch.cat(orders).view(-1, task.batch).tolist(), **settings)
-        val = DataLoader(natives, batch_sampler=list(batches_alike(natives.views, 32)), **settings)
+        val = DataLoader(natives, batch_sampler=list(batches_alike(natives.views, range(len(natives)), 32)), **settings)
         for step, (indices, pixels) in enumerate(batches, 1):
             with torch.no_grad():
                 tokens = backbone(pixels).patches
@@ -120,14 +124,15 @@ def cached_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int
     splits = {"train": train_views(rows["train"], task.views, params, seed), "val": val_views(rows["val"])}
     with clocked(seconds, "extract"):
         for split, views in splits.items():
-            with feature_writer(folder / f"{split}.parquet", made_with) as writer:
-                extract(backbone, views, writer, name=f"extract {split}")
+            shards = Shards(folder / split, len(views), vars(made_with), waiting=folder / "waiting")
+            extract(backbone, views, shards, made_with, COMPUTE)
+            shards.deliver()
     masks = {row.image_id: Path(row.mask) for split in rows.values() for row in split}
     with clocked(seconds, "heads"):
         for name, asked in task.heads.items():
-            table = FeatureTable(folder / "train.parquet")
+            table = FeatureTable(folder / "train")
             views = TrainViews(table, masks, views=task.views, epochs=task.epochs)
-            val = ValImages(FeatureTable(folder / "val.parquet"), masks)
+            val = ValImages(FeatureTable(folder / "val"), masks)
             train(new_head(asked, backbone), views, val, len(CLASSES), task, seed, name)
     return seconds
 

@@ -1,8 +1,9 @@
 """The feature table: patch tokens of image views in parquet, streamed in, handed out without a copy.
 
-One row a view. `tokens` is a list of `fixed_size_binary(2 * dim)`, one entry a patch token in row-major order, so
-that images of any size share a table without padding; their bytes lie side by side in the file. What the tokens
-were made with stands in the schema metadata, and a reader that expects something else is refused.
+A table is a folder of shards, each a file that is there whole or not at all. One row a view. `tokens` is a list of
+`fixed_size_binary(2 * dim)`, one entry a patch token in row-major order, so that images of any size share a table
+without padding; their bytes lie side by side in the file. What the tokens were made with stands in the schema metadata,
+and a reader that expects something else is refused.
 """
 
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ class Provenance:
     heads: int  # attention heads of the backbone
     patch: str  # "rows x columns" of pixels behind one token
     manifest: str  # SHA-256 of the manifest
+    precision: str = "float32"  # of the backbone's products
     dtype: str = "float16"
 
 
@@ -107,7 +109,7 @@ def _table(rows: list[Features], schema: pa.Schema) -> pa.Table:
 
 @contextmanager
 def feature_writer(path: Path, provenance: Provenance) -> Iterator[FeatureWriter]:
-    """Write a table to `path`; it appears there whole, or not at all."""
+    """Write one shard of a table to `path`; it appears there whole, or not at all."""
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     with replacing(path) as beside, pq.ParquetWriter(beside, _schema(provenance), **options) as parquet:
         writer = FeatureWriter(parquet)
@@ -116,37 +118,43 @@ def feature_writer(path: Path, provenance: Provenance) -> Iterator[FeatureWriter
 
 
 class FeatureTable:
-    """Reads a table by row group. `expect` names what its provenance must be; anything else raises `InputError`."""
+    """Reads a folder of shards by row group, which are numbered from shard to shard.
+
+    `expect` names what their provenance must be; anything else raises `InputError`, as does a folder without shards.
+    """
 
     def __init__(self, path: Path, **expect: object):
         self.path = path
-        self._file = pq.ParquetFile(path, memory_map=True)
-        metadata = {key.decode(): value.decode() for key, value in self._file.schema_arrow.metadata.items()}
-        self.provenance = Provenance(**{field.name: field.type(metadata[field.name]) for field in fields(Provenance)})
+        self._files = [pq.ParquetFile(one, memory_map=True) for one in sorted(path.glob("*.parquet"))]
+        if not self._files:
+            raise InputError(f"{path}: no features here; run `dvc repro`")
+        made_with = {_provenance(one) for one in self._files}
+        if len(made_with) > 1:
+            raise InputError(f"{path}: shards that were made with different settings; run `dvc repro` to extract anew")
+        self.provenance = made_with.pop()
+        self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
         for key, expected in expect.items():
             if getattr(self.provenance, key) != expected:
                 found = getattr(self.provenance, key)
                 raise InputError(f"{path}: {key} is {found!r}, expected {expected!r}; run `dvc repro` to extract anew")
 
     def __len__(self) -> int:
-        return self._file.metadata.num_rows
+        return sum(file.metadata.num_rows for file in self._files)
 
     @property
     def groups(self) -> int:
         """How many row groups there are."""
-        return self._file.num_row_groups
+        return len(self._groups)
 
     @cached_property
     def group_views(self) -> tuple[int, ...]:
         """The view index of every row group."""
-        return tuple(
-            self._file.read_row_group(group, columns=["view"]).column(0)[0].as_py() for group in range(self.groups)
-        )
+        return tuple(file.read_row_group(group, columns=["view"]).column(0)[0].as_py() for file, group in self._groups)
 
     @cached_property
     def smallest_grid(self) -> tuple[int, int]:
         """The fewest rows and the fewest columns of patch tokens that any view has."""
-        grids = self._file.read(columns=["grid_rows", "grid_columns"])
+        grids = pa.concat_tables(file.read(columns=["grid_rows", "grid_columns"]) for file in self._files)
         return pc.min(grids["grid_rows"]).as_py(), pc.min(grids["grid_columns"]).as_py()
 
     def groups_of(self, view: int) -> list[int]:
@@ -154,17 +162,20 @@ class FeatureTable:
         return [group for group, index in enumerate(self.group_views) if index == view]
 
     def batches(self, count: int) -> Iterator[list[Features]]:
-        """All views in their order, `count` at a time, fewer in the last batch."""
+        """All views in their order, at most `count` neighbours with a grid of one shape at a time."""
         waiting: list[Features] = []
-        for group in range(self.groups):
-            waiting += self.group(group)
-            while len(waiting) >= count or (waiting and group + 1 == self.groups):
-                yield waiting[:count]
-                waiting = waiting[count:]
+        for one in (one for group in range(self.groups) for one in self.group(group)):
+            if waiting and (len(waiting) == count or one.tokens.shape != waiting[0].tokens.shape):
+                yield waiting
+                waiting = []
+            waiting.append(one)
+        if waiting:
+            yield waiting
 
     def group(self, index: int) -> list[Features]:
         """The views of one row group; their tokens are windows into the group's own memory."""
-        table = self._file.read_row_group(index).combine_chunks()
+        file, number = self._groups[index]
+        table = file.read_row_group(number).combine_chunks()
         tokens = table.column("tokens").chunk(0)
         memory = _as_tensor(tokens.values, self.provenance.dim)
         starts = tokens.offsets.to_pylist()
@@ -180,6 +191,11 @@ class FeatureTable:
             )
             for row in range(table.num_rows)
         ]
+
+
+def _provenance(file: pq.ParquetFile) -> Provenance:
+    metadata = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
+    return Provenance(**{field.name: field.type(metadata[field.name]) for field in fields(Provenance)})
 
 
 def _as_tensor(values: pa.FixedSizeBinaryArray, dim: int) -> Tensor:

@@ -39,6 +39,13 @@ def write_vectors(path: Path, vectors: Vectors) -> None:
         pq.write_table(table, beside, compression="none", use_dictionary=False, write_statistics=False)
 
 
+def joined(paths: list[Path]) -> Vectors:
+    """Tables that were made with the same, one behind the other."""
+    tables = [read_vectors(path) for path in paths]
+    ids, indices = ([one for table in tables for one in getattr(table, key)] for key in ("image_ids", "indices"))
+    return Vectors(ids, indices, torch.cat([table.values for table in tables]), tables[0].made_with)
+
+
 def read_vectors(path: Path, **expect: str) -> Vectors:
     """Read a table; raises `InputError` where it was made with anything else than `expect` says."""
     table = pq.read_table(path)

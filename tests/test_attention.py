@@ -32,6 +32,8 @@ from stages.attention.shown import shown
 from stages.attention.spoken import Spoken, spoken_by_name, spoken_of_scene
 from stages.attention.words import END, Word, attended, words_of
 from stages.backbones import blip, vit
+from stages.captioning.captioner import Captioner
+from stages.captioning.languages import BlipLanguage
 from stages.data.manifest import Row
 from stages.data.scenes.scene import CLASSES, Thing
 from stages.params.attention import Words
@@ -244,7 +246,7 @@ def test_a_words_attention_is_that_of_the_step_that_wrote_it(source):
     texts = [[decoder.config.bos_token_id, *one] for one in spelt]
     texts[1].append(decoder.config.sep_token_id)
     for layer, head in ((-1, "mean"), (0, 1)):
-        found = attended(decoder, states, texts, 4, layer, head)
+        found = attended(BlipLanguage(decoder), states, texts, 4, layer, head)
         assert [len(one) for one in found] == [3, 2]
         for image, text in enumerate(texts):
             for place in range(4, len(text)):
@@ -254,19 +256,20 @@ def test_a_words_attention_is_that_of_the_step_that_wrote_it(source):
                 expected = weights.mean(0) if head == "mean" else weights[head]
                 torch.testing.assert_close(found[image][place - 4], expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(InputError, match=r"attention.captions.layer = 2: there are 2 layers"):
-        attended(decoder, states, texts, 4, 2, "mean")
+        attended(BlipLanguage(decoder), states, texts, 4, 2, "mean")
     with pytest.raises(InputError, match=r"attention.captions.head = 4: there are 4 heads"):
-        attended(decoder, states, texts, 4, 0, 4)
+        attended(BlipLanguage(decoder), states, texts, 4, 0, 4)
 
 
 def test_the_end_has_a_panel_unless_the_caption_was_cut_off(source):
     asked = Words(cell="greedy", layer=-1, head="mean")
-    reader = Reader(blip.load_decoder(source), blip.load_tokenizer(source), asked)
-    prompt, red = (reader.tokenizer(text, add_special_tokens=False).input_ids for text in ("a", "red red"))
-    whole, cut = reader.words(torch.randn(2, 101, 32), prompt, [red, red * 2], longest=6)
+    tokenizer = blip.load_tokenizer(source)
+    reader = Reader(Captioner(source, BlipLanguage(blip.load_decoder(source)), tokenizer), asked)
+    prompt, red = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", "red red"))
+    whole, cut = reader.words(torch.randn(2, 1, 101, 32), prompt, [red, red * 2], longest=6)
     assert [word.text for word in whole] == ["red", "red", END]
     assert [word.text for word in cut] == ["red", "red", "red", "red"]
-    assert whole[0].on_patches((10, 10)).shape == (10, 10)
+    assert whole[0].on_patches.shape == (10, 10)
     assert whole[0].weights.sum() == pytest.approx(1, abs=1e-4)
 
 
@@ -280,7 +283,7 @@ class Pieces:
 
 
 def test_word_pieces_are_merged_by_summing():
-    words = words_of(Pieces(), [1, 2, 3, 4, 9], torch.eye(5))
+    words = words_of(Pieces(), [1, 2, 3, 4, 9], torch.eye(5), (2, 2))
     assert [word.text for word in words] == ["a", "skateboarder", END]
     assert words[1].weights.tolist() == [0, 1, 1, 1, 0]
 
@@ -314,10 +317,10 @@ def test_words_are_held_against_their_objects(tmp_path):
     mask[:2, :2], mask[2:, 2:], mask[0, 3] = 1, 2, 255
     write_mask(tmp_path / "m.png", mask)
     words = [
-        Word("one", torch.tensor([0.2, 0.8, 0.0, 0.0, 0.0])),
-        Word("two", torch.tensor([0.0, 0.5, 0.0, 0.0, 0.5])),
-        Word("three", torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25])),
-        Word(END, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0])),
+        Word("one", torch.tensor([0.2, 0.8, 0.0, 0.0, 0.0]), (2, 2)),
+        Word("two", torch.tensor([0.0, 0.5, 0.0, 0.0, 0.5]), (2, 2)),
+        Word("three", torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]), (2, 2)),
+        Word(END, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]), (2, 2)),
     ]
     about = [Spoken("class", 1), Spoken("class", 2), None, Spoken("end")]
     row = Row("i", "val", "i.png", str(tmp_path / "m.png"))

@@ -14,18 +14,22 @@ from torch.nn import functional as F
 
 from stages.absence import absence
 from stages.backbones import recipe, vit
+from stages.checkpoints.record import Checkpoint, write_checkpoint
 from stages.classification import classifier, finetune, predict, training
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import Views, augmented_view, plain_view
 from stages.classification.training import Judged, judge, step
+from stages.compute import MixedTraining
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELLED, Manifest, Row
 from stages.params.classification import Setting
+from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
 from stages.runs import read_run, record_path
 from stages.stage import InputError
 
 LABELS = ("blue", "green", "red")
+ALONE = MixedTraining(Compute(precision="float32", compile=False, workers=0))
 SMALL = vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 8), outputs=28)
 
 
@@ -46,18 +50,18 @@ def images_of(folder: Path, count: int) -> list[Row]:
 def project(tmp_path, monkeypatch):
     """A folder with a small untrained ViT, 24 labelled pictures, and params that ask for little."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(training, "WORKERS", 0)
-    monkeypatch.setattr(predict, "WORKERS", 0)
     (tmp_path / "pictures").mkdir()
     manifests.write(Manifest(tuple(images_of(tmp_path / "pictures", 24)), "pictures", ("a", "b"), LABELS), LABELLED)
     torch.manual_seed(0)
     vit.save(Path("vit.safetensors"), vit.build(SMALL), SMALL)
+    write_checkpoint("classifier", Checkpoint("vit.safetensors", "vit.safetensors", "0"))
     root = Path(finetune.__file__).parents[2]
     asked = load_experiment(root / "params.yaml")
     own = asked.embedded.classifier.model_copy(update={"backbone": "vit.safetensors"})
     setting = Setting(lr=3e-3, augment=True, size=24, batch=4, accumulate=2, epochs=3)
     return asked.model_copy(
         update={
+            "compute": ALONE.compute,
             "embedded": asked.embedded.model_copy(update={"classifier": own}),
             "classification": asked.classification.model_copy(update={"settings": {"mine": setting}}),
         }
@@ -68,7 +72,7 @@ def small_classifier(dtype=torch.float32) -> Classifier:
     torch.manual_seed(1)
     network = vit.build(SMALL)
     network.reset_classifier(3)
-    return Classifier(network, "vit.safetensors", LABELS, 24).to(dtype)
+    return Classifier(network, "vit.safetensors", LABELS, 24, SMALL).to(dtype)
 
 
 def test_fifteen_accumulated_batches_are_one_batch_of_all(monkeypatch):
@@ -80,7 +84,7 @@ def test_fifteen_accumulated_batches_are_one_batch_of_all(monkeypatch):
         model = small_classifier(torch.float64).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
-            loss = step(model, optimizer, zip(pixels.split(batch), labels.split(batch), strict=True), 30)
+            loss = step(model, optimizer, zip(pixels.split(batch), labels.split(batch), strict=True), 30, ALONE)
         found.append((loss, torch.cat([weight.flatten() for weight in model.parameters()]).detach()))
     assert found[0][0] == pytest.approx(found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-6)
@@ -92,7 +96,7 @@ def test_uneven_batches_weigh_every_image_alike():
     pixels, labels = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1])
     model = small_classifier()
     total = step(
-        model, torch.optim.SGD(model.parameters(), lr=0.0), zip(pixels.split(3), labels.split(3), strict=True), 5
+        model, torch.optim.SGD(model.parameters(), lr=0.0), zip(pixels.split(3), labels.split(3), strict=True), 5, ALONE
     )
     assert total == pytest.approx(F.cross_entropy(model(pixels), labels, reduction="sum").item(), rel=1e-4)
 
@@ -103,11 +107,13 @@ def test_an_epoch_steps_for_every_full_window_and_what_is_left(project, monkeypa
     monkeypatch.setattr(
         training,
         "step",
-        lambda model, optimizer, batches, images: sizes.append((images, [len(one[0]) for one in batches])) or 0.0,
+        lambda model, optimizer, batches, images, mixed: (
+            sizes.append((images, [len(one[0]) for one in batches])) or 0.0
+        ),
     )
     views = Views(*finetune.files_and_labels(rows), 24)
     bar = finetune.tqdm(disable=True)
-    training.train_epoch(small_classifier(), None, views, torch.arange(19), 3, 2, bar)
+    training.train_epoch(small_classifier(), None, views, torch.arange(19), 3, 2, ALONE, bar)
     assert sizes == [(6, [3, 3]), (6, [3, 3]), (6, [3, 3]), (1, [1])]
     assert training.steps_of(19, 3, 2) == 4
 
@@ -313,7 +319,7 @@ def test_the_best_setting_is_the_most_accurate_one_that_params_ask_for(project):
 def test_validation_is_judged_in_its_order(project):
     rows = tuple(images_of(Path("pictures"), 6))
     model, views = small_classifier(), Views(*finetune.files_and_labels(rows), 24)
-    found = judge(model, views)
+    found = judge(model, views, ALONE.compute)
     one_by_one = torch.cat([model(views[index][0][None]).softmax(1) for index in range(6)])
     torch.testing.assert_close(found.probabilities, one_by_one.detach(), rtol=1e-4, atol=1e-5)
     assert found.truth.tolist() == [0, 1, 2, 0, 1, 2]

@@ -9,6 +9,7 @@ from stages.backbones import blip
 from stages.captioning import decoding
 from stages.captioning.choosing import EVERY, Rules, choose
 from stages.captioning.decoding import Decoder, Lengths
+from stages.captioning.languages import BlipLanguage
 from stages.params.captioning import Cell
 
 PROMPT, OTHER = [10, 20, 30], [11, 21, 31]  # the top-p cell has the other one
@@ -56,7 +57,7 @@ def decode(decoder, states, cells=CELLS, images=range(6)):
 
 def test_cached_equals_uncached_token_by_token(model, states):
     """Every token is what the whole text, read anew without a cache, has chosen."""
-    found = decode(Decoder(model, Lengths(10, 30)), states)
+    found = decode(Decoder(BlipLanguage(model), Lengths(10, 30)), states)
     for (image, name), text in found.items():
         row = [model.config.bos_token_id, *(OTHER if name == "p" else PROMPT)]
         uniform = streams([image])[0, list(CELLS).index(name)]
@@ -73,7 +74,7 @@ def test_cached_equals_uncached_token_by_token(model, states):
 
 
 def test_greedy_is_transformers_own(model, states):
-    decoder = Decoder(model, Lengths(10, 30))
+    decoder = Decoder(BlipLanguage(model), Lengths(10, 30))
     start = torch.tensor([[model.config.bos_token_id, *PROMPT]]).repeat(6, 1)
     ends = {"eos_token_id": decoder.end, "pad_token_id": decoder.pad}
     told = model.generate(
@@ -86,14 +87,14 @@ def test_greedy_is_transformers_own(model, states):
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_texts_do_not_hang_on_the_batch(model, states, batch):
-    decoder, found = Decoder(model, Lengths(10, 30)), {}
+    decoder, found = Decoder(BlipLanguage(model), Lengths(10, 30)), {}
     for first in range(0, 6, batch):
         found |= decode(decoder, states, images=range(first, min(first + batch, 6)))
     assert found == decode(decoder, states)
 
 
 def test_texts_do_not_hang_on_the_other_cells(model, states):
-    decoder = Decoder(model, Lengths(10, 30))
+    decoder = Decoder(BlipLanguage(model), Lengths(10, 30))
     whole = decode(decoder, states)
     for name in CELLS:
         assert decode(decoder, states, [name]) == {key: text for key, text in whole.items() if key[1] == name}
@@ -101,7 +102,7 @@ def test_texts_do_not_hang_on_the_other_cells(model, states):
 
 def test_sampling_differs_from_greedy_and_between_images_of_one_picture(model, states):
     same = states[:1].expand(6, -1, -1)
-    found = decode(Decoder(model, Lengths(10, 30)), same)
+    found = decode(Decoder(BlipLanguage(model), Lengths(10, 30)), same)
     assert len({tuple(found[image, "greedy"]) for image in range(6)}) == 1
     assert len({tuple(found[image, "k50"]) for image in range(6)}) == 6
 
@@ -112,16 +113,16 @@ def test_no_end_before_the_shortest_and_none_beyond_the_longest(model, states):
     end = model.config.sep_token_id
     with torch.no_grad():
         always.cls.predictions.decoder.bias[end] += 1000
-    texts = decode(Decoder(always.eval(), Lengths(10, 30)), states)
+    texts = decode(Decoder(BlipLanguage(always.eval()), Lengths(10, 30)), states)
     assert {len(text) for text in texts.values()} == {10 - 1 - len(PROMPT)}
     with torch.no_grad():
         always.cls.predictions.decoder.bias[end] -= 2000
-    texts = decode(Decoder(always.eval(), Lengths(10, 12)), states)
+    texts = decode(Decoder(BlipLanguage(always.eval()), Lengths(10, 12)), states)
     assert {len(text) for text in texts.values()} == {12 - 1 - len(PROMPT)}
 
 
 def test_beam_search_finds_likelier_texts_than_greedy(model, states):
-    decoder = Decoder(model, Lengths(5, 9))
+    decoder = Decoder(BlipLanguage(model), Lengths(5, 9))
     searched = decoder.search(states, PROMPT, beams=4)
     greedy = decode(decoder, states, ["greedy"])
 
@@ -138,11 +139,11 @@ def test_beam_search_finds_likelier_texts_than_greedy(model, states):
 
 def test_a_choice_too_close_to_call_is_made_in_double_precision(model, states, monkeypatch):
     """However wide the margin that asks for double precision, the texts are the same."""
-    usual = decode(Decoder(model, Lengths(10, 30)), states)
+    usual = decode(Decoder(BlipLanguage(model), Lengths(10, 30)), states)
     monkeypatch.setattr(decoding, "ERROR", 0.5)
-    decoder = Decoder(model, Lengths(10, 30))
+    decoder = Decoder(BlipLanguage(model), Lengths(10, 30))
     assert decode(decoder, states) == usual
-    assert "exact" in vars(decoder)  # some were close
+    assert "exact" in vars(decoder.language)  # some were close
 
 
 def rules(k=EVERY, temperature=1.0, p=1.0):

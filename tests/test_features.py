@@ -26,15 +26,17 @@ def rows(count, view=0):
 
 
 def write(path, all_rows):
-    with feature_writer(path, PROVENANCE) as writer:
+    """A table of one shard."""
+    path.mkdir(exist_ok=True)
+    with feature_writer(path / "00000.parquet", PROVENANCE) as writer:
         for row in all_rows:
             writer.add(row)
 
 
 def test_round_trip_is_bit_for_bit_with_unlike_grids(tmp_path):
     written = rows(GROUP * 2 + 5)
-    write(tmp_path / "t.parquet", written)
-    table = FeatureTable(tmp_path / "t.parquet")
+    write(tmp_path / "t", written)
+    table = FeatureTable(tmp_path / "t")
     read = [row for group in range(table.groups) for row in table.group(group)]
     assert len(table) == len(written) == len(read)
     for one, other in zip(written, read, strict=True):
@@ -45,32 +47,32 @@ def test_round_trip_is_bit_for_bit_with_unlike_grids(tmp_path):
 
 
 def test_groups_never_mix_views(tmp_path):
-    write(tmp_path / "t.parquet", rows(GROUP + 1, 0) + rows(3, 1))
-    table = FeatureTable(tmp_path / "t.parquet")
+    write(tmp_path / "t", rows(GROUP + 1, 0) + rows(3, 1))
+    table = FeatureTable(tmp_path / "t")
     assert table.group_views == (0, 0, 1)
     assert [row.view_index for row in table.group(table.groups_of(1)[0])] == [1, 1, 1]
 
 
 def test_a_group_is_handed_out_without_a_copy(tmp_path):
-    write(tmp_path / "t.parquet", rows(4))
-    first, second, *_ = FeatureTable(tmp_path / "t.parquet").group(0)
+    write(tmp_path / "t", rows(4))
+    first, second, *_ = FeatureTable(tmp_path / "t").group(0)
     assert first.tokens.untyped_storage().data_ptr() == second.tokens.untyped_storage().data_ptr()
     assert second.tokens.data_ptr() - first.tokens.data_ptr() == first.tokens.numel() * 2
 
 
 def test_tokens_are_fixed_size_binary_half_floats(tmp_path):
-    write(tmp_path / "t.parquet", rows(1))
-    schema = pq.read_schema(tmp_path / "t.parquet")
+    write(tmp_path / "t", rows(1))
+    schema = pq.read_schema(tmp_path / "t/00000.parquet")
     assert schema.field("tokens").type.value_type.byte_width == 2 * PROVENANCE.dim
     assert schema.metadata[b"dtype"] == b"float16"
 
 
 @pytest.mark.parametrize("key", ["backbone", "weights", "transform", "manifest"])
 def test_another_provenance_is_refused_by_name(tmp_path, key):
-    write(tmp_path / "t.parquet", rows(1))
-    FeatureTable(tmp_path / "t.parquet", **{key: getattr(PROVENANCE, key)})
+    write(tmp_path / "t", rows(1))
+    FeatureTable(tmp_path / "t", **{key: getattr(PROVENANCE, key)})
     with pytest.raises(InputError, match=f"{key} is .* expected 'other'"):
-        FeatureTable(tmp_path / "t.parquet", **{key: "other"})
+        FeatureTable(tmp_path / "t", **{key: "other"})
 
 
 def test_a_broken_writer_leaves_no_file(tmp_path):
@@ -83,4 +85,4 @@ def test_a_broken_writer_leaves_no_file(tmp_path):
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / name, rows(40))
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert (tmp_path / "one/00000.parquet").read_bytes() == (tmp_path / "two/00000.parquet").read_bytes()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,20 @@ from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from stages.backbones import blip
+from stages.checkpoints.record import Checkpoint
 from stages.data.manifest import Manifest, Row
 from stages.image_text import encode
+from stages.image_text.compared import encode_captions, encode_views
 from stages.image_text.drawn import drawn_index
 from stages.image_text.pixels import BlipRandAugment, train_view, val_view
+from stages.image_text.towers import Towers, load_towers
+from stages.image_text.vocabulary import unknown_words
+from stages.params.compute import Compute
+from stages.shards import Shards
 from stages.stage import InputError
 from stages.vectors import Vectors, read_vectors, write_vectors
 
+ALONE = Compute(precision="float32", compile=False, workers=0)
 CAPTIONS = ("a red circle", "a blue star above a pink ring", "a one")
 
 
@@ -25,7 +33,7 @@ CAPTIONS = ("a red circle", "a blue star above a pink ring", "a one")
 def towers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blip")
     untrained_blip(folder)
-    return encode.load_towers(str(folder))
+    return load_towers(Checkpoint("untrained", str(folder), "0"), ALONE)
 
 
 @pytest.fixture
@@ -106,18 +114,16 @@ def test_padding_changes_no_captions_state(towers):
     assert torch.allclose(towers.text_states(list(CAPTIONS)), alone, atol=1e-5)
 
 
-def test_every_caption_and_every_view_is_encoded_once(towers, rows, monkeypatch):
+def test_every_caption_and_every_view_is_encoded_once(towers, rows, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(encode, "WORKERS", 0)
-    once = encode.Towers.image_states
-    monkeypatch.setattr(
-        encode.Towers, "image_states", lambda self, pixels: seen.append(len(pixels)) or once(self, pixels)
-    )
-    train = encode.encode_train(towers, rows, 2, lambda name: sum(name.encode()), {})
+    once = Towers.image_states
+    monkeypatch.setattr(Towers, "image_states", lambda self, pixels: seen.append(len(pixels)) or once(self, pixels))
+    shards = Shards(Path("train"), 6, {}, waiting=tmp_path / "waiting")
+    train = encode_views(towers, rows * 2, [0, 0, 0, 1, 1, 1], list(range(6)), shards)
     assert sum(seen) == 6
     assert train.image_ids == ["id0", "id1", "id2"] * 2
     assert train.indices == [0, 0, 0, 1, 1, 1]
-    told = encode.encode_captions(towers, rows, {})
+    told = encode_captions(towers, rows, {})
     assert [(one, index) for one, index in zip(told.image_ids, told.indices, strict=True)] == [
         ("id0", 0),
         ("id0", 1),
@@ -130,7 +136,7 @@ def test_every_caption_and_every_view_is_encoded_once(towers, rows, monkeypatch)
 
 
 def test_unknown_words_are_named_with_their_share(towers):
-    share, words = encode.unknown_words(towers.tokenizer, ["a red dog.", "a dog. on a Star, cat"])
+    share, words = unknown_words(towers.tokenizer, ["a red dog.", "a dog. on a Star, cat"])
     assert share == pytest.approx(3 / 9)
     assert words == ["dog.", "cat"]
 
@@ -163,5 +169,5 @@ def test_both_classes_share_one_image_tower(towers):
     source = towers.tokenizer.name_or_path
     other = blip.load(BlipForImageTextRetrieval, source)
     pixels = torch.zeros(1, 3, 80, 80, dtype=torch.uint8)
-    again = encode.Towers(other, towers.tokenizer, towers.pixels)
+    again = Towers(other, towers.tokenizer, towers.pixels)
     assert torch.equal(again.image_states(pixels), towers.image_states(pixels))

@@ -17,18 +17,21 @@ from torch.nn import functional as F
 from stages.backbones import vit
 from stages.data.folder import read_folder
 from stages.data.images import read_image, read_mask
-from stages.features import FeatureTable, Provenance, feature_writer
+from stages.features import FeatureTable, Provenance
+from stages.params.compute import Compute
 from stages.params.experiment import Head, ViewParams
 from stages.segmentation import train_head
 from stages.segmentation.cached import TrainViews, ValImages
 from stages.segmentation.extract import batches_alike, check_sizes, extract, train_views, val_views
 from stages.segmentation.heads import build_head
 from stages.segmentation.training import evaluate, pixel_loss, train, train_epoch, upsample
+from stages.shards import Shards
 from stages.stage import InputError
 from stages.views import cut_image, cut_mask
 
 VIEW = ViewParams(short_side_min=24, short_side_max=28, crop=24)
 CLASSES = 3
+ALONE = Compute(precision="float32", compile=False, workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,9 @@ def manifest(voc_folder):
 
 def table(path, backbone, views, **settings):
     made_with = Provenance("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest="m")
-    with feature_writer(path, made_with) as writer:
-        extract(backbone, views, writer, workers=0, **settings)
+    shards = Shards(path, len(views), vars(made_with), waiting=path.parent / "waiting", **settings.pop("shards", {}))
+    extract(backbone, views, shards, made_with, ALONE, **settings)
+    shards.deliver()
     return FeatureTable(path)
 
 
@@ -81,14 +85,14 @@ def test_val_images_keep_their_size(tmp_path, backbone, manifest):
 def test_batches_hold_one_shape_and_one_view_index(manifest):
     rows = [replace(manifest.rows[0], height=h, width=w) for h, w in [(9, 9), (9, 9), (9, 9), (8, 9), (9, 8)]]
     views = val_views(tuple(rows))
-    assert [len(batch) for batch in batches_alike(views, 2)] == [1, 1, 2, 1]
+    assert [len(batch) for batch in batches_alike(views, range(5), 2)] == [1, 1, 2, 1]
     training = train_views(manifest.split("train"), 2, VIEW, seed=0)
-    assert [len(batch) for batch in batches_alike(training, 32)] == [2, 2]
+    assert [len(batch) for batch in batches_alike(training, range(4), 32)] == [2, 2]
 
 
 def test_large_views_come_in_small_batches(manifest):
     rows = tuple(replace(manifest.rows[0], height=1024, width=1024) for _ in range(5))
-    assert [len(batch) for batch in batches_alike(val_views(rows), 32)] == [2, 2, 1]
+    assert [len(batch) for batch in batches_alike(val_views(rows), range(5), 32)] == [2, 2, 1]
 
 
 def test_views_smaller_than_a_patch_are_named(backbone, manifest):

@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
-from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from stages.absence import absence, declare_absent
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
@@ -24,9 +22,10 @@ from stages.attention.shares import mean_draws, share_of
 from stages.attention.shown import shown
 from stages.attention.spoken import CLASS, COLOUR, ENDING, OTHER, Spoken, spoken_by_name, spoken_of_scene
 from stages.attention.words import END, Word, attended, words_of
-from stages.backbones import blip
 from stages.bootstrap import interval
 from stages.captioning import PREDICTIONS
+from stages.captioning.captioner import Captioner, load_captioner
+from stages.compute import device
 from stages.data import manifest as manifests
 from stages.data.images import read_image, read_mask
 from stages.data.manifest import Manifest, Row
@@ -47,10 +46,9 @@ AT_ONCE = 16  # images
 
 @dataclass(frozen=True)
 class Reader:
-    """A decoder, and what it is asked: which layer, which head."""
+    """A captioner, and what it is asked: which layer, which head."""
 
-    decoder: BlipTextLMHeadModel
-    tokenizer: PreTrainedTokenizerBase
+    captioner: Captioner
     asked: Words
 
     def words(
@@ -58,22 +56,15 @@ class Reader:
     ) -> list[list[Word]]:
         """The words of each caption `written` behind `prompt`, `<end>` among them unless it was cut off at `longest`.
 
-        `states` `(N, tokens, dim)`.
+        `states` `(N, rows, columns, dim)`, one line for BLIP's.
         """
-        config = self.decoder.config
-        start, room = [config.bos_token_id, *prompt], longest - 1 - len(prompt)
-        told = [one + [config.sep_token_id] * (len(one) < room) for one in written]
-        texts, states = [start + one for one in told], states.to(self.decoder.device).float()
-        rows = attended(self.decoder, states, texts, len(start), self.asked.layer, self.asked.head)
-        return [words_of(self.tokenizer, one, weights) for one, weights in zip(told, rows, strict=True)]
-
-
-def square(tokens: int) -> tuple[int, int]:
-    """The grid of patches behind `tokens`, a class token before them: BLIP sees squares."""
-    side = round((tokens - 1) ** 0.5)
-    if side * side != tokens - 1:
-        raise ValueError(f"{tokens} image tokens are no class token and a square of patches")
-    return side, side
+        language = self.captioner.language
+        start, room = [language.start, *prompt], longest - 1 - len(prompt)
+        told = [one + [language.end] * (len(one) < room) for one in written]
+        texts, states = [start + one for one in told], states.to(device()).float()
+        rows = attended(language, states, texts, len(start), self.asked.layer, self.asked.head)
+        grid = language.grid(states)
+        return [words_of(self.captioner.tokenizer, one, weights, grid) for one, weights in zip(told, rows, strict=True)]
 
 
 def written_in(path: Path, cell: str) -> dict[str, list[int]]:
@@ -90,7 +81,7 @@ def measured(row: Row, words: list[Word], spoken: list[Spoken | None], backgroun
     """
     mask = read_mask(Path(row.mask))
     counted = mask != VOID
-    maps = torch.stack([word.on_patches(square(len(word.weights))) for word in words])
+    maps = torch.stack([word.on_patches for word in words])
     spread = density(maps.double().numpy(), mask.shape)
     found = []
     for number, (word, about) in enumerate(zip(words, spoken, strict=True)):
@@ -104,7 +95,7 @@ def measured(row: Row, words: list[Word], spoken: list[Spoken | None], backgroun
         others = float(np.delete(on_it, number).mean()) if len(on_it) > 1 else None
         facts = {"image_id": row.image_id, "place": number, "word": word.text, "kind": about.kind}
         facts |= {"mass": float(on_it[number]), "others": others, "area": covered}
-        found.append(facts | {"class_token": 100 * float(word.weights[0] / word.weights.sum())})
+        found.append(facts | {"class_token": word.elsewhere})
     return found
 
 
@@ -143,10 +134,7 @@ class About:
 def panels_of(words: list[Word], found: list[dict]) -> list[Panel]:
     """A panel a word; under what names an object, how much lies on it."""
     told = {one["place"]: f"\n{one['mass']:.0f} % on {one['area']:.0f} %" for one in found if one["kind"] != OTHER}
-    return [
-        Panel(word.text + told.get(place, "\n"), word.on_patches(square(len(word.weights))))
-        for place, word in enumerate(words)
-    ]
+    return [Panel(word.text + told.get(place, "\n"), word.on_patches) for place, word in enumerate(words)]
 
 
 def draw_caption(path: Path, image: Image.Image, name: str, words: list[Word], found: list[dict], asked: Words) -> None:
@@ -163,21 +151,15 @@ def way_of(asked: Words) -> str:
     return f"cross attention of the decoder's {layer}, {head}"
 
 
-def load_reader(source: str, asked: Words) -> Reader:
-    """A BLIP's decoder, on the GPU where there is one."""
-    decoder = blip.load_decoder(source).to("cuda" if torch.cuda.is_available() else "cpu")
-    return Reader(decoder, blip.load_tokenizer(source), asked)
-
-
 def read_all(
     reader: Reader, table: FeatureTable, captioning: Captioning, cell: str
 ) -> Iterator[tuple[str, list[Word]]]:
     """Image ids with the words of the cell's captions."""
-    prompt = reader.tokenizer(captioning.cells[cell].prompt, add_special_tokens=False).input_ids
+    prompt = reader.captioner.tokenizer(captioning.cells[cell].prompt, add_special_tokens=False).input_ids
     written = written_in(PREDICTIONS, cell)
     with tqdm(total=len(table), desc="look for words", unit="image", mininterval=1) as bar:
         for batch in table.batches(AT_ONCE):
-            states = torch.stack([one.tokens[0] for one in batch])
+            states = torch.stack([one.tokens for one in batch])
             told = [written[one.image_id] for one in batch]
             for one, words in zip(batch, reader.words(states, prompt, told, captioning.max_length), strict=True):
                 yield one.image_id, words
@@ -186,13 +168,13 @@ def read_all(
 
 def run(experiment: Experiment) -> Run:
     """Draw the named images, measure the whole split, write the record."""
-    asked, manifest, source = experiment.attention.captions, manifests.read(), experiment.active.blip
+    asked, manifest, captioner = experiment.attention.captions, manifests.read(), load_captioner(experiment)
     by_id = {row.image_id: row for row in manifest.split("val")}
     pictures = shown(
         manifest.split("val"), experiment.active.look_at.captions, f"{experiment.profile}.look_at.captions"
     )
-    table = FeatureTable(DECODING / "val.parquet", backbone=source, manifest=manifests.fingerprint())
-    reader, about = load_reader(source, asked), About(manifest, experiment.profile == "embedded")
+    table = FeatureTable(DECODING / "val", backbone=captioner.source, manifest=manifests.fingerprint())
+    reader, about = Reader(captioner, asked), About(manifest, experiment.profile == "embedded")
     found, drawn, folder = [], {}, PICTURES / TASK
     for image_id, words in read_all(reader, table, experiment.captioning, asked.cell):
         row = by_id[image_id]
@@ -208,7 +190,12 @@ def run(experiment: Experiment) -> Run:
         task=TASK,
         name=asked.cell,
         stage=TASK,
-        params={"profile": experiment.profile, "seed": experiment.seed, **asked.model_dump()},
+        params={
+            "profile": experiment.profile,
+            "seed": experiment.seed,
+            "model": experiment.captioning.model,
+            **asked.model_dump(),
+        },
         metrics=metrics_of(found, experiment.seed_of(BOOTSTRAP)) if found else {},
         inputs={"source": manifest.source, **vars(table.provenance)},
         artefacts={"shares": str(shares), **{row.image_id: str(drawn[row.image_id]) for row in pictures}},

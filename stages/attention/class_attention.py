@@ -19,11 +19,12 @@ from stages.attention.maps import area, density, mass, middle_of_most
 from stages.attention.pictures import Panel, draw_rows
 from stages.attention.shares import mean_draws, share_of
 from stages.attention.shown import shown
-from stages.attention.vits import load_vit
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
 from stages.bootstrap import interval
+from stages.checkpoints.vits import load_vit
 from stages.classification import WEIGHTS, classifier
+from stages.compute import device
 from stages.data import manifest as manifests
 from stages.data.images import read_image, read_mask
 from stages.data.manifest import LABELLED, Manifest, Row
@@ -51,18 +52,18 @@ class Model:
 def models(experiment: Experiment) -> list[Model]:
     """The profile's pretrained ViT, and the fine-tuned one where there is one; on the GPU where that is."""
     source, setting = experiment.active.classifier.backbone, experiment.attention.class_token.setting
-    found = [Model(PRETRAINED, load_vit(source, f"{experiment.profile}.classifier.backbone"), {"backbone": source})]
+    found = [Model(PRETRAINED, load_vit("classifier", experiment), {"backbone": source})]
     path = WEIGHTS / setting / "last.safetensors"
     if path.is_file():
         found.append(Model(FINETUNED, classifier.load(path).backbone, {"backbone": str(path), "setting": setting}))
     for model in found:
-        model.backbone.to(classifier.device())
+        model.backbone.to(device())
     return found
 
 
 def no_class_token(experiment: Experiment, backbone: Backbone) -> str | None:
     """Why there is nothing to look at, or None."""
-    return None if backbone.vit.has_class_token else f"{experiment.active.classifier.backbone} has no class token"
+    return None if backbone.has_class_token else f"{experiment.active.classifier.backbone} has no class token"
 
 
 def looks(backbone: Backbone, rows: tuple[Row, ...], side: int, asked: ClassToken) -> Iterator[tuple[Row, Looked]]:

@@ -1,8 +1,6 @@
 """What the class token of a ViT looks at, in images of any shape."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -44,22 +42,21 @@ def whole_patches(image: Image.Image, short_side: int, patch: tuple[int, int]) -
 def look(backbone: Backbone, images: list[Tensor], block: int, roll: bool) -> list[Looked]:
     """Maps of every image, `(3, H, W)` uint8 of one size; the ViT has a class token.
 
-    Raises `InputError` for a block that it has not. Of all blocks' weights only one's are in memory at a time.
+    Raises `InputError` for a block that it has not. Of all heads' weights only one block's are in memory at a time.
     """
     vit, maps = backbone.vit, []
     block = indexed(len(vit.blocks), block, "attention.class_token.block", "blocks")
     pixels = torch.stack(images).to(next(vit.parameters()).device)
     prefix, grid = vit.num_prefix_tokens, backbone.grid(*pixels.shape[-2:])
 
-    def passing() -> Iterator[Tensor]:
-        for number, weights in enumerate(backbone.attentions(pixels)):
-            if number == block:
-                maps.extend(class_token_maps(weights, prefix, grid).cpu())
-            yield weights
+    passed: list[Tensor] = []  # rollout asks for no more of a block than the mean of its heads
 
-    if roll:
-        rolled = list(rollout(passing(), prefix, grid).cpu())
-    else:
-        next(islice(passing(), block, None))
-        rolled = [None] * len(images)
+    def note(number: int, weights: Tensor) -> None:
+        if number == block:
+            maps.extend(class_token_maps(weights, prefix, grid).cpu())
+        if roll:
+            passed.append(weights.mean(1, keepdim=True))
+
+    backbone.watch(pixels, note, None if roll else [block])
+    rolled = list(rollout(passed, prefix, grid).cpu()) if roll else [None] * len(images)
     return [Looked(heads, one) for heads, one in zip(maps, rolled, strict=True)]

@@ -16,16 +16,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.attention import caption_attention, class_attention, position_similarity
+from stages.attention.caption_attention import Reader
 from stages.attention.class_token import look, whole_patches
 from stages.attention.pictures import draw_rows
 from stages.attention.positions import has_positions
-from stages.attention.vits import load_vit
-from stages.captioning.caption import prompts
+from stages.attention.vits import load_other
+from stages.captioning.captioner import load_captioner
 from stages.captioning.decoding import Decoder, Lengths
 from stages.data.images import image_files, read_image
 from stages.data.manifest import UNREADABLE
-from stages.image_text.encode import load_towers
-from stages.image_text.pixels import val_view
+from stages.image_text.encoder import load_encoder
 from stages.params.captioning import Cell
 from stages.params.experiment import Experiment, load_experiment
 from stages.stage import InputError, stage
@@ -62,13 +62,13 @@ def look_class_token(experiment: Experiment, asked: list[Path]) -> Iterator[Path
 
 def look_caption(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
     """A picture an image: its greedy caption, word by word."""
-    task, source, words = experiment.captioning, experiment.active.blip, experiment.attention.captions
-    towers, reader = load_towers(source), caption_attention.load_reader(source, words)
+    task, words = experiment.captioning, experiment.attention.captions
+    captioner, states_of = load_captioner(experiment), load_encoder(experiment)
     cell = Cell(type="greedy", prompt=task.cells[words.cell].prompt)
-    prompt = prompts({words.cell: cell}, reader.tokenizer, task.max_length)[cell.prompt]
-    decoder = Decoder(reader.decoder, Lengths(task.min_length, task.max_length))
+    prompt = captioner.prompts(task.model_copy(update={"cells": {words.cell: cell}}))[cell.prompt]
+    decoder, reader = Decoder(captioner.language, Lengths(task.min_length, task.max_length)), Reader(captioner, words)
     for name, image, path in images(asked, "caption"):
-        states = towers.image_states(val_view(image, towers.pixels.side)[None]).float()
+        states = states_of(image)
         written = decoder.sample(states, [prompt], [cell], np.zeros((1, 1, task.max_length)))
         (spelt,) = reader.words(states, prompt, written, task.max_length)
         caption_attention.draw_caption(path, image, name, spelt, [], words)
@@ -79,7 +79,7 @@ def look_positions(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
     """A picture a ViT and grid."""
     grids = [None, *(tuple(grid) for grid in experiment.attention.positions.grids)]
     for source in map(str, asked):
-        backbone = load_vit(source, "positions")
+        backbone = load_other(source, "positions")
         if not has_positions(backbone.vit):
             raise InputError(f"{source} has no learnt position embeddings to show")
         yield from position_similarity.draw_source(source, backbone, grids, FOLDER).values()

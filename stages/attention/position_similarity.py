@@ -9,9 +9,10 @@ from pathlib import Path
 from stages.attention import PICTURES, short_name
 from stages.attention.pictures import draw_positions
 from stages.attention.positions import has_positions, position_grid, similarity, structure
-from stages.attention.vits import load_vit
+from stages.attention.vits import load_other
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
+from stages.checkpoints.vits import load_vit
 from stages.params.experiment import Experiment, load_experiment
 from stages.runs import FOLDER, Run, package_versions, write_run
 from stages.stage import InputError, stage
@@ -33,9 +34,9 @@ def draw_source(source: str, backbone: Backbone, grids: list[tuple[int, int] | N
     return made
 
 
-def run_source(source: str, key: str, experiment: Experiment) -> Run:
+def run_source(source: str, backbone: Backbone, experiment: Experiment) -> Run:
     """Draw one ViT's grids and write its record, which holds nothing for a ViT without position embeddings."""
-    backbone, asked = load_vit(source, key), experiment.attention.positions
+    asked = experiment.attention.positions
     made, found = {}, {}
     if has_positions(backbone.vit):
         made = draw_source(source, backbone, [None, *(tuple(grid) for grid in asked.grids)], PICTURES / TASK)
@@ -59,13 +60,14 @@ def main() -> None:
     for folder in (PICTURES / TASK, FOLDER / TASK):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)  # DVC asks for it, whatever there is to show
-    keys = dict.fromkeys(experiment.attention.positions.others, "attention.positions.others")
-    keys = {experiment.active.classifier.backbone: f"{experiment.profile}.classifier.backbone"} | keys
-    for name, count in Counter(map(short_name, keys)).items():
+    own, others = experiment.active.classifier.backbone, experiment.attention.positions.others
+    for name, count in Counter(map(short_name, dict.fromkeys([own, *others]))).items():
         if count > 1:
             raise InputError(f"attention.positions.others: {count} ViTs would be called '{name}'; rename one's file")
-    for source, key in keys.items():
-        run_source(source, key, experiment)
+    run_source(own, load_vit("classifier", experiment), experiment)
+    for source in dict.fromkeys(others):
+        if source != own:
+            run_source(source, load_other(source, "attention.positions.others"), experiment)
 
 
 if __name__ == "__main__":

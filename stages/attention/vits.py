@@ -1,12 +1,15 @@
-"""The ViTs that are looked into."""
+"""ViTs that are looked into beside the profile's."""
 
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
 from stages.stage import InputError
 
 
-def load_vit(source: str, key: str) -> Backbone:
-    """A pretrained ViT; raises `InputError` naming the param `key` where there is none."""
+def load_other(source: str, key: str) -> Backbone:
+    """A pretrained ViT, which the hub's own cache keeps if it has to be downloaded.
+
+    Raises `InputError` naming the param `key` where there is none.
+    """
     try:
         return vit.load(source)
     except (OSError, ValueError) as fault:

@@ -150,12 +150,16 @@ def load(kind: type[Model], source: str) -> Model:
     return model.eval().requires_grad_(False)
 
 
+class PartsMissingError(ValueError):
+    """A checkpoint without some parts of a model."""
+
+
 def _whole(kind: type[Model], source: str) -> Model:
     """A model as transformers loads it, unless it would fill in parts that the checkpoint lacks with random weights."""
     model, told = kind.from_pretrained(source, output_loading_info=True)
     missing = sorted({name.split(".")[0] for name in told["missing_keys"]})
     if missing:
-        raise ValueError(f"holds no weights for {', '.join(missing)}, which {kind.__name__} needs")
+        raise PartsMissingError(f"holds no weights for {', '.join(missing)}, which {kind.__name__} needs")
     return model
 
 

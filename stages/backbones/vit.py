@@ -1,12 +1,19 @@
-"""A timm `VisionTransformer` whose outputs have names, and the files it is kept in."""
+"""A timm ViT whose outputs have names, and the files it is kept in.
+
+Where libraries differ, this one does as timm does. Position embeddings are resampled to an image's grid bicubically,
+antialiased (`resample_abs_pos_embed`), whose kernel is Pillow's (a = -0.5); DINO's own code and BLIP's resample without
+antialiasing, with a = -0.75, and DINO's scales by (side + 0.1) / own side. An image's sides that are no multiple of the
+patch lose the remainder at the right and the bottom, as a patch embedding's convolution does by itself, and so as
+DINO's code does on VOC; transformers' DINOv2 does the same, its preprocessing crops to 224. Nothing is padded.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import timm
@@ -14,12 +21,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.layers import HybridEmbed
+from timm.models import PretrainedCfg
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
+from stages.backbones.source import is_file, split_revision
+from stages.backbones.weights import read_weights
 from stages.writing import replacing
 
+HEAD_WIDTH = 64  # of an attention head, in every ViT that was published without saying so
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as DINO and most ViTs expect
 
 
@@ -111,14 +123,13 @@ class Tokens:
 class Backbone(nn.Module):
     """A frozen ViT on uint8 images, which it normalises itself.
 
-    Sides that are no multiple of the patch lose the remainder at the right and the bottom.
-
-    That is what a patch embedding's convolution does by itself, and so what DINO's code does on VOC. Position
-    embeddings are resampled to the image's grid (bicubic, antialiased: timm's `resample_abs_pos_embed`).
+    Sides that are no multiple of the patch lose the remainder at the right and the bottom. `architecture` is what a
+    checkpoint of `save` carries. Register tokens, where a model has them, stay inside.
     """
 
-    def __init__(self, vit: VisionTransformer):
+    def __init__(self, vit: VisionTransformer | Eva, architecture: Architecture | None = None):
         super().__init__()
+        self.architecture = architecture
         self.vit = vit.eval().requires_grad_(False)
         config = getattr(vit, "pretrained_cfg", None) or {}
         self.mean, self.std = tuple(config.get("mean", MEAN)), tuple(config.get("std", STD))
@@ -130,6 +141,11 @@ class Backbone(nn.Module):
         """Stays in eval mode: a frozen backbone has no other."""
         return super().train(False)
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first of its tokens is a class token."""
+        return getattr(self.vit, "cls_token", None) is not None
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patch tokens of an image."""
         return height // self.patch[0], width // self.patch[1]
@@ -139,26 +155,37 @@ class Backbone(nn.Module):
         images, (rows, columns) = self._prepared(images)
         tokens = self.vit.forward_features(images)  # (B, prefix + rows * columns, dim)
         patches = tokens[:, self.vit.num_prefix_tokens :].unflatten(1, (rows, columns))
-        return Tokens(patches, tokens[:, 0] if self.vit.has_class_token else None)
+        return Tokens(patches, tokens[:, 0] if self.has_class_token else None)
 
     def attention(self, images: Tensor, block: int = -1) -> Tensor:
-        """Attention weights of one block, `(B, heads, tokens, tokens)`, as `attentions` gives them.
+        """Attention weights of one block, `(B, heads, tokens, tokens)`, as `watch` gives them.
 
         Raises `IndexError` for a block that the model has not.
         """
-        number = range(len(self.vit.blocks))[block]
-        return next(islice(self.attentions(images), number, None))
+        found: list[Tensor] = []
+        asked = range(len(self.vit.blocks))[block]
+        self.watch(images, lambda number, weights: found.append(weights), [asked])
+        return found[0]
 
-    def attentions(self, images: Tensor) -> Iterator[Tensor]:
-        """Attention weights of block after block, `(B, heads, tokens, tokens)`, prefix tokens first; rows sum to 1.
+    def watch(self, images: Tensor, note: Callable[[int, Tensor], None], blocks: Sequence[int] | None = None) -> None:
+        """Pass `images` through, and `note` the number and the attention weights of one block after another.
 
-        Computed from the blocks' own projections, as fused attention never shows its weights.
+        Weights are `(B, heads, tokens, tokens)`, prefix tokens first; rows sum to 1. `blocks` are all, if not told.
         """
-        vit, (images, _) = self.vit, self._prepared(images)
-        x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
-        for block in vit.blocks:
-            yield _attention_weights(block.attn, block.norm1(x))
-            x = block(x)
+
+        def shown(number: int, attention: nn.Module, asked: tuple, settings: dict, _: Tensor) -> None:
+            with _unfused(attention, partial(note, number)):
+                attention.forward(*asked, **settings)
+
+        handles = [
+            self.vit.blocks[number].attn.register_forward_hook(partial(shown, number), with_kwargs=True)
+            for number in (range(len(self.vit.blocks)) if blocks is None else blocks)
+        ]
+        try:
+            self.vit.forward_features(self._prepared(images)[0])
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _prepared(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         height, width = images.shape[-2:]
@@ -169,39 +196,99 @@ class Backbone(nn.Module):
         return normalise(whole, self.mean, self.std), (rows, columns)
 
 
-def _attention_weights(attention: nn.Module, x: Tensor) -> Tensor:
-    """What timm's `Attention` weighs its values with, `(B, heads, tokens, tokens)`, of normalised `x`."""
-    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))  # (B, tokens, 3, heads, dim / heads)
-    query, key = (part.transpose(1, 2) for part in qkv.unbind(2)[:2])  # each (B, heads, tokens, dim / heads)
-    query, key = attention.q_norm(query), attention.k_norm(key)
-    return (query * attention.scale @ key.transpose(-2, -1)).softmax(-1)
-
-
-def load(source: str) -> Backbone:
-    """The frozen backbone from a `.safetensors` file of `save`, or a pretrained timm ViT by its name.
-
-    Raises `FileNotFoundError` for a missing file and `ValueError` for a name that timm does not know or a model
-    that is no `VisionTransformer`.
-    """
-    if source.endswith(".safetensors"):
-        path = Path(source)
-        if not path.is_file():
-            raise FileNotFoundError(f"no backbone checkpoint at {source}")
-        vit = build(read_architecture(path))
-        vit.load_state_dict(load_file(path))
-        return Backbone(vit)
-    if not timm.is_model(source.split(".")[0]):
-        near = get_close_matches(source, timm.list_models("vit_*"), n=3, cutoff=0) or ["vit_small_patch16_224"]
-        raise ValueError(f"unknown backbone '{source}'; a .safetensors file or a timm ViT, such as {', '.join(near)}")
+@contextmanager
+def _unfused(attention: nn.Module, note: Callable[[Tensor], None]) -> Iterator[None]:
+    """Let an attention layer show its weights, which fused kernels never do: they pass through its dropout."""
+    fused, attention.fused_attn = attention.fused_attn, False
+    handle = attention.attn_drop.register_forward_hook(lambda module, given, weights: note(weights))
     try:
-        vit = timm.create_model(source, pretrained=True, num_classes=0, dynamic_img_size=True)
-    except (RuntimeError, TypeError) as fault:  # an unknown tag; a model that has no such option
-        raise ValueError(
-            f"backbone '{source}': {str(fault).splitlines()[0]}; expected a timm VisionTransformer"
-        ) from fault
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"backbone '{source}' is a {type(vit).__name__}, not a timm VisionTransformer")
-    return Backbone(vit)
+        yield
+    finally:
+        handle.remove()
+        attention.fused_attn = fused
+
+
+def load(source: str, path: Path | None = None) -> Backbone:
+    """The frozen backbone from a checkpoint's file, or a pretrained timm ViT, `NAME` or `NAME@REVISION`.
+
+    `path` is where the weights of `source` lie; without it, those of a name come from the hub. A file is one of
+    `save`, or holds a plain ViT under DINO's and timm's names. Raises `FileNotFoundError` for a missing file and
+    `ValueError` for a name that timm does not know, a model that is no ViT, or weights that do not fit one key for key.
+    """
+    if not is_file(source):
+        return _from_timm(*split_revision(source), path)
+    path = path or Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no backbone checkpoint at {path}")
+    if path.suffix == ".safetensors" and _metadata(path):
+        architecture = read_architecture(path)
+        network = build(architecture)
+        network.load_state_dict(load_file(path))
+        return Backbone(network, architecture)
+    return Backbone(plain(read_weights(path), str(path)))
+
+
+def pretrained_config(name: str) -> PretrainedCfg:
+    """What timm knows of a pretrained model; raises `ValueError` for a name without weights, with near ones."""
+    if not timm.is_model(name.split(".")[0]):
+        near = get_close_matches(name, timm.list_models("vit_*"), n=3, cutoff=0) or ["vit_small_patch16_224"]
+        raise ValueError(f"unknown backbone '{name}'; a checkpoint's file or a timm ViT, such as {', '.join(near)}")
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as fault:  # an unknown tag
+        tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
+        raise ValueError(f"backbone '{name}': {fault} There are: {', '.join(tags) or 'none'}") from fault
+    if not (config and config.hf_hub_id):
+        raise ValueError(f"timm has no weights for '{name}' on the hub")
+    return config
+
+
+def _from_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
+    config = pretrained_config(name)
+    overlay = {"file": str(path)} if path else {"hf_hub_id": config.hf_hub_id + (f"@{revision}" if revision else "")}
+    asked = {"num_classes": 0, "dynamic_img_size": True, "pretrained_cfg_overlay": overlay}
+    try:
+        network = timm.create_model(name, pretrained=True, **asked)
+    except (RuntimeError, TypeError) as fault:  # weights that do not fit; a model that has no such option
+        told = " ".join(str(fault).split())[:300]
+        raise ValueError(f"backbone '{name}': {told}; expected a timm VisionTransformer") from fault
+    if not isinstance(network, VisionTransformer | Eva):
+        raise ValueError(f"backbone '{name}' is a {type(network).__name__}, not a timm VisionTransformer")
+    return Backbone(network)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as checkpoint:
+        return {key: told for key, told in (checkpoint.metadata() or {}).items() if key != "format"}
+
+
+def plain(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:
+    """A plain ViT from weights under DINO's and timm's names; sizes are told by shapes.
+
+    A training's wrappers (`module.`, `backbone.`) and a projection `head` are taken off. `outputs` keeps a
+    classification layer of that many. Raises `ValueError` where a key is missing, left over, or of another shape.
+    """
+    bare = {key.removeprefix("module.").removeprefix("backbone."): one for key, one in weights.items()}
+    bare = {key: one for key, one in bare.items() if outputs or not key.startswith("head.")}
+    try:
+        (dim, _, *patch), tokens = bare["patch_embed.proj.weight"].shape, bare["pos_embed"].shape[1]
+    except (KeyError, ValueError) as fault:
+        raise ValueError(f"{name} holds no plain ViT: no patch_embed.proj.weight or pos_embed") from fault
+    network = VisionTransformer(
+        img_size=round((tokens - 1) ** 0.5) * patch[0],
+        patch_size=tuple(patch),
+        num_classes=outputs,
+        embed_dim=dim,
+        depth=len({key.split(".")[1] for key in bare if key.startswith("blocks.")}),
+        num_heads=max(1, dim // HEAD_WIDTH),
+        dynamic_img_size=True,
+    )
+    try:
+        network.load_state_dict(bare)
+    except RuntimeError as fault:
+        told = " ".join(str(fault).split())
+        raise ValueError(f"{name} holds no plain ViT: {told[:300]}") from fault
+    return network
 
 
 def weights_hash(model: nn.Module) -> str:

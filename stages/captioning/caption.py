@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from stages.absence import absence, declare_absent
-from stages.backbones import blip
 from stages.bootstrap import interval
 from stages.captioning import BOOTSTRAP, PREDICTIONS
 from stages.captioning.bleu import ORDERS, bleu, bleu_draws, count
+from stages.captioning.captioner import load_captioner
 from stages.captioning.decoding import Decoder, Lengths
 from stages.captioning.naming import named_right
+from stages.compute import device
 from stages.data import manifest as manifests
 from stages.data.manifest import Manifest, Row
 from stages.data.scenes.scene import Thing
@@ -30,42 +30,23 @@ from stages.image_text.drawn import drawn_index
 from stages.params.captioning import Cell
 from stages.params.experiment import Experiment, load_experiment
 from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import InputError, stage
+from stages.stage import stage
 from stages.writing import replacing
 
 TASK = "captioning"
 IMAGES = 64  # in a batch, each with all cells whose prompts are of one length
 
 
-def prompts(cells: dict[str, Cell], tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, list[int]]:
-    """Token ids of every prompt; raises `InputError` for one with unknown words, or with no room behind it."""
-    ids = {}
-    for name, cell in cells.items():
-        asked = f"captioning.cells.{name}.prompt = '{cell.prompt}'"
-        ids[cell.prompt] = tokenizer(cell.prompt, add_special_tokens=False).input_ids
-        unknown = [
-            word
-            for word in cell.prompt.split()
-            if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids
-        ]
-        if unknown:
-            raise InputError(f"{asked}: {', '.join(unknown)} not in the vocabulary of this BLIP")
-        if len(ids[cell.prompt]) + 1 >= longest:
-            raise InputError(f"{asked}: no room behind it; captioning.max_length is {longest} tokens")
-    return ids
-
-
 def decode(
     decoder: Decoder, table: FeatureTable, cells: dict[str, Cell], ids: dict[str, list[int]], experiment: Experiment
 ) -> dict[str, dict[str, list[int]]]:
     """Token ids by cell and image id. All greedy and sampling cells whose prompts are of one length share batches."""
-    device = decoder.model.device
     found: dict[str, dict[str, list[int]]] = {name: {} for name in cells}
     seeds = {name: experiment.seed_of(f"captioning/{name}") for name in cells}
     with tqdm(total=len(table) * len(cells), desc="caption", unit="caption", mininterval=1) as bar:
         for batch in table.batches(IMAGES):
-            image_ids, states = [one.image_id for one in batch], torch.stack([one.tokens[0] for one in batch])
-            states = states.to(device).float()
+            image_ids, states = [one.image_id for one in batch], torch.stack([one.tokens for one in batch])
+            states = states.to(device()).float()
             for names in _alike(cells, ids):
                 streams = np.stack([[_stream(seeds[name], one, decoder) for name in names] for one in image_ids])
                 asked = [cells[name] for name in names]
@@ -146,25 +127,24 @@ def write_captions(judge: Judge, captions: dict[str, list[str]], found: dict[str
 
 def run_cells(experiment: Experiment) -> list[Run]:
     """Decode all cells, write captions and a record each."""
-    task, manifest, source = experiment.captioning, manifests.read(), experiment.active.blip
-    table = FeatureTable(DECODING / "val.parquet", backbone=source, manifest=manifests.fingerprint())
-    tokenizer = blip.load_tokenizer(source)
-    ids = prompts(task.cells, tokenizer, task.max_length)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = blip.load_decoder(source).to(device)
-    positions = model.config.max_position_embeddings
-    if task.max_length > positions:
-        raise InputError(f"captioning.max_length = {task.max_length}: at most {positions}, the positions of {source}")
-    decoder = Decoder(model, Lengths(task.min_length, task.max_length))
+    task, manifest, captioner = experiment.captioning, manifests.read(), load_captioner(experiment)
+    table = FeatureTable(DECODING / "val", backbone=captioner.source, manifest=manifests.fingerprint())
+    ids = captioner.prompts(task)
+    decoder = Decoder(captioner.language, Lengths(task.min_length, task.max_length))
     found, judge = decode(decoder, table, task.cells, ids, experiment), judge_of(manifest, experiment)
     captions = {
-        name: [tokenizer.decode(texts[row.image_id], skip_special_tokens=True) for row in judge.rows]
+        name: [captioner.tokenizer.decode(texts[row.image_id], skip_special_tokens=True) for row in judge.rows]
         for name, texts in found.items()
     }
     write_captions(judge, captions, found)
     runs = []
     for name, cell in task.cells.items():
-        asked = {"min_length": task.min_length, "max_length": task.max_length, **cell.model_dump(exclude_none=True)}
+        asked = {
+            "model": task.model,
+            "min_length": task.min_length,
+            "max_length": task.max_length,
+            **cell.model_dump(exclude_none=True),
+        }
         run = Run(
             task=TASK,
             name=name,

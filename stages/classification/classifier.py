@@ -8,10 +8,12 @@ import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stages.backbones import vit
+from stages.backbones.source import is_file, split_revision
 from stages.stage import InputError
 from stages.writing import replacing
 
@@ -23,9 +25,16 @@ class Classifier(nn.Module):
     the accumulated gradients of several batches are then those of one large one.
     """
 
-    def __init__(self, network: VisionTransformer, source: str, labels: tuple[str, ...], size: int):
+    def __init__(
+        self,
+        network: VisionTransformer | Eva,
+        source: str,
+        labels: tuple[str, ...],
+        size: int,
+        architecture: vit.Architecture | None = None,
+    ):
         super().__init__()
-        self.backbone = vit.Backbone(network)
+        self.backbone = vit.Backbone(network, architecture)
         network.requires_grad_(True).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
         self.source, self.labels, self.size = source, labels, size
 
@@ -44,13 +53,13 @@ class Classifier(nn.Module):
 def start(pretrained: vit.Backbone, source: str, labels: tuple[str, ...], size: int) -> Classifier:
     """The ViT of `pretrained`, which is no longer frozen, with a new classification layer."""
     pretrained.vit.reset_classifier(len(labels))
-    return Classifier(pretrained.vit, source, labels, size)
+    return Classifier(pretrained.vit, source, labels, size, pretrained.architecture)
 
 
 def save(path: Path, classifier: Classifier) -> None:
     """Write the weights with all that `load` needs, under one key: safetensors shuffles several from run to run."""
-    source = Path(classifier.source)
-    ours = asdict(vit.read_architecture(source)) if source.suffix == ".safetensors" else None
+    architecture = classifier.backbone.architecture
+    ours = asdict(architecture) if architecture else None
     facts = {"source": classifier.source, "labels": classifier.labels, "size": classifier.size, "architecture": ours}
     state = classifier.backbone.vit.state_dict()
     weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
@@ -65,18 +74,13 @@ def load(path: Path) -> Classifier:
     if "classifier" not in metadata:
         raise InputError(f"{path} holds no classifier; expected a file that `finetune` wrote")
     facts = json.loads(metadata["classifier"])
-    network = _network(facts["source"], facts["architecture"], len(facts["labels"]))
-    network.load_state_dict(load_file(path))
-    return Classifier(network, facts["source"], tuple(facts["labels"]), facts["size"]).eval()
-
-
-def _network(source: str, architecture: dict | None, outputs: int) -> VisionTransformer:
-    """A ViT with random weights, as `start` has it."""
+    source, labels, weights = facts["source"], tuple(facts["labels"]), load_file(path)
+    architecture = vit.Architecture.of(facts["architecture"]) if facts["architecture"] else None
     if architecture:
-        return vit.build(replace(vit.Architecture.of(architecture), outputs=outputs))
-    return timm.create_model(source, num_classes=outputs, dynamic_img_size=True)
-
-
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = vit.build(replace(architecture, outputs=len(labels)))
+    elif is_file(source):
+        network = vit.plain(weights, str(path), len(labels))
+    else:
+        network = timm.create_model(split_revision(source)[0], num_classes=len(labels), dynamic_img_size=True)
+    network.load_state_dict(weights)
+    return Classifier(network, source, labels, facts["size"], architecture).eval()

@@ -19,14 +19,17 @@ from tqdm import tqdm
 
 from stages.absence import declare_absent
 from stages.backbones import recipe, vit
+from stages.checkpoints.vits import load_vit
 from stages.classification import PREDICTIONS, WEIGHTS, classifier, pixels, training
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import Views
 from stages.classification.training import Judged, judge, steps_of, train_epoch
+from stages.compute import MixedTraining, ready
 from stages.data import images
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELLED, Manifest, Row
 from stages.params.classification import Setting
+from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 from stages.runs import Run, package_versions, record_path, write_run
 from stages.stage import InputError, stage
@@ -48,12 +51,14 @@ class Finetuning:
     train: tuple[Row, ...]
     val: Views
     folder: Path
+    compute: Compute
 
     def follow(self, asked: dict) -> tuple[list[dict], Judged]:
         """Train from where a run that was `asked` the same left off, and keep every epoch.
 
         Returns the history, and what the last epoch's classifier makes of the validation images.
         """
+        mixed = MixedTraining(self.compute)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.lr, fused=True)
         progress = recipe.resume(self.folder / "state.pt", asked, self.model, [optimizer])
         count, setting, judged = len(self.train), self.setting, None
@@ -61,8 +66,9 @@ class Finetuning:
             bar.set_description(f"finetune@{self.name}")
             for epoch in range(progress.step, setting.epochs):
                 views, order = self._epoch(epoch)
-                loss = train_epoch(self.model, optimizer, views, order, setting.batch, setting.accumulate, bar)
-                judged = judge(self.model, self.val)
+                sizes = setting.batch, setting.accumulate
+                loss = train_epoch(self.model, optimizer, views, order, *sizes, mixed, bar)
+                judged = judge(self.model, self.val, self.compute)
                 self._check_finite(loss, judged, epoch)
                 row = {"epoch": epoch + 1, "train_loss": loss, "val_loss": judged.loss, "accuracy": judged.accuracy}
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{judged.accuracy:.1f}")
@@ -70,7 +76,7 @@ class Finetuning:
                     classifier.save(self.folder / "best.safetensors", self.model)
                 progress = recipe.Progress(epoch + 1, 0.0, [*progress.curve, row])
                 recipe.keep(self.folder / "state.pt", asked, self.model, [optimizer], progress)
-        return progress.curve, judged or judge(self.model, self.val)
+        return progress.curve, judged or judge(self.model, self.val, self.compute)
 
     def _epoch(self, epoch: int) -> tuple[Views, torch.Tensor]:
         """An epoch's views and their order, drawn from the epoch's own seeds: a resumed run draws the same."""
@@ -143,12 +149,7 @@ def metrics_of(history: list[dict], judged: Judged, labels: tuple[str, ...]) -> 
 
 def pretrained(experiment: Experiment, name: str, setting: Setting) -> vit.Backbone:
     """The profile's ViT; raises `InputError` where there is none, or where the setting's size is no whole patches."""
-    source = experiment.active.classifier.backbone
-    try:
-        backbone = vit.load(source)
-    except (OSError, ValueError) as fault:
-        told = str(fault).strip().splitlines()[0]
-        raise InputError(f"{experiment.profile}.classifier.backbone = '{source}': {told}") from fault
+    backbone = load_vit("classifier", experiment)
     for patch in backbone.patch:
         if setting.size % patch:
             near = max(patch, setting.size // patch * patch)
@@ -168,11 +169,14 @@ def finetuning(experiment: Experiment, name: str, manifest: Manifest) -> tuple[F
         "manifest": manifests.fingerprint(LABELLED),
         "backbone": chosen.backbone,
         "weights": vit.weights_hash(backbone),
+        "precision": experiment.compute.precision,
     }
     torch.manual_seed(seed)
-    model = classifier.start(backbone, chosen.backbone, manifest.labels, setting.size).to(classifier.device())
+    model = classifier.start(backbone, chosen.backbone, manifest.labels, setting.size)
     val = Views(*files_and_labels(manifest.split("val")), setting.size)
-    return Finetuning(name, setting, seed, model, manifest.split("train"), val, RESUME / name), inputs
+    ready(model, experiment.compute)
+    folder = RESUME / name
+    return Finetuning(name, setting, seed, model, manifest.split("train"), val, folder, experiment.compute), inputs
 
 
 def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:

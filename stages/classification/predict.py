@@ -20,9 +20,11 @@ from stages.classification import WEIGHTS, classifier
 from stages.classification.classifier import Classifier
 from stages.classification.finetune import TASK
 from stages.classification.pixels import plain_view
-from stages.classification.training import AT_ONCE, WORKERS, mixed_precision
+from stages.classification.training import AT_ONCE
+from stages.compute import device, mixed_precision
 from stages.data.images import image_files, read_image
 from stages.data.manifest import UNREADABLE, Faults
+from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
 from stages.runs import read_run
 from stages.stage import InputError, stage
@@ -64,10 +66,10 @@ def chosen_weights(settings: Iterable[str], setting: str | None, epoch: str) -> 
 
 
 @torch.inference_mode()
-def predict(model: Classifier, files: list[Path]) -> list[str]:
+def predict(model: Classifier, files: list[Path], compute: Compute) -> list[str]:
     """The likeliest label of every file; raises `InputError` listing all that cannot be read."""
-    device, labels, faults = next(model.parameters()).device, [""] * len(files), Faults()
-    loader = DataLoader(Readable(files, model.size), AT_ONCE, num_workers=WORKERS, collate_fn=list)
+    labels, faults, on = [""] * len(files), Faults(), next(model.parameters()).device
+    loader = DataLoader(Readable(files, model.size), AT_ONCE, num_workers=compute.workers, collate_fn=list)
     with tqdm(total=len(files), desc="predict", unit="image", mininterval=1) as bar:
         for batch in loader:
             for index, reason in batch:
@@ -75,8 +77,8 @@ def predict(model: Classifier, files: list[Path]) -> list[str]:
                     faults.add(files[index], reason)
             some = [(index, pixels) for index, pixels in batch if not isinstance(pixels, str)]
             if some:
-                with mixed_precision(device):
-                    likeliest = model(torch.stack([pixels for _, pixels in some]).to(device)).argmax(1).tolist()
+                with mixed_precision(compute):
+                    likeliest = model(torch.stack([pixels for _, pixels in some]).to(on)).argmax(1).tolist()
                 for (index, _), label in zip(some, likeliest, strict=True):
                     labels[index] = model.labels[label]
             bar.update(len(batch))
@@ -87,9 +89,10 @@ def predict(model: Classifier, files: list[Path]) -> list[str]:
 def main(asked: list[Path], setting: str | None, epoch: str, out: Path) -> None:
     """Classify the images and write the table."""
     files = image_files(asked)
-    path = chosen_weights(load_experiment().classification.settings, setting, epoch)
-    model = classifier.load(path).to(classifier.device())
-    labels = predict(model, list(files.values()))
+    experiment = load_experiment()
+    path = chosen_weights(experiment.classification.settings, setting, epoch)
+    model = classifier.load(path).to(device())
+    labels = predict(model, list(files.values()), experiment.compute)
     with replacing(out) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["filename", "label"])

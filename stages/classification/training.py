@@ -1,7 +1,6 @@
 """Fine-tuning a classifier: steps of accumulated gradients, epochs, and what it makes of the validation images."""
 
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -14,35 +13,43 @@ from tqdm import tqdm
 
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import Views
+from stages.compute import MixedTraining, mixed_precision
+from stages.params.compute import Compute
 
 AT_ONCE = 100  # validation images
-WORKERS = min(2, os.cpu_count() or 1)
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 products on a GPU; on a CPU everything stays as it is."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def step(classifier: Classifier, optimizer: Optimizer, batches: Iterable[tuple[Tensor, Tensor]], images: int) -> float:
+def step(
+    classifier: Classifier,
+    optimizer: Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    images: int,
+    mixed: MixedTraining,
+) -> float:
     """One step on the mean loss over `images`, which come in `batches`; returns the sum of their losses.
 
     Every batch's gradient is added up before the step, so that it is the step of one batch that holds them all.
     """
     device, total = next(classifier.parameters()).device, 0.0
     for pixels, labels in batches:
-        with mixed_precision(device):
+        with mixed.products():
             logits = classifier(pixels.to(device, non_blocking=True))
         loss = F.cross_entropy(logits.float(), labels.to(device), reduction="sum")
-        (loss / images).backward()
+        mixed.backward(loss / images)
         total += loss.item()
-    optimizer.step()
-    optimizer.zero_grad()
+    mixed.step(optimizer)
     return total
 
 
 def train_epoch(
-    classifier: Classifier, optimizer: Optimizer, views: Views, order: Tensor, batch: int, accumulate: int, bar: tqdm
+    classifier: Classifier,
+    optimizer: Optimizer,
+    views: Views,
+    order: Tensor,
+    batch: int,
+    accumulate: int,
+    mixed: MixedTraining,
+    bar: tqdm,
 ) -> float:
     """One pass over the views in `order`, a step every `accumulate` batches; returns the mean loss.
 
@@ -51,11 +58,11 @@ def train_epoch(
     classifier.train()
     windows = [window.split(batch) for window in order.split(batch * accumulate)]
     asked = [some.tolist() for window in windows for some in window]
-    loader, total = iter(DataLoader(views, batch_sampler=asked, num_workers=WORKERS)), 0.0
+    loader, total = iter(DataLoader(views, batch_sampler=asked, num_workers=mixed.compute.workers)), 0.0
     for window in windows:
         batches = (next(loader) for _ in window)
         images = sum(len(some) for some in window)
-        total += step(classifier, optimizer, batches, images)
+        total += step(classifier, optimizer, batches, images, mixed)
         bar.update(images)
     return total / len(order)
 
@@ -85,12 +92,12 @@ class Judged:
 
 
 @torch.inference_mode()
-def judge(classifier: Classifier, views: Views) -> Judged:
+def judge(classifier: Classifier, views: Views, compute: Compute) -> Judged:
     """All of the views, in their order."""
     device, logits = next(classifier.parameters()).device, []
     classifier.eval()
-    for pixels, _ in DataLoader(views, AT_ONCE, num_workers=WORKERS):
-        with mixed_precision(device):
+    for pixels, _ in DataLoader(views, AT_ONCE, num_workers=compute.workers):
+        with mixed_precision(compute):
             logits.append(classifier(pixels.to(device, non_blocking=True)).float().cpu())
     found, truth = torch.cat(logits), torch.tensor(views.labels)
     return Judged(found.softmax(1), truth, F.cross_entropy(found, truth).item())

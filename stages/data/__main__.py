@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-from stages import voc
 from stages.data.folder import read_folder
 from stages.data.manifest import LABELLED, SPLITS, Manifest, write
+from stages.data.paper import read_pets_of, read_voc
 from stages.data.scenes.source import write_pets, write_scenes
 from stages.params.experiment import Experiment, load_experiment
-from stages.stage import InputError, stage
+from stages.stage import stage
 
 SCENES, PETS = Path("data/scenes"), Path("data/pets")
 
@@ -18,20 +18,16 @@ def source(experiment: Experiment) -> Manifest:
     if experiment.profile == "folder":
         return read_folder(experiment.folder.path)
     if experiment.profile == "paper":
-        root = experiment.paper.voc_root
-        if not root.is_dir():
-            raise InputError(
-                f"paper.voc_root = '{root}' is no folder; put VOC 2012 there "
-                "(VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, unpacked)"
-            )
-        return read_folder(root, voc.CLASSES)
+        return read_voc(experiment.paper)
     write_scenes(SCENES, experiment.embedded.seed, {"train": experiment.embedded.train, "val": experiment.embedded.val})
     return read_folder(SCENES)
 
 
 def labelled(experiment: Experiment, manifest: Manifest) -> Manifest:
     """The manifest that classifiers are fine-tuned on: pictures of one thing each, or a folder's own images again."""
-    if experiment.profile != "embedded":
+    if experiment.profile == "paper":
+        return read_pets_of(experiment.paper, PETS / "SegmentationClass")
+    if experiment.profile == "folder":
         return manifest
     counts = {"train": experiment.embedded.pets_train, "val": experiment.embedded.pets_val}
     write_pets(PETS, experiment.embedded.seed, counts)

@@ -3,43 +3,57 @@
 JPEGImages/ID.jpg (or .jpeg, .png, .webp, .bmp, .tif)    SegmentationClass/ID.png
 ImageSets/Segmentation/train.txt, val.txt                one id a line
 classes.txt     optional: names of mask values 0, 1, ... one a line
-captions.json   optional: {id: caption or list of captions}
+captions.json   optional: {id: caption or list of captions}, COCO's or Karpathy's layout
 labels.csv      optional: image_id,label with a name or a number for a label
 licence.txt     optional: one line on whose the images are
 """
 
 import csv
-import json
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
+from stages.data.captions import read_captions
 from stages.data.images import SUFFIXES
 from stages.data.manifest import SPLITS, Faults, Manifest, Row, validate
 from stages.stage import InputError
 
+NAMED = 12  # images that are named in a fault
 
-def read_folder(root: Path, classes: tuple[str, ...] = ()) -> Manifest:
+
+def read_folder(
+    root: Path,
+    classes: tuple[str, ...] = (),
+    captions: Path | None = None,
+    expected: Mapping[str, int] | None = None,
+    licence: str = "unknown",
+) -> Manifest:
     """The validated manifest of a VOC-like directory; raises `InputError` listing all that is wrong with it.
 
-    `classes` names the mask values where the directory does not.
+    `classes` names the mask values, and `licence` says whose the images are, where the directory does not. `captions`
+    is a file in place of the directory's, which must have every image; `expected` are the numbers of images of its
+    splits.
     """
     if not (root / "JPEGImages").is_dir():
         raise InputError(f"{root}: no JPEGImages/ here; expected VOC's layout (see stages/data/folder.py)")
     faults = Faults()
     images, masks = _by_stem(root / "JPEGImages"), _by_stem(root / "SegmentationClass")
     listed = {split: _ids(root / "ImageSets" / "Segmentation" / f"{split}.txt", faults) for split in SPLITS}
-    captions, (labels, label_names) = _captions(root, faults), _labels(root, set(chain(*listed.values())), faults)
+    for split, count in (expected or {}).items():
+        if len(listed[split]) != count:
+            faults.add(root / f"ImageSets/Segmentation/{split}.txt", f"{len(listed[split])} images; expected {count}")
+    told = _captions(root, captions, set(chain(*listed.values())), faults)
+    labels, label_names = _labels(root, set(chain(*listed.values())), faults)
     rows = []
     for split, image_ids in listed.items():
         for image_id in image_ids:
             image = images.get(image_id, root / "JPEGImages" / f"{image_id}.jpg")
             mask = masks.get(image_id, root / "SegmentationClass" / f"{image_id}.png")
-            told, label = captions.get(image_id, ()), labels.get(image_id)
-            rows.append(Row(image_id, split, str(image), str(mask), told, label))
+            rows.append(Row(image_id, split, str(image), str(mask), told.get(image_id, ()), labels.get(image_id)))
     named = _lines(root / "classes.txt", faults)
     if "" in named:
         faults.add(root / "classes.txt", f"line {named.index('') + 1} is empty; a line is a mask value's name")
-    licence = " ".join(_lines(root / "licence.txt", faults)) or "unknown"
+    licence = " ".join(_lines(root / "licence.txt", faults)) or licence
     return validate(Manifest(tuple(rows), str(root), named or classes, label_names, licence), faults)
 
 
@@ -72,26 +86,16 @@ def _lines(path: Path, faults: Faults) -> tuple[str, ...]:
     return tuple(line.strip() for line in _text(path, faults).rstrip().splitlines())
 
 
-def _captions(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
-    path = root / "captions.json"
-    if not path.is_file():
-        return {}
-    try:
-        told = json.loads(_text(path, faults) or "{}")
-    except ValueError as fault:
-        faults.add(path, f"no JSON: {fault}")
-        return {}
-    if not isinstance(told, dict):
-        faults.add(path, f"holds a {type(told).__name__}; expected {{id: caption or list of captions}}")
-        return {}
-    captions = {}
-    for image_id, value in told.items():
-        value = [value] if isinstance(value, str) else value
-        if isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value):
-            captions[image_id] = tuple(value)
-        else:
-            faults.add(path, f"'{image_id}' holds {value!r:.60}; expected a caption or a list of captions, none empty")
-    return captions
+def _captions(root: Path, asked: Path | None, listed: set[str], faults: Faults) -> dict[str, tuple[str, ...]]:
+    """The directory's own captions, where it has some, or those that were asked for, of all images that are listed."""
+    own = root / "captions.json"
+    if asked is None:
+        return read_captions(own, faults) if own.is_file() else {}
+    told = read_captions(asked, faults)
+    if bare := sorted(listed - told.keys()):
+        more = f" and {len(bare) - NAMED} more" if len(bare) > NAMED else ""
+        faults.add(asked, f"no caption for {', '.join(bare[:NAMED])}{more}")
+    return told
 
 
 def _labels(root: Path, listed: set[str], faults: Faults) -> tuple[dict[str, int], tuple[str, ...]]:

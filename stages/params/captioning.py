@@ -33,6 +33,7 @@ class Cell(Section):
 class Captioning(Section):
     """Lengths in tokens, the prompt and the token before it included, as transformers counts them."""
 
+    model: Literal["blip", "catr"]
     min_length: Count
     max_length: Count
     cells: dict[Name, Cell] = Field(min_length=1)

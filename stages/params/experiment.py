@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from stages.params.attention import Attention, LookedAt
 from stages.params.captioning import Captioning
 from stages.params.classification import Classification, Classifier
+from stages.params.compute import Compute
+from stages.params.paper import Address, Images
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.retrieval import Retrieval
@@ -33,10 +35,14 @@ class ViewParams(Section):
 
 
 class Profile(Section):
-    """Where a profile's models come from, what suits them, and which of its images are looked at."""
+    """Where a profile's models come from, what suits them, and which of its images are looked at.
+
+    `catr` is the second report's captioner, for `captioning.model: catr`; null where a profile has none.
+    """
 
     backbone: str
     blip: str
+    catr: str | None
     classifier: Classifier
     view: ViewParams
     look_at: LookedAt
@@ -59,9 +65,25 @@ class Folder(Profile):
 
 
 class Paper(Profile):
-    """VOC 2012, unpacked."""
+    """VOC 2012 with captions, and Oxford-IIIT Pet.
 
-    voc_root: Path
+    `voc_root` is an unpacked `VOC2012` folder and `pets_root` one that holds `images/` and `annotations/`; both are
+    used in place, and where they are null, archives are downloaded. `downloads` holds what came over the network.
+    `captions` is a file or an address, null for none. `mirrors` maps beginnings of addresses to others that are tried
+    next.
+    `vocabulary` is BERT's, a `vocab.txt` or a model on the hub, for checkpoints that carry none.
+    """
+
+    downloads: Path
+    voc_root: Path | None
+    voc_archive: Address
+    voc_images: Images
+    pets_root: Path | None
+    pets_archives: Annotated[list[Address], Field(min_length=1)]
+    pets_images: Images
+    captions: str | None
+    mirrors: dict[str, str]
+    vocabulary: str
 
 
 class Head(Section):
@@ -108,6 +130,7 @@ class Experiment(Section):
     embedded: Embedded
     folder: Folder
     paper: Paper
+    compute: Compute
     pretrain: Pretrain
     pretrain_blip: PretrainBlip
     segmentation: Segmentation
@@ -130,6 +153,11 @@ class Experiment(Section):
     def active(self) -> Profile:
         """The section of the profile in force."""
         return getattr(self, self.profile)
+
+    @property
+    def captioner(self) -> str | None:
+        """The source of the model that captions; None where the profile has no CATR that was asked for."""
+        return self.active.catr if self.captioning.model == "catr" else self.active.blip
 
     def seed_of(self, run: str) -> int:
         """The seed of a run, from its name, so that no run's numbers hang on what ran before it."""

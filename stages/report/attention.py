@@ -144,8 +144,7 @@ def word_lines(result: Result, made: Table) -> list[str]:
             f"Cross attention of the decoder's {layer}, {head}, in the step that writes a word, over "
             f"{numbers['images']} validation images' `{asked['cell']}` captions. A word that names a class, or the "
             "colour of one, is held against that object's mask, where the image has it; *other words' mass* is what "
-            f"the rest of the caption puts on the same mask. {numbers['class_token']:.0f} % of the attention goes to "
-            "the image's class token and is left out. Intervals are bootstraps over images.",
+            f"the rest of the caption puts on the same mask. {_elsewhere(numbers)}Intervals are bootstraps over images.",
             "",
             "The report says that nouns light up their objects, and that `<end>` looks at the main object and its "
             f"surroundings. Here: {'; '.join(told)}.",
@@ -181,3 +180,10 @@ def section(results: dict[str, list[Result]], absent: dict[str, str]) -> Section
 def position_runs(backbone: str, others: list[str]) -> list[str]:
     """Names of the runs of `position_similarity`."""
     return list(dict.fromkeys(short_name(source) for source in (backbone, *others)))
+
+
+def _elsewhere(numbers: dict[str, float]) -> str:
+    """What BLIP's class token gets; CATR's images have none."""
+    if not numbers["class_token"]:
+        return ""
+    return f"{numbers['class_token']:.0f} % of the attention goes to the image's class token and is left out. "

@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from stages.compute import device
 from stages.data import manifest as manifests
 from stages.data.manifest import Manifest, Row
 from stages.image_text import COMPARED, DRAWN
@@ -67,7 +68,7 @@ class Cached:
             read_vectors(COMPARED / f"{name}.parquet", **expected) for name in ("train", "val", "captions")
         )
         self.made_with = train.made_with
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
         self._place = {key: at for at, key in enumerate(zip(captions.image_ids, captions.indices, strict=True))}
         self._seed, self._captions = experiment.seed_of(DRAWN), captions
         self.pairs = Pairs(self._views(train, experiment.retrieval.views), self._texts(manifest.split("train")))

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from stages.absence import absence
+from stages.checkpoints.record import read_checkpoint
 from stages.data import manifest as manifests
 from stages.data.images import SUFFIXES, read_image
 from stages.data.manifest import UNREADABLE
 from stages.figures import figure
-from stages.image_text.encode import Towers, load_towers, unknown_words
 from stages.image_text.pixels import val_view
+from stages.image_text.towers import Towers, load_towers
+from stages.image_text.vocabulary import unknown_words
 from stages.params.experiment import load_experiment
 from stages.retrieval import WEIGHTS
 from stages.retrieval.cached import Cached
@@ -95,7 +97,10 @@ def main(query: str, run: str, out: Path) -> None:
         raise InputError('nothing to search for; ask for a sentence or an image file, such as "a red circle"')
     experiment, manifest = load_experiment(), manifests.read()
     projections = load_projections(run_weights(run))
-    cached, towers = Cached(experiment, manifest), load_towers(experiment.active.blip)
+    cached, towers = (
+        Cached(experiment, manifest),
+        load_towers(read_checkpoint("blip", experiment.active.blip), experiment.compute),
+    )
     projections.to(cached.device)
     if Path(query).suffix.lower() in SUFFIXES:
         try:

@@ -1,28 +1,30 @@
 """Stage `extract_segmentation`: every image view through the frozen backbone once, into feature tables."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from stages.backbones import vit
+from stages.checkpoints.vits import load_vit
+from stages.compute import mixed_precision, ready
 from stages.data import manifest as manifests
 from stages.data.images import read_image
 from stages.data.manifest import Manifest, Row
-from stages.features import Features, FeatureWriter, Provenance, feature_writer
+from stages.features import Features, Provenance, feature_writer
+from stages.loading import by_shard
+from stages.params.compute import Compute
 from stages.params.experiment import Experiment, ViewParams, load_experiment
 from stages.segmentation import FEATURES
+from stages.shards import Shards
 from stages.stage import InputError, stage
 from stages.views import View, cut_image, native_view, random_view
 
 BATCH = 32  # views
 PIXELS = 2**21  # of a batch of larger views: 32 of 256x256; one view alone may have more
-WORKERS = min(2, os.cpu_count() or 1)
 
 
 def train_views(rows: tuple[Row, ...], views: int, params: ViewParams, seed: int) -> list[tuple[Row, int, View]]:
@@ -57,10 +59,11 @@ class Views(Dataset):
         return index, torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
-def batches_alike(views: list[tuple[Row, int, View]], size: int) -> Iterator[list[int]]:
-    """Runs of neighbours that share one shape and one view index, at most `size` views or `PIXELS` long."""
+def batches_alike(views: list[tuple[Row, int, View]], span: range, size: int) -> Iterator[list[int]]:
+    """Runs of neighbours in `span` that share one shape and one view index, at most `size` views or `PIXELS` long."""
     batch: list[int] = []
-    for index, (_, number, view) in enumerate(views):
+    for index in span:
+        _, number, view = views[index]
         if batch:
             _, last_number, last = views[batch[-1]]
             alike = (number, view.crop_height, view.crop_width) == (last_number, last.crop_height, last.crop_width)
@@ -77,22 +80,25 @@ def batches_alike(views: list[tuple[Row, int, View]], size: int) -> Iterator[lis
 def extract(
     backbone: vit.Backbone,
     views: list[tuple[Row, int, View]],
-    writer: FeatureWriter,
-    *,
-    name: str = "extract",
+    shards: Shards,
+    made_with: Provenance,
+    compute: Compute,
     batch: int = BATCH,
-    workers: int = WORKERS,
 ) -> None:
-    """Stream `views` through `backbone` into `writer`, each once; holds a few batches at a time."""
+    """Stream `views` through `backbone` into the shards that are missing, each once; holds a few batches at a time."""
     device = next(backbone.parameters()).device
-    loader = DataLoader(Views(views), batch_sampler=list(batches_alike(views, batch)), num_workers=workers)
-    with tqdm(total=len(views), desc=name, unit="view", mininterval=1) as bar:
-        for indices, pixels in loader:
-            tokens = backbone(pixels.to(device, non_blocking=True)).patches.half().cpu()
-            for index, one in zip(indices.tolist(), tokens, strict=True):
-                row, number, view = views[index]
-                writer.add(Features(row.image_id, number, view, one))
-            bar.update(len(indices))
+
+    def alike(span: range) -> Iterator[list[int]]:
+        return batches_alike(views, span, batch)
+
+    for path, arriving in by_shard(shards, Views(views), alike, compute.workers, f"extract {shards.target.name}"):
+        with feature_writer(path, made_with) as writer:
+            for indices, pixels in arriving:
+                with mixed_precision(compute):
+                    tokens = backbone(pixels.to(device, non_blocking=True)).patches.half().cpu()
+                for index, one in zip(indices, tokens, strict=True):
+                    row, number, view = views[index]
+                    writer.add(Features(row.image_id, number, view, one))
 
 
 def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: str) -> None:
@@ -115,20 +121,16 @@ def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -
         heads=backbone.heads,
         patch=f"{backbone.patch[0]}x{backbone.patch[1]}",
         manifest=manifests.fingerprint(),
+        precision=experiment.compute.precision,
     )
 
 
 def main() -> None:
     torch.set_flush_denormal(True)
     experiment = load_experiment()
-    manifest, params = manifests.read(), experiment.active.view
-    try:
-        backbone = vit.load(experiment.active.backbone)
-    except (FileNotFoundError, ValueError) as fault:
-        raise InputError(f"{experiment.profile}.backbone: {fault}") from fault
+    manifest, params, task = manifests.read(), experiment.active.view, experiment.segmentation
+    backbone = load_vit("backbone", experiment)
     check_sizes(manifest, backbone, params.crop, experiment.profile)
-    backbone.to("cuda" if torch.cuda.is_available() else "cpu")
-    task = experiment.segmentation
     splits = {
         "train": (
             train_views(manifest.split("train"), task.views, params, experiment.seed_of("segmentation/views")),
@@ -137,9 +139,15 @@ def main() -> None:
         ),
         "val": (val_views(manifest.split("val")), "native size"),
     }
-    for split, (views, transform) in splits.items():
-        with feature_writer(FEATURES / f"{split}.parquet", provenance(experiment, backbone, transform)) as writer:
-            extract(backbone, views, writer, name=f"extract {split}")
+    made_with = {split: provenance(experiment, backbone, transform) for split, (_, transform) in splits.items()}
+    ready(backbone, experiment.compute)
+    tables = {
+        split: Shards(FEATURES / split, len(views), vars(made_with[split])) for split, (views, _) in splits.items()
+    }
+    for split, (views, _) in splits.items():
+        extract(backbone, views, tables[split], made_with[split], experiment.compute)
+    for shards in tables.values():
+        shards.deliver()
 
 
 if __name__ == "__main__":

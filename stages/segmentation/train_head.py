@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stages.bootstrap import interval
+from stages.compute import device
 from stages.data import manifest as manifests
 from stages.features import FeatureTable
 from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
@@ -55,12 +56,12 @@ def run_head(experiment: Experiment, name: str) -> Run:
         raise InputError(f"unknown head '{name}'; segmentation.heads has: {', '.join(task.heads)}")
     asked, classes = task.heads[name], len(manifest.classes)
     expected = {"backbone": experiment.active.backbone, "manifest": manifests.fingerprint()}
-    train_table, val_table = (FeatureTable(FEATURES / f"{split}.parquet", **expected) for split in ("train", "val"))
+    train_table, val_table = (FeatureTable(FEATURES / split, **expected) for split in ("train", "val"))
     _check_fits(name, asked, task, train_table, val_table)
     made_from, seed = train_table.provenance, experiment.seed_of(f"segmentation/{name}")
     config = {"dim": made_from.dim, "classes": classes, "heads": made_from.heads, **asked.model_dump()}
     torch.manual_seed(seed)
-    head = build_head(**config).to("cuda" if torch.cuda.is_available() else "cpu")
+    head = build_head(**config).to(device())
     masks = {row.image_id: Path(row.mask) for row in manifest.rows}
     views, val = TrainViews(train_table, masks, views=task.views, epochs=task.epochs), ValImages(val_table, masks)
     history, matrices = train(head, views, val, classes, task, seed, f"train_head@{name}")

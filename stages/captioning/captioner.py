@@ -1,0 +1,57 @@
+"""The model that captions in this experiment: what it decodes with, and its words."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from stages.backbones import blip, catr
+from stages.captioning.languages import BlipLanguage, CatrLanguage, Language
+from stages.checkpoints.record import read_checkpoint
+from stages.compute import device
+from stages.image_text.vocabulary import unknown_words
+from stages.params.captioning import Captioning
+from stages.params.experiment import Experiment
+from stages.stage import InputError
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """`source` is as params name it."""
+
+    source: str
+    language: Language
+    tokenizer: PreTrainedTokenizerBase
+
+    def prompts(self, task: Captioning) -> dict[str, list[int]]:
+        """Token ids of every cell's prompt.
+
+        Raises `InputError` for a prompt with unknown words, or with no room behind it, and for a cell or a length that
+        the model is not made for.
+        """
+        if task.max_length > self.language.positions:
+            most = f"at most {self.language.positions}, the positions of {self.source}"
+            raise InputError(f"captioning.max_length = {task.max_length}: {most}")
+        ids = {}
+        for name, cell in task.cells.items():
+            if cell.type == "beam" and not hasattr(self.language, "search"):
+                raise InputError(
+                    f"captioning.cells.{name}.type = 'beam': captioning.model {task.model} has no beam search"
+                )
+            asked = f"captioning.cells.{name}.prompt = '{cell.prompt}'"
+            ids[cell.prompt] = self.tokenizer(cell.prompt, add_special_tokens=False).input_ids
+            unknown = unknown_words(self.tokenizer, [cell.prompt])[1]
+            if unknown:
+                raise InputError(f"{asked}: {', '.join(unknown)} not in the vocabulary of {self.source}")
+            if len(ids[cell.prompt]) + 1 >= task.max_length:
+                raise InputError(f"{asked}: no room behind it; captioning.max_length is {task.max_length} tokens")
+        return ids
+
+
+def load_captioner(experiment: Experiment) -> Captioner:
+    """The model of `captioning.model`, on its device; decodes in single precision, whatever images are encoded in."""
+    source, kind = experiment.captioner, experiment.captioning.model
+    folder = read_checkpoint(kind, source).file
+    if kind == "blip":
+        language = BlipLanguage(blip.load_decoder(str(folder)).to(device()))
+        return Captioner(source, language, blip.load_tokenizer(str(folder)))
+    return Captioner(source, CatrLanguage(catr.load(folder / catr.WEIGHTS).to(device())), catr.load_tokenizer(folder))

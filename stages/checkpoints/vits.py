@@ -1,0 +1,20 @@
+"""The ViTs of a profile, loaded from where the stage `checkpoints` brought them."""
+
+from stages.backbones import vit
+from stages.backbones.vit import Backbone
+from stages.checkpoints.record import read_checkpoint
+from stages.params.experiment import Experiment
+from stages.stage import InputError
+
+KEYS = {"backbone": "backbone", "classifier": "classifier.backbone"}
+
+
+def load_vit(kind: str, experiment: Experiment) -> Backbone:
+    """The profile's ViT of one of `KEYS`; raises `InputError` naming its param where it cannot be loaded."""
+    active = experiment.active
+    source = active.backbone if kind == "backbone" else active.classifier.backbone
+    try:
+        return vit.load(source, read_checkpoint(kind, source).file)
+    except (OSError, ValueError) as fault:
+        told = str(fault).strip().splitlines()[0]
+        raise InputError(f"{experiment.profile}.{KEYS[kind]} = '{source}': {told}") from fault

@@ -1,0 +1,75 @@
+"""The paper profile's data: in place where they are unpacked already, else downloaded, once."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stages import voc
+from stages.archive import extract
+from stages.data.folder import read_folder
+from stages.data.manifest import Manifest
+from stages.data.oxford_pets import read_pets
+from stages.download import fetch
+from stages.params.experiment import Paper
+from stages.remote import Remote
+from stages.stage import InputError
+
+VOC_LICENCE = "Flickr's terms of use, see host.robots.ox.ac.uk/pascal/VOC/voc2012"
+VOC_PARTS = ("/JPEGImages/", "/SegmentationClass/", "/ImageSets/Segmentation/")  # of an archive with much more
+
+
+def read_voc(paper: Paper) -> Manifest:
+    """VOC 2012's segmentation lists, with captions where `paper.captions` has them. Raises `InputError`."""
+    captions = _captions(paper)
+    if paper.voc_root:
+        root = _in_place(paper.voc_root, "voc_root", "JPEGImages", "SegmentationClass", "ImageSets")
+    else:
+        (unpacked,) = _unpacked(paper, [paper.voc_archive], lambda name: any(part in f"/{name}" for part in VOC_PARTS))
+        root = _holding("JPEGImages", [unpacked]).parent
+    return read_folder(root, voc.CLASSES, captions, paper.voc_images.model_dump(), VOC_LICENCE)
+
+
+def read_pets_of(paper: Paper, masks: Path) -> Manifest:
+    """Oxford-IIIT Pet; writes masks in VOC's values to `masks`. Raises `InputError`."""
+    if paper.pets_root:
+        folders = [_in_place(paper.pets_root, "pets_root", "images", "annotations")]
+    else:
+        folders = _unpacked(paper, paper.pets_archives, lambda name: not Path(name).name.startswith("._"))
+    images, annotations = (_holding(name, folders) for name in ("images", "annotations"))
+    return read_pets(images, annotations, masks, paper.pets_images.model_dump())
+
+
+def _captions(paper: Paper) -> Path | None:
+    if paper.captions is None:
+        return None
+    if paper.captions.startswith(("http://", "https://")):
+        return fetch(Remote.parse(paper.captions), paper.downloads, paper.mirrors)
+    if not Path(paper.captions).is_file():
+        raise InputError(f"paper.captions = '{paper.captions}': no such file; a JSON of captions, its address, or null")
+    return Path(paper.captions)
+
+
+def _in_place(root: Path, key: str, *parts: str) -> Path:
+    for part in parts:
+        if not (root / part).is_dir():
+            raise InputError(f"paper.{key} = '{root}': no {part}/ there; the unpacked data set, or null to download it")
+    return root
+
+
+def _unpacked(paper: Paper, addresses: Sequence[str], wanted: Callable[[str], bool]) -> list[Path]:
+    """A folder an archive, each downloaded and unpacked unless it is there."""
+    folders = []
+    for address in addresses:
+        remote = Remote.parse(address)
+        folder = paper.downloads / "unpacked" / remote.name.split(".tar")[0]
+        if not folder.is_dir():
+            extract(fetch(remote, paper.downloads, paper.mirrors), folder, wanted)
+        folders.append(folder)
+    return folders
+
+
+def _holding(name: str, folders: Sequence[Path]) -> Path:
+    """The shallowest folder of that name."""
+    found = [one for folder in folders for one in (folder, *folder.rglob("*")) if (one / name).is_dir()]
+    if not found:
+        raise InputError(f"{', '.join(map(str, folders))}: no {name}/ in what was unpacked; remove it to start anew")
+    return min(found, key=lambda one: len(one.parts)) / name

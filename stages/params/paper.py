@@ -1,0 +1,23 @@
+"""What the paper profile's data are told by."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from stages.params.section import Count, Section
+from stages.remote import Remote
+
+
+def _address(value: str) -> str:
+    Remote.parse(value)
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]  # URL#sha256=HEX&size=BYTES
+
+
+class Images(Section):
+    """How many images a split must have: anything else is another data set, or half of one."""
+
+    train: Count
+    val: Count
