@@ -9,7 +9,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 READY := .venv/.ready
 
-.PHONY: help setup repro test lint ui search dag clean
+.PHONY: help setup repro paper plan test lint ui search dag clean
 .DEFAULT_GOAL := help
 
 help:  ## list the verbs
@@ -22,6 +22,12 @@ repro: $(READY)  ## run the pipeline: reports/report.md
 	then dvc config --local --unset core.no_scm >/dev/null 2>&1 || true; \
 	else dvc config --local core.no_scm true; fi  # unpacked from a zip: DVC works without git
 	dvc repro
+
+paper: $(READY)  ## run the pipeline with VOC, pets, DINO, BLIP and ViT-B/16, downloaded: make paper SET="paper.captions=FILE"
+	dvc exp run -S profile=paper $(addprefix -S ,$(SET))
+
+plan: $(READY)  ## say what a run would download, compute and store: make plan PROFILE=paper
+	python -m stages.plan $(PROFILE) $(SET)
 
 test: $(READY)  ## run the tests
 	python -m pytest

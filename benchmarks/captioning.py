@@ -29,16 +29,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BlipConfig, BlipForConditionalGeneration
 
-from benchmarks.segmentation import clocked, make_scenes
+from benchmarks.segmentation import COMPUTE, clocked, make_scenes
 from stages.backbones import blip, vit
-from stages.captioning.caption import decode, prompts
+from stages.captioning.caption import decode
+from stages.captioning.captioner import Captioner
 from stages.captioning.decoding import Decoder, Lengths
+from stages.captioning.languages import BlipLanguage
+from stages.compute import device
 from stages.data.manifest import Row
-from stages.features import Features, FeatureTable, Provenance, feature_writer
-from stages.image_text.encode import BATCH, WORKERS, Towers, Views
+from stages.features import FeatureTable, Provenance
+from stages.image_text.decoded import encode_states
+from stages.image_text.towers import Towers
+from stages.image_text.views import Views
 from stages.params.captioning import Captioning, Cell
 from stages.params.experiment import Experiment, load_experiment
-from stages.views import View
+from stages.shards import Shards
 
 GENERATED = 16  # images in a batch of the usual way
 PAPER_PROMPT = 3  # tokens: the report's prompts are three common words each
@@ -59,6 +64,11 @@ class Subject:
     def task(self) -> Captioning:
         return self.experiment.captioning
 
+    def decoder(self) -> Decoder:
+        """The pipeline's own, as yet without its copy in double precision."""
+        lengths = Lengths(self.task.min_length, self.task.max_length)
+        return Decoder(BlipLanguage(self.towers.model.text_decoder), lengths)
+
     def shown(self, text: list[int]) -> str:
         """A text to read: words where there is a tokenizer."""
         return self.towers.tokenizer.decode(text) if self.towers.tokenizer else " ".join(map(str, text))
@@ -66,10 +76,10 @@ class Subject:
 
 def embedded(experiment: Experiment, folder: Path, images: int) -> Subject:
     source = experiment.embedded.blip
-    model = blip.load(BlipForConditionalGeneration, source)
-    towers = Towers(on_device(model), blip.load_tokenizer(source), blip.load_pixels(source))
+    model = blip.load(BlipForConditionalGeneration, source).to(device())
+    towers = Towers(model, blip.load_tokenizer(source), blip.load_pixels(source), COMPUTE)
     rows = make_scenes(folder, 0, images, towers.pixels.side)["val"]
-    ids = prompts(experiment.captioning.cells, towers.tokenizer, experiment.captioning.max_length)
+    ids = Captioner(source, BlipLanguage(model.text_decoder), towers.tokenizer).prompts(experiment.captioning)
     return Subject(towers, rows, ids, experiment)
 
 
@@ -79,14 +89,10 @@ def paper(experiment: Experiment, folder: Path, images: int) -> Subject:
     config = BlipConfig(vision_config={"initializer_range": 0.02})  # the default of 1e-10 is for checkpoints
     model = BlipForConditionalGeneration(config).eval().requires_grad_(False)
     side = config.vision_config.image_size
-    towers = Towers(on_device(model), None, blip.Pixels(side, vit.MEAN, vit.STD))
+    towers = Towers(model.to(device()), None, blip.Pixels(side, vit.MEAN, vit.STD), COMPUTE)
     told = sorted({cell.prompt for cell in experiment.captioning.cells.values()})
     ids = {prompt: [2000 + 10 * at + step for step in range(PAPER_PROMPT)] for at, prompt in enumerate(told)}
     return Subject(towers, make_scenes(folder, 0, images, side)["val"], ids, experiment)
-
-
-def on_device(model: nn.Module) -> nn.Module:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cut(row: list[int], prompted: int, end: int) -> list[int]:
@@ -110,11 +116,11 @@ def usual_way(subject: Subject, use_cache: bool) -> Texts:
     towers, task, found = subject.towers, subject.task, {}
     config = towers.model.config.text_config
     views = Views(subject.rows, towers.pixels.side)
-    batches = DataLoader(views, GENERATED, num_workers=WORKERS, persistent_workers=True)
+    batches = DataLoader(views, GENERATED, num_workers=COMPUTE.workers, persistent_workers=True)
     for name, cell in task.cells.items():
         torch.manual_seed(0)
         told, found[name] = [config.bos_token_id, *subject.ids[cell.prompt], config.sep_token_id], []
-        for pixels in batches:
+        for _, pixels in batches:
             written = towers.model.generate(
                 pixel_values=vit.normalise(pixels.to(towers.device), towers.pixels.mean, towers.pixels.std),
                 # a new tensor every time: `generate` writes to it, and drops its last column itself
@@ -128,28 +134,23 @@ def usual_way(subject: Subject, use_cache: bool) -> Texts:
     return found
 
 
-def encode(subject: Subject, table: Path) -> None:
-    """Hidden states of every image into a table, as `encode_val` does at a fixed place."""
-    towers, config = subject.towers, subject.towers.model.config.vision_config
-    side = towers.pixels.side
-    view = View(side, side, 0, 0, side, side, False)
+def encode(subject: Subject, folder: Path) -> None:
+    """Hidden states of every image into a table in `folder`."""
+    config = subject.towers.model.config.vision_config
     made_with = Provenance("benchmark", "", "", config.hidden_size, config.num_attention_heads, "", "")
-    rows = iter(subject.rows)
-    with feature_writer(table, made_with) as writer:
-        for pixels in DataLoader(Views(subject.rows, side), BATCH, num_workers=WORKERS):
-            for states in towers.image_states(pixels).half().cpu():
-                writer.add(Features(next(rows).image_id, 0, view, states[None]))
+    shards = Shards(folder / "val", len(subject.rows), vars(made_with), waiting=folder / "waiting")
+    encode_states(subject.towers, subject.rows, shards, made_with)
+    shards.deliver()
 
 
 def our_way(subject: Subject, folder: Path, seconds: dict[str, float], counts: Counter) -> Texts:
     """The pipeline's own functions, from pixels to token ids; seconds by part, and choices made again."""
-    table, task = folder / "val.parquet", subject.task
     with clocked(seconds, "encode"):
-        encode(subject, table)
+        encode(subject, folder)
     with clocked(seconds, "decode"):
-        decoder = Decoder(BlipLanguage(subject.towers.model.text_decoder), Lengths(task.min_length, task.max_length))
+        decoder = subject.decoder()
         decoder.language.exact.register_forward_pre_hook(lambda *_: counts.update(exact=1))
-        found = decode(decoder, FeatureTable(table), task.cells, subject.ids, subject.experiment)
+        found = decode(decoder, FeatureTable(folder / "val"), subject.task.cells, subject.ids, subject.experiment)
     return {name: [texts[row.image_id] for row in subject.rows] for name, texts in found.items()}
 
 
@@ -204,10 +205,9 @@ def compare(name: str, usual: Texts, other: Texts, subject: Subject) -> None:
 def from_singles(subject: Subject, cell: str, row: Row) -> list[int]:
     """What ours writes of one image whose states were not rounded to half floats."""
     task, towers = subject.task, subject.towers
-    states = towers.image_states(Views((row,), towers.pixels.side)[0][None])
-    decoder = Decoder(BlipLanguage(towers.model.text_decoder), Lengths(task.min_length, task.max_length))
+    states = towers.image_states(Views((row,), towers.pixels.side)[0][1][None])
     chance = np.zeros((1, 1, task.max_length))
-    return decoder.sample(states, [subject.ids[task.cells[cell].prompt]], [task.cells[cell]], chance)[0]
+    return subject.decoder().sample(states, [subject.ids[task.cells[cell].prompt]], [task.cells[cell]], chance)[0]
 
 
 def line(name: str, seconds: float, found: Texts, counts: Counter) -> str:

@@ -6,8 +6,8 @@ The usual way trains one run after another, and sends every batch's augmented im
 towers, and all validation images and captions in every epoch. Ours encodes `views` views of each training image, the
 validation images and all captions once, then trains the runs of a table side by side and judges every epoch. Both have
 the same seeds, orders, loss, optimizer and schedule, and up to V epochs the same views, so that both end at the same
-recall but for what half floats round away. Hooks count what either tower saw, whoever called it. Not counted: writing
-and reading the cached states, a few megabytes.
+recall but for what half floats round away. Hooks count what either tower saw, whoever called it. Image states go
+through files, captions' do not.
 
 Then training alone, without towers and evaluation, at the full size on made-up states of the same width: runs side by
 side against the same runs one after another, by the same function. Prints seconds, ratios, passes and the bound that
@@ -29,18 +29,22 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.segmentation import clocked
+from benchmarks.segmentation import COMPUTE, clocked
+from stages.checkpoints.record import Checkpoint
 from stages.data.manifest import Row
 from stages.data.scenes.captions import captions
 from stages.data.scenes.scene import Style, draw
 from stages.image_text import DRAWN
+from stages.image_text.compared import TEXTS, encode_captions, encode_views
 from stages.image_text.drawn import drawn_index
-from stages.image_text.encode import BATCH, TEXTS, WORKERS, Towers, Views, encode_captions, encode_train, load_towers
+from stages.image_text.towers import Towers, load_towers
+from stages.image_text.views import BATCH, Views
 from stages.params import retrieval as params
 from stages.params.experiment import Experiment, load_experiment
 from stages.retrieval.cached import Val
 from stages.retrieval.projections import Projections
 from stages.retrieval.training import Pairs, Training, contrast, train
+from stages.shards import Shards
 
 FULL = (1464, 1449)  # training and validation images of VOC 2012
 NOISE = 3.0  # of made-up captions, in deviations of the image states: recall then lies between nothing and all
@@ -102,7 +106,8 @@ def drawn(rows: tuple[Row, ...], experiment: Experiment) -> list[str]:
 def usual_way(towers: Towers, rows: Rows, experiment: Experiment) -> list[list[Training]]:
     """One run after another, towers and all."""
     runs = begin(experiment, towers)
-    images = DataLoader(Views(rows["val"], towers.pixels.side), BATCH, num_workers=WORKERS, persistent_workers=True)
+    views, workers = Views(rows["val"], towers.pixels.side), COMPUTE.workers
+    images = DataLoader(views, BATCH, num_workers=workers, persistent_workers=True)
     for run in chain(*runs):
         if run.recipe is None:
             run.history.append(validate(towers, images, rows["val"], run.projections, experiment))
@@ -127,13 +132,13 @@ def train_usual(towers: Towers, run: Training, rows: Rows, val: DataLoader, expe
     orders = [torch.randperm(count, generator=order)[: steps * recipe.batch_size] for _ in range(recipe.epochs)]
     places = torch.cat([epoch * count + some for epoch, some in enumerate(orders)]).view(-1, recipe.batch_size).tolist()
     views = Views(rows["train"] * recipe.epochs, towers.pixels.side, seeds)
-    batches = DataLoader(views, batch_sampler=places, num_workers=WORKERS, persistent_workers=True)
+    batches = DataLoader(views, batch_sampler=places, num_workers=COMPUTE.workers, persistent_workers=True)
     temperature = torch.tensor(recipe.temperature, device=towers.device)
     losses = []
-    for step, (some, pixels) in enumerate(zip(places, batches, strict=True), 1):
+    for step, (some, pixels) in enumerate(batches, 1):
         # clones, as autograd saves no tensor of inference mode
         images = towers.image_states(pixels)[:, 0].clone()
-        texts = towers.text_states([told[place % count] for place in some]).clone()
+        texts = towers.text_states([told[place % count] for place in some.tolist()]).clone()
         loss = contrast(run.projections.images(images)[None], run.projections.texts(texts)[None], temperature).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -151,7 +156,7 @@ def validate(
 ) -> dict[str, float]:
     """One validation of the usual way, from pixels and words."""
     told = drawn(rows, experiment)
-    seen = torch.cat([towers.image_states(pixels)[:, 0] for pixels in images])
+    seen = torch.cat([towers.image_states(pixels)[:, 0] for _, pixels in images])
     texts = torch.cat([towers.text_states(told[first : first + TEXTS]) for first in range(0, len(told), TEXTS)])
     return Val([row.image_id for row in rows], told, seen, texts).metrics(projections)
 
@@ -173,10 +178,16 @@ def our_way(
 
 
 def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tuple[Pairs, Val]:
-    """What `encode_image_text` writes and `Cached` reads, without the files between them."""
-    images = encode_train(towers, rows["train"], views, experiment.seed_of, {}).values
-    batches = DataLoader(Views(rows["val"], towers.pixels.side), BATCH, num_workers=WORKERS)
-    seen = torch.cat([towers.image_states(pixels)[:, 0].half() for pixels in batches])
+    """What `encode_image_text` writes and `Cached` reads."""
+    train, numbers = rows["train"] * views, [view for view in range(views) for _ in rows["train"]]
+    places = zip(train, numbers, strict=True)
+    seeds = [experiment.seed_of(f"retrieval/view/{view}/{row.image_id}") for row, view in places]
+    asked = {"train": (train, numbers, seeds), "val": (rows["val"], [0] * len(rows["val"]), None)}
+    states = {}
+    with tempfile.TemporaryDirectory() as name:
+        for split, some in asked.items():
+            shards = Shards(Path(split), len(some[0]), {}, waiting=Path(name))
+            states[split] = encode_views(towers, *some, shards).values.float().to(towers.device)
     told = encode_captions(towers, rows["train"] + rows["val"], {})
     place = {key: at for at, key in enumerate(zip(told.image_ids, told.indices, strict=True))}
     seed = experiment.seed_of(DRAWN)
@@ -186,8 +197,8 @@ def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tu
     }
     val_ids = [row.image_id for row in rows["val"]]
     return (
-        Pairs(images.float().unflatten(0, (views, -1)).to(towers.device), texts["train"]),
-        Val(val_ids, drawn(rows["val"], experiment), seen.float(), texts["val"]),
+        Pairs(states["train"].unflatten(0, (views, -1)), texts["train"]),
+        Val(val_ids, drawn(rows["val"], experiment), states["val"], texts["val"]),
     )
 
 
@@ -286,7 +297,8 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_flush_denormal(True)
     experiment = load_experiment()
-    towers = load_towers(experiment.embedded.blip)
+    source = experiment.embedded.blip
+    towers = load_towers(Checkpoint(source, source, sha256=""), COMPUTE)
     stacked(towers, experiment)
     with tempfile.TemporaryDirectory() as name:
         rows = told_scenes(Path(name), asked.train, asked.val, towers.pixels.side)

@@ -31,7 +31,7 @@ PIPELINE = (
 )
 
 
-LONG = ("test_pipeline.py", "test_killed.py", "test_folder_profile.py")  # these start first
+LONG = ("test_pipeline.py", "test_paper_profile.py", "test_killed.py", "test_folder_profile.py")  # these start first
 
 torch.set_num_threads(1)  # another test runs beside each
 

@@ -73,7 +73,18 @@ def files(name):
 STAGES = dict(instances())
 SHARED = {
     *("__init__.py", "absence.py", "archive.py", "bootstrap.py", "download.py", "features.py", "figures.py"),
-    *("loading.py", "remote.py", "runs.py", "shards.py", "stage.py", "vectors.py", "views.py", "voc.py", "writing.py"),
+    *(
+        "loading.py",
+        "remote.py",
+        "runs.py",
+        "shards.py",
+        "source.py",
+        "stage.py",
+        "vectors.py",
+        "views.py",
+        "voc.py",
+        "writing.py",
+    ),
 }
 TASKS = {"segmentation", "captioning", "retrieval", "classification"}
 

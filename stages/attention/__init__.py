@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from stages.source import called, is_file
+
 PICTURES = Path("reports/pictures")  # / STAGE / *.png
 SHARES = Path("data/attention")  # / STAGE.parquet
 BOOTSTRAP = "attention/bootstrap"  # names the seed of all intervals: two models' draws are of the same images
@@ -10,8 +12,9 @@ BOOTSTRAP = "attention/bootstrap"  # names the seed of all intervals: two models
 
 def short_name(source: str) -> str:
     """A ViT's name in those of runs and files; of a file of ours, its folder's, and its own unless that is `model`."""
-    path = Path(source)
-    if path.suffix == ".safetensors":
+    name = called(source)
+    if is_file(name):
+        path = Path(name)
         parts = [path.parent.name, path.stem if path.stem != "model" or not path.parent.name else ""]
-        source = "_".join(part for part in parts if part)
-    return re.sub(r"[^A-Za-z0-9_-]", "_", source)
+        name = "_".join(part for part in parts if part)
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)

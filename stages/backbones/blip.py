@@ -175,14 +175,14 @@ def load_decoder(source: str) -> BlipTextLMHeadModel:
 
 
 def _own_config(source: str) -> BlipConfig | None:
-    """The config in a folder of `save`, whose tower has a stem; None for what transformers loads by itself."""
+    """The config in a folder of `save`; None for what transformers has saved, and loads by itself."""
     folder = Path(source)
     if not folder.is_dir():
         if source.count("/") == 1:
             return None  # owner/name on the hub
         raise FileNotFoundError(f"no BLIP checkpoint at {source}; expected a folder with {WEIGHTS} and {CONFIG}")
     config = BlipConfig.from_pretrained(folder)
-    return config if hasattr(config.vision_config, "stem") else None
+    return None if config.architectures else config  # transformers says which class it saved
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
-from stages.backbones.source import is_file, split_revision
 from stages.backbones.weights import read_weights
+from stages.source import is_file, split_revision
 from stages.writing import replacing
 
 HEAD_WIDTH = 64  # of an attention head, in every ViT that was published without saying so

@@ -41,7 +41,8 @@ class Captioner:
             ids[cell.prompt] = self.tokenizer(cell.prompt, add_special_tokens=False).input_ids
             unknown = unknown_words(self.tokenizer, [cell.prompt])[1]
             if unknown:
-                raise InputError(f"{asked}: {', '.join(unknown)} not in the vocabulary of {self.source}")
+                named = ", ".join(word for word in cell.prompt.split() if word in unknown)
+                raise InputError(f"{asked}: {named} not in the vocabulary of {self.source}")
             if len(ids[cell.prompt]) + 1 >= task.max_length:
                 raise InputError(f"{asked}: no room behind it; captioning.max_length is {task.max_length} tokens")
         return ids

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from stages.stage import InputError
 from stages.writing import write_text
@@ -40,7 +41,7 @@ def fetch_model(
         raise InputError(f"'{name}' has no revision '{asked}' on {_page(name)}") from fault
     except RepositoryNotFoundError as fault:
         raise InputError(f"'{name}': no such model on {_page(name)}") from fault
-    except (HfHubHTTPError, OSError) as fault:
+    except (HTTPError, OSError) as fault:
         if before == asked:
             print(f"{name}: the hub does not answer; used as it was brought before, at {commit}")
             return folder, commit

@@ -4,11 +4,11 @@ import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.backbones.source import is_file, split_revision
 from stages.checkpoints.hub import WEIGHTS, fetch_model, weights_in
 from stages.checkpoints.record import Checkpoint
 from stages.download import fetch
 from stages.remote import Remote
+from stages.source import is_file, split_revision
 from stages.stage import InputError
 
 SIDE = 384  # of BLIP's images in the protocol: an original checkpoint's position embeddings are resampled to it

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stages.backbones import vit
-from stages.backbones.source import is_file, split_revision
+from stages.source import is_file, split_revision
 from stages.stage import InputError
 from stages.writing import replacing
 

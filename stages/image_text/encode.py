@@ -79,10 +79,10 @@ def decoded(towers: Towers, experiment: Experiment, manifest: Manifest, provenan
     made_with = Provenance(
         backbone=source,
         weights=vit.weights_hash(model),
-        transform=f"longest side {catr.LONGEST_SIDE}, mean and std 0.5",
+        transform=f"longest side {catr.LONGER_SIDE}, mean and std 0.5",
         dim=model.config.hidden,
         heads=model.config.heads,
-        patch=f"{model.patch}x{model.patch}",
+        patch=f"{catr.PATCH}x{catr.PATCH}",
         manifest=manifests.fingerprint(),
         precision=experiment.compute.precision,
     )

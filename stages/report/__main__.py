@@ -19,6 +19,7 @@ from stages.retrieval import BOOTSTRAP as RETRIEVAL
 from stages.runs import FOLDER as RUNS
 from stages.runs import Run, package_versions, record_path
 from stages.segmentation import BOOTSTRAP as SEGMENTATION
+from stages.source import called
 from stages.stage import TIMINGS, stage
 from stages.writing import write_text
 
@@ -71,7 +72,7 @@ def facts(manifest: Manifest) -> list[str]:
 
 def _weights(runs: list[Run]) -> dict[str, str]:
     """Hashes of the models' weights."""
-    return {run.inputs["backbone"]: run.inputs["weights"] for run in runs}
+    return {called(run.inputs["backbone"]): run.inputs["weights"] for run in runs}
 
 
 def _manifests(runs: list[Run]) -> dict[str, str]:

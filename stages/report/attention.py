@@ -6,6 +6,7 @@ from stages.attention import short_name
 from stages.report.results import Result
 from stages.report.section import Section, image
 from stages.report.tables import Table
+from stages.source import called
 
 CLASS_TABLE, WORD_TABLE = "class_token_attention", "caption_attention"
 TASKS = ("position_similarity", "class_attention", "caption_attention")
@@ -24,13 +25,13 @@ def positions_lines(results: list[Result]) -> list[str]:
     for one in results:
         numbers = one.metrics
         if not numbers:
-            lines += [f"`{one.run.inputs['backbone']}` has no learnt position embeddings to show.", ""]
+            lines += [f"`{called(one.run.inputs['backbone'])}` has no learnt position embeddings to show.", ""]
             continue
         lines += [
-            f"`{one.run.inputs['backbone']}`: for {numbers['neighbours']:.0f} % of the patches the most similar other "
-            f"one touches them (by chance {numbers['by_chance']:.0f} %); the rank correlation of similarity and "
-            f"distance is {numbers['rank_correlation']:+.2f}. The report says that the embeddings show the image's "
-            f"grid structure: {grid_verdict(numbers)}.",
+            f"`{called(one.run.inputs['backbone'])}`: for {numbers['neighbours']:.0f} % of the patches the most "
+            f"similar other one touches them (by chance {numbers['by_chance']:.0f} %); the rank correlation of "
+            f"similarity and distance is {numbers['rank_correlation']:+.2f}. The report says that the embeddings "
+            f"show the image's grid structure: {grid_verdict(numbers)}.",
             "",
         ]
         pictures = [(size, Path(path)) for size, path in one.run.artefacts.items()]
@@ -144,7 +145,8 @@ def word_lines(result: Result, made: Table) -> list[str]:
             f"Cross attention of the decoder's {layer}, {head}, in the step that writes a word, over "
             f"{numbers['images']} validation images' `{asked['cell']}` captions. A word that names a class, or the "
             "colour of one, is held against that object's mask, where the image has it; *other words' mass* is what "
-            f"the rest of the caption puts on the same mask. {_elsewhere(numbers)}Intervals are bootstraps over images.",
+            f"the rest of the caption puts on the same mask. {_elsewhere(numbers)}Intervals are "
+            "bootstraps over images.",
             "",
             "The report says that nouns light up their objects, and that `<end>` looks at the main object and its "
             f"surroundings. Here: {'; '.join(told)}.",

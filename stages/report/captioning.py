@@ -16,6 +16,7 @@ from stages.report.results import Result
 from stages.report.section import FIGURES, Section, image
 from stages.report.sheets import draw_bleu, draw_captions
 from stages.report.tables import Table
+from stages.source import called
 
 TABLE2, TABLE3 = "table2_captioning", "table3_captioning_grid"
 LABELS = {"greedy": "Greedy search", "top_k": "Top-K sampling", "top_p": "Top-p sampling", "beam": "Beam search"}
@@ -124,7 +125,7 @@ def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
     lines = [
         "## Captioning",
         "",
-        f"Captions of {results[0].metrics['images']} validation images by `{asked.inputs['backbone']}`, "
+        f"Captions of {results[0].metrics['images']} validation images by `{called(asked.inputs['backbone'])}`, "
         f"{asked.params['min_length']} to {asked.params['max_length']} tokens with the prompt, which is removed from "
         "what is scored; every cell and image has a random stream of its own.",
         "",

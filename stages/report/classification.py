@@ -19,6 +19,7 @@ from stages.report.reference import reference
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.tables import Table
+from stages.source import called
 from stages.writing import write_text
 
 TABLE = "classification"
@@ -136,7 +137,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
     lines = [
         "## Classification",
         "",
-        f"`{asked.inputs['backbone']}` with a new classification layer, all of it fine-tuned with Adam on "
+        f"`{called(asked.inputs['backbone'])}` with a new classification layer, all of it fine-tuned with Adam on "
         f"{asked.inputs['train_images']} images of {len(manifest.labels)} labels from `{asked.inputs['source']}`; "
         f"accuracy on {best.metrics['images']} others.",
         "",

@@ -15,6 +15,7 @@ from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.sheets import SCORE, draw_found, draw_recall
 from stages.report.tables import Table
+from stages.source import called
 from stages.writing import write_text
 
 TABLE4, TABLE5 = "table4_retrieval", "table5_retrieval_grid"
@@ -109,8 +110,8 @@ def section(few: list[Result], grid: list[Result], manifest: Manifest, seed: int
     lines = [
         "## Retrieval",
         "",
-        f"Two linear projections over frozen class-token states of `{asked.run.inputs['backbone']}`, trained on "
-        f"{asked.run.params['views']} cached views of every training image (epoch e sees view e mod "
+        f"Two linear projections over frozen class-token states of `{called(asked.run.inputs['backbone'])}`, "
+        f"trained on {asked.run.params['views']} cached views of every training image (epoch e sees view e mod "
         f"{asked.run.params['views']}) with in-batch contrast.",
         "",
         *(line for one in tables.values() for line in (one.markdown(), "")),

@@ -19,6 +19,7 @@ from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.tables import Table
 from stages.runs import Run
 from stages.segmentation.iou import confusion, mean_iou_draws
+from stages.source import called
 from stages.writing import write_text
 
 PICTURES = 6  # validation images shown for every head
@@ -139,7 +140,7 @@ def _lines(heads: list[Head], stated: list[str], figures: dict[str, list[Path]])
     lines = [
         "## Segmentation",
         "",
-        f"Heads on frozen `{heads[0].run.inputs['backbone']}` patch tokens, {asked['epochs']} epochs of "
+        f"Heads on frozen `{called(heads[0].run.inputs['backbone'])}` patch tokens, {asked['epochs']} epochs of "
         f"{asked['views']} cached views (epoch e sees view e mod {asked['views']}), AdamW, learning rate "
         f"{asked['lr']:g} falling linearly to 0, weight decay {asked['weight_decay']:g}, batch {asked['batch']}.",
         "",

@@ -9,15 +9,16 @@ from stages.writing import replacing
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` hold text, as it is to be read; columns after the first are set to the right."""
+    """`rows` hold text, as it is to be read; columns after the first `left` ones are set to the right."""
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    left: int = 1
 
     def markdown(self) -> str:
         """A GitHub table with its caption above."""
-        rules = ["---"] + ["---:"] * (len(self.columns) - 1)
+        rules = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
         lines = [_line(self.columns), _line(rules), *(_line(row) for row in self.rows)]
         return "\n".join([f"**{self.caption}**", "", *lines])
 
@@ -26,8 +27,9 @@ class Table:
         widths = [max(len(row[index]) for row in (self.columns, *self.rows)) for index in range(len(self.columns))]
         lines = []
         for row in (self.columns, *self.rows):
-            first, *others = zip(row, widths, strict=True)
-            lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
+            cells = list(zip(row, widths, strict=True))
+            set_left = [cell.ljust(width) for cell, width in cells[: self.left]]
+            lines.append("  ".join([*set_left, *(cell.rjust(width) for cell, width in cells[self.left :])]).rstrip())
         return "\n".join([self.caption, *lines])
 
     def write_csv(self, path: Path) -> None:

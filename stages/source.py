@@ -1,16 +1,23 @@
 """How params name a pretrained model: a file or its address, or a name with a revision."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def is_file(source: str) -> bool:
     """Whether a source is a checkpoint's file or address, rather than a name or a folder."""
-    return Path(source.split("#")[0]).suffix in FILES
+    return Path(source.partition("#")[0]).suffix in FILES
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
     """Name and revision of `NAME` or `NAME@REVISION`."""
     name, _, revision = source.partition("@")
     return name, revision or None
+
+
+def called(source: str) -> str:
+    """What people call it: an address's file, a name without its revision; a path as it is."""
+    if source.startswith(("http://", "https://")):
+        return PurePosixPath(source.partition("#")[0]).name
+    return source if is_file(source) else split_revision(source)[0]

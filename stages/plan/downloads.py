@@ -1,0 +1,80 @@
+"""What comes over the network, and how much of it is there already."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+
+from stages.download import size_of
+from stages.params.experiment import Experiment, Paper
+from stages.remote import Remote
+from stages.source import called, is_file, split_revision
+
+
+@dataclass(frozen=True)
+class Download:
+    """`size` is in bytes, None where nobody knows it without a network; `how` says where the number is from."""
+
+    what: str
+    origin: str
+    target: Path
+    size: int | None
+    how: str
+    there: bool
+
+
+def downloads_of(experiment: Experiment) -> list[Download]:
+    """In the order in which they are fetched. Other profiles than the paper's fetch models alone."""
+    found = []
+    if experiment.profile == "paper":
+        paper = experiment.paper
+        if paper.voc_root is None:
+            found.append(_file("VOC 2012", paper.voc_archive, paper))
+        if paper.pets_root is None:
+            found += [_file("Oxford-IIIT Pet", address, paper) for address in paper.pets_archives]
+        if paper.captions and paper.captions.startswith("http"):
+            found.append(_file("captions", paper.captions, paper))
+    active = experiment.active
+    asked = {"backbone": active.backbone, "classifier": active.classifier.backbone, "BLIP": active.blip}
+    if experiment.captioning.model == "catr" and active.catr:
+        asked["CATR"] = active.catr
+    return found + [one for name, source in asked.items() if (one := _model(name, source, experiment))]
+
+
+def _file(what: str, address: str, paper: Paper) -> Download:
+    remote = Remote.parse(address)
+    target, size = paper.downloads / remote.name, remote.size
+    if target.is_file():
+        return Download(what, _host(address), target, target.stat().st_size, "", True)
+    if size is not None:
+        return Download(what, _host(address), target, size, "", False)
+    size = size_of(remote, paper.mirrors)
+    return Download(what, _host(address), target, size, "asked", False)
+
+
+def _model(name: str, source: str, experiment: Experiment) -> Download | None:
+    if source.startswith("http"):
+        one = _file(f"{name} {called(source)}", source, experiment.paper)
+        return one
+    if is_file(source) or Path(source).is_dir():
+        return None
+    bare, _ = split_revision(source)
+    repository = bare if bare.count("/") == 1 else timm.get_pretrained_cfg(bare).hf_hub_id
+    target = experiment.paper.downloads / "hub" / repository.replace("/", "--")
+    if target.is_dir():
+        size = sum(one.stat().st_size for one in target.rglob("*") if one.is_file())
+        return Download(f"{name} {bare}", "Hugging Face hub", target, size, "", True)
+    size = None if bare.count("/") == 1 else weights_bytes(bare)
+    return Download(f"{name} {bare}", "Hugging Face hub", target, size, "its parameters", False)
+
+
+def weights_bytes(name: str) -> int:
+    """What a timm model's weights take in single precision."""
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    return 4 * sum(weight.numel() for weight in model.state_dict().values())
+
+
+def _host(address: str) -> str:
+    return address.split("/")[2]

@@ -1,0 +1,222 @@
+"""How often each model is called, and how long that takes here: measured now, on this machine, a few calls each.
+
+Models have random weights where the true ones are not here; seconds do not hang on weights. A stage that cuts views
+while its model is busy takes as long as the slower of the two.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from stages.backbones import vit
+from stages.captioning.decoding import Decoder, Lengths
+from stages.captioning.languages import BlipLanguage
+from stages.classification.pixels import augmented_view, plain_view
+from stages.compute import MixedTraining, device, mixed_precision, ready
+from stages.image_text.pixels import train_view, val_view
+from stages.image_text.towers import Towers
+from stages.params.experiment import Experiment
+from stages.plan.sizes import Images
+from stages.plan.standins import Models
+from stages.segmentation.heads import build_head
+from stages.segmentation.training import pixel_loss, upsample
+from stages.views import cut_image, random_view
+
+LEAST = 1.0  # seconds that a measurement takes, at least
+ON_GPU, ON_CPU = 32, 4  # views in a measured batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """`count` units of work in a stage, `each` seconds a unit, by the part that is slower."""
+
+    stage: str
+    what: str
+    count: int
+    each: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all of it."""
+        return self.count * self.each
+
+
+def seconds_of(call: Callable[[], object], units: int = 1) -> float:
+    """Seconds a unit: the median of as many calls as fit into `LEAST`, after one to warm up."""
+    call()
+    taken: list[float] = []
+    while sum(taken) < LEAST:
+        start = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken)) / units
+
+
+def work_of(experiment: Experiment, images: Images, pets: Images, models: Models) -> Iterator[Work]:
+    """Every stage that takes more than its own start; measured as it is asked for."""
+    torch.set_flush_denormal(True)
+    if models.backbone:
+        yield from _segmentation(experiment, images, models)
+    if images.captions:
+        yield from _image_text(experiment, images, models)
+    if models.classifier:
+        yield from _classification(experiment, pets, models)
+
+
+def _segmentation(experiment: Experiment, images: Images, models: Models) -> Iterator[Work]:
+    task, view, photograph = experiment.segmentation, experiment.active.view, _photograph(images.sides)
+    backbone, workers = models.backbone, max(1, experiment.compute.workers)
+    ready(backbone, experiment.compute)
+    rng, short_side = np.random.default_rng(0), (view.short_side_min, view.short_side_max)
+    cutting = seconds_of(lambda: cut_image(photograph, random_view(rng, *images.sides, short_side, view.crop)))
+    seeing = _forward(backbone, view.crop, view.crop, experiment)
+    yield Work(
+        "extract_segmentation",
+        f"train views of {view.crop}x{view.crop}",
+        images.train * task.views,
+        max(cutting / workers, seeing),
+    )
+    yield Work(
+        "extract_segmentation", "val images, native", images.val, _forward(backbone, *images.sides, experiment, 1)
+    )
+    for name, head in task.heads.items():
+        each = _head(head.model_dump(), backbone, view.crop, images.sides, task.batch)
+        count = task.epochs * (images.train + images.val)
+        yield Work(f"train_head@{name}", f"{task.epochs} epochs, train and val images", count, each)
+
+
+def _head(asked: dict, backbone: vit.Backbone, crop: int, sides: tuple[int, int], batch: int) -> float:
+    """Seconds an image: half of them trained on, half judged."""
+    head = build_head(dim=backbone.dim, classes=21, heads=backbone.heads, **asked).to(device())
+    optimizer = torch.optim.AdamW(head.parameters(), fused=True)
+    tokens = torch.randn(batch, *backbone.grid(crop, crop), backbone.dim, device=device())
+    masks = torch.randint(0, 21, (batch, crop, crop), device=device())
+    whole = torch.randn(1, *backbone.grid(*sides), backbone.dim, device=device())
+
+    def step() -> None:
+        pixel_loss(head(tokens), masks).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def judge() -> None:
+        with torch.inference_mode():
+            upsample(head(whole), sides).max(-1).indices.cpu()
+
+    return (seconds_of(step, batch) + seconds_of(judge)) / 2
+
+
+def _image_text(experiment: Experiment, images: Images, models: Models) -> Iterator[Work]:
+    photograph, side, workers = _photograph(images.sides), models.side, max(1, experiment.compute.workers)
+    model, count = ready(models.blip, experiment.compute), _at_once()
+    pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+    towers = Towers(model, None, None, experiment.compute)
+    seeing = seconds_of(lambda: _see(towers, pixels), count)
+    augmenting, resizing = (
+        seconds_of(lambda: train_view(photograph, side, 1)),
+        seconds_of(lambda: val_view(photograph, side)),
+    )
+    views = images.train * experiment.retrieval.views
+    yield Work("encode_image_text", f"train views of {side}x{side}", views, max(augmenting / workers, seeing))
+    yield Work("encode_image_text", f"val images of {side}x{side}", images.val, max(resizing / workers, seeing))
+    texts = torch.randint(1, 50, (count, 14), device=device())
+    reading = seconds_of(lambda: _read(towers, texts), count)
+    yield Work("encode_image_text", "captions", images.captions, reading)
+    task = experiment.captioning
+    cells = [cell for cell in task.cells.values() if cell.type != "beam"]
+    yield Work(
+        "caption", f"captions, {len(cells)} cells an image", images.val * len(cells), _decode(experiment, models, cells)
+    )
+
+
+@torch.inference_mode()
+def _see(towers: Towers, pixels: torch.Tensor) -> None:
+    with mixed_precision(towers.compute):
+        towers.model.vision_model(vit.normalise(pixels.to(device()))).last_hidden_state.half().cpu()
+
+
+@torch.inference_mode()
+def _read(towers: Towers, texts: torch.Tensor) -> None:
+    with mixed_precision(towers.compute):
+        towers.model.text_encoder(texts).last_hidden_state.cpu()
+
+
+def _decode(experiment: Experiment, models: Models, cells: list) -> float:
+    """Seconds a caption, of two images' all cells, each written to its greatest length."""
+    task, decoder = experiment.captioning, models.decoder.to(device())
+    writer = Decoder(BlipLanguage(decoder), Lengths(task.max_length, task.max_length))
+    states = torch.randn(2, 1, models.blip_tokens, models.blip.config.vision_config.hidden_size, device=device())
+    chance = np.random.default_rng(0).random((2, len(cells), task.max_length))
+    prompts = [[5, 6, 7]] * len(cells)
+    start = time.perf_counter()
+    writer.sample(states, prompts, cells, chance)
+    return (time.perf_counter() - start) / (2 * len(cells))
+
+
+def _classification(experiment: Experiment, pets: Images, models: Models) -> Iterator[Work]:
+    photograph, workers, measured = _photograph(pets.sides), max(1, experiment.compute.workers), {}
+    network = models.classifier.vit
+    for name, asked in experiment.classification.settings.items():
+        setting = asked.resolved(experiment.active.classifier)
+        key = (setting.size, setting.augment, setting.batch)
+        if key not in measured:
+            cut = (
+                (lambda size=setting.size: augmented_view(photograph, size, 1))
+                if setting.augment
+                else (lambda size=setting.size: plain_view(photograph, size))
+            )
+            measured[key] = max(seconds_of(cut) / workers, _step(network, setting.size, setting.batch, experiment))
+        yield Work(
+            f"finetune@{name}", f"{setting.epochs} epochs of train images", setting.epochs * pets.train, measured[key]
+        )
+        judging = _forward(models.classifier, setting.size, setting.size, experiment)
+        yield Work(f"finetune@{name}", f"{setting.epochs} epochs of val images", setting.epochs * pets.val, judging)
+    looking = 2 * _forward(models.classifier, *pets.sides, experiment, 1)  # attention is computed once more
+    yield Work("class_attention", "val images, two ViTs", 2 * pets.val, looking)
+
+
+def _step(network: torch.nn.Module, size: int, batch: int, experiment: Experiment) -> float:
+    network.to(device()).requires_grad_(True).train()
+    optimizer, mixed = torch.optim.Adam(network.parameters(), lr=0.0, fused=True), MixedTraining(experiment.compute)
+    pixels = torch.randn(batch, 3, size, size, device=device())
+
+    def step() -> None:
+        with mixed.products():
+            made = network(pixels).float()
+        mixed.backward(F.mse_loss(made, torch.zeros_like(made)))
+        mixed.step(optimizer)
+
+    try:
+        return seconds_of(step, batch)
+    finally:
+        network.requires_grad_(False).eval()
+
+
+@torch.inference_mode()
+def _forward(
+    backbone: vit.Backbone, height: int, width: int, experiment: Experiment, count: int | None = None
+) -> float:
+    """Seconds an image through a frozen backbone."""
+    backbone.to(device())
+    count = count or _at_once()
+    pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
+
+    def see() -> None:
+        with mixed_precision(experiment.compute):
+            backbone(pixels.to(device())).patches.half().cpu()
+
+    return seconds_of(see, count)
+
+
+def _photograph(sides: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8))
+
+
+def _at_once() -> int:
+    return ON_GPU if torch.cuda.is_available() else ON_CPU

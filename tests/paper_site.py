@@ -1,0 +1,201 @@
+"""All that the paper profile downloads, in small: archives, captions, checkpoints of the true layouts, a hub."""
+
+import hashlib
+import io
+import json
+import tarfile
+from urllib.parse import unquote
+
+import numpy as np
+import timm
+import torch
+from loopback import Loopback
+from PIL import Image
+from safetensors.torch import save
+from test_blip_original import layout, share
+
+from stages.backbones.catr import Catr, CatrConfig
+from stages.voc import COLOUR_MAP
+
+COUNTS = {"train": 10, "val": 6}
+PETS = {"train": 12, "val": 8}
+BREEDS = ("Abyssinian", "english_cocker_spaniel", "pug", "Sphynx")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WORDS = (
+    *("a", "an", "the", "picture", "of", "this", "image", "shows", "dog", "cat", "bird", "boat", "car", "train", "on"),
+    *("in", "grass", "water", "red", "blue", "near", "two"),
+)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VITS = ("test_vit.r160_in1k", "test_vit2.r160_in1k")
+
+
+def png(pixels: np.ndarray, palette: bool = False) -> bytes:
+    image = Image.fromarray(pixels.astype(np.uint8), mode="P" if palette else None)
+    if palette:
+        image.putpalette(COLOUR_MAP.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def jpg(rng: np.random.Generator, height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    small.resize((width, height), Image.Resampling.BICUBIC).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+def tar(files: dict[str, bytes], mode: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def voc(rng: np.random.Generator) -> tuple[bytes, dict[str, str]]:
+    """VOC 2012's archive, no two images of one shape, and a caption an image."""
+    root, files, captions = "VOCdevkit/VOC2012", {}, {}
+    for split, count in COUNTS.items():
+        ids = [f"2007_{'tv'.index(split[0])}{index:05d}" for index in range(count)]
+        for index, image_id in enumerate(ids):
+            height, width = 70 + 3 * index, 110 - 5 * index
+            mask = np.zeros((height, width))
+            mask[10:40, 10:50], mask[40] = 1 + index % 20, 255
+            mask[45:60, 20:70] = 1 + (index + 7) % 20
+            files[f"{root}/JPEGImages/{image_id}.jpg"] = jpg(rng, height, width)
+            files[f"{root}/SegmentationClass/{image_id}.png"] = png(mask, palette=True)
+            captions[image_id] = " ".join(rng.choice(WORDS, 9))
+        files[f"{root}/ImageSets/Segmentation/{split}.txt"] = "".join(f"{one}\n" for one in ids).encode()
+    files[f"{root}/Annotations/{ids[0]}.xml"] = b"<annotation/>"  # the true archive has more than is wanted
+    return tar(files, "w"), captions | {"unlisted": "a picture of nothing"}
+
+
+def pets(rng: np.random.Generator) -> tuple[bytes, bytes]:
+    """Oxford-IIIT Pet's two archives."""
+    images, annotations, lists, number = {}, {}, {"trainval": [], "test": []}, 0
+    for split, count in zip(lists, PETS.values(), strict=True):
+        for index in range(count):
+            number, breed = number + 1, index % len(BREEDS)
+            name = f"{BREEDS[breed]}_{number}"
+            trimap = np.full((60, 80), 2)
+            trimap[20:50, 20:60], trimap[19, 20:60] = 1, 3
+            images[f"images/{name}.jpg"] = jpg(rng, 60, 80)
+            annotations[f"annotations/trimaps/{name}.png"] = png(trimap)
+            lists[split].append(f"{name} {breed + 1} 1 1\n")
+    for split, lines in lists.items():
+        annotations[f"annotations/{split}.txt"] = "".join(lines).encode()
+    annotations["annotations/trimaps/._Abyssinian_1.png"] = b"left by a Mac, as in the true archive"
+    return tar(images, "w:gz"), tar(annotations, "w:gz")
+
+
+def vocabulary() -> bytes:
+    """A `vocab.txt` with BERT's special tokens where BERT has them."""
+    head = ["[PAD]", *(f"[unused{index}]" for index in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return "\n".join([*head, *LETTERS, *(f"##{one}" for one in LETTERS), *WORDS[1:], ""]).encode()
+
+
+def words() -> int:
+    return len(vocabulary().splitlines())
+
+
+def torch_bytes(held: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(held, buffer)
+    return buffer.getvalue()
+
+
+def blip() -> bytes:
+    """A checkpoint of the original BLIP's layout: pretrained on 2x2 patches of 16 pixels, with momentum copies."""
+    shapes = layout(64, 1, 16, 4, 64, 1, 128, words() + 2, 48, 16, 5)
+    weights = {name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}
+    return torch_bytes({"model": share(weights), "epoch": 19})
+
+
+def catr() -> bytes:
+    """A checkpoint of CATR's layout."""
+    sizes = {"hidden": 32, "heads": 1, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 64, "inner": 32}
+    model = Catr(CatrConfig(**sizes, vocabulary=words(), positions=40, blocks=(1, 1, 1, 1)))
+    return torch_bytes({"model": model.state_dict(), "epoch": 29, "lr_scheduler": {"last_epoch": 29}})
+
+
+def vit(name: str) -> bytes:
+    return save(timm.create_model(name.split(".")[0], num_classes=1000).state_dict())
+
+
+def hub(repositories: dict[str, dict[str, bytes]]):
+    """What answers as huggingface.co does, as far as its client asks."""
+
+    def answer(method: str, path: str):
+        path = unquote(path)
+        for name, files in repositories.items():
+            if path.startswith(f"/api/models/{name}"):
+                revision = path.removeprefix(f"/api/models/{name}").removeprefix("/revision/").split("/")[0]
+                if revision not in ("", "main", COMMIT) and "/tree/" not in path:
+                    return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+                listed = [{"rfilename": one} for one in sorted(files)]
+                told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": listed, "tags": [], "private": False}
+                if "/tree/" in path:
+                    told = [
+                        {"type": "file", "path": one, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+                        for one, body in sorted(files.items())
+                    ]
+                return 200, {"Content-Type": "application/json"}, json.dumps(told).encode()
+            for one, body in files.items():
+                if path in (f"/{name}/resolve/{revision}/{one}" for revision in (COMMIT, "main")):
+                    tag = hashlib.sha256(body).hexdigest()
+                    return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "none"}, body
+        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+
+    return answer
+
+
+class PaperSite(Loopback):
+    """The server, and what params of the paper profile point at it."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        rng = np.random.default_rng(0)
+        archive, captions = voc(rng)
+        images, annotations = pets(rng)
+        files = {
+            "/voc/VOCtrainval.tar": archive,
+            "/captions.json": json.dumps(captions).encode(),
+            "/pets/images.tar.gz": images,
+            "/pets/annotations.tar.gz": annotations,
+            "/blip/model_base.pth": blip(),
+            "/catr/weight.pth": catr(),
+        }
+        repositories = {f"timm/{name}": {"model.safetensors": vit(name), "config.json": b"{}"} for name in VITS}
+        repositories["bert/words"] = {"vocab.txt": vocabulary(), "pytorch_model.bin": b"not wanted"}
+        super().__init__(files, fallback=hub(repositories))
+
+    def remote(self, path: str) -> str:
+        """An address with what is known of its bytes."""
+        content = self.files[path]
+        return f"{self.url(path)}#sha256={hashlib.sha256(content).hexdigest()}&size={len(content)}"
+
+    def params(self) -> dict[str, object]:
+        """Keys with `__` for dots, as `Project.set` wants them."""
+        return {
+            "profile": "paper",
+            "paper__voc_archive": self.remote("/voc/VOCtrainval.tar"),
+            "paper__voc_images": dict(COUNTS),
+            "paper__pets_archives": [self.remote(f"/pets/{name}.tar.gz") for name in ("images", "annotations")],
+            "paper__pets_images": dict(PETS),
+            "paper__captions": self.remote("/captions.json"),
+            "paper__mirrors": {},
+            "paper__backbone": VITS[0],
+            "paper__blip": self.remote("/blip/model_base.pth"),
+            "paper__catr": self.remote("/catr/weight.pth"),
+            "paper__vocabulary": f"bert/words@{COMMIT}",
+            "paper__classifier": {
+                "backbone": f"{VITS[0]}@{COMMIT}",
+                "lr": {"base": 1e-4, "high": 1e-2},
+                "size": {"base": 64, "large": 80},
+            },
+            "paper__view": {"short_side_min": 64, "short_side_max": 75, "crop": 64},
+            "paper__look_at": {"class_token": 2, "captions": 2},
+        }
