@@ -11,6 +11,14 @@ def weights(images: int, *, seed: int, draws: int = 1000) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
 
+def mean_draws(values: np.ndarray, images: np.ndarray | None = None, *, seed: int) -> np.ndarray:
+    """Bootstrap draws of the mean of `values` `(N,)`, one an image, or each of the image that `images` numbers."""
+    images = np.arange(len(values)) if images is None else images
+    drawn = weights(int(images.max()) + 1, seed=seed)
+    sums, counts = drawn @ np.bincount(images, values), drawn @ np.bincount(images)
+    return sums[counts > 0] / counts[counts > 0]  # a draw may have missed all images that have one
+
+
 def interval(draws: np.ndarray) -> tuple[float, float]:
     """The middle 95 % of bootstrap draws."""
     low, high = np.percentile(draws, [2.5, 97.5])

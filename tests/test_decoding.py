@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import untrained_blip
+from test_catr import untrained as untrained_catr
 
 from stages.backbones import blip
 from stages.captioning import decoding
 from stages.captioning.choosing import EVERY, Rules, choose
 from stages.captioning.decoding import Decoder, Lengths
-from stages.captioning.languages import BlipLanguage
+from stages.captioning.languages import BlipLanguage, CatrLanguage
 from stages.params.captioning import Cell
 
 PROMPT, OTHER = [10, 20, 30], [11, 21, 31]  # the top-p cell has the other one
@@ -182,3 +183,84 @@ def test_what_could_have_gone_otherwise_is_not_sure():
     halves = torch.tensor([[0.0, 0.0]])
     for uniform, sure in ((0.5, False), (0.3, True)):
         assert choose(halves, rules(), torch.tensor([uniform]), 1e-4)[1].item() is sure
+
+
+# The same of CATR
+
+
+@pytest.fixture(scope="module")
+def catr():
+    """Its texts end where they like, so that rows leave the batch one by one."""
+    model = untrained_catr()
+    with torch.no_grad():
+        model.mlp.layers[-1].weight.mul_(0.1)
+        model.mlp.layers[-1].bias[model.end] += 4
+    return model
+
+
+@pytest.fixture
+def grids():
+    return torch.randn(6, 5, 4, 64, generator=torch.Generator().manual_seed(4))
+
+
+def test_catrs_texts_are_chosen_from_whole_texts_token_by_token(catr, grids):
+    """Every token is what the whole text, read anew without a cache, has chosen; greedy ones are the likeliest."""
+    found = decode(Decoder(CatrLanguage(catr), Lengths(10, 30)), grids)
+    for (image, name), text in found.items():
+        prompt = OTHER if name == "p" else PROMPT
+        row, uniform = [catr.start, *prompt], streams([image])[0, list(CELLS).index(name)]
+        while len(row) < 30:
+            logits = catr.logits(torch.tensor([row]), grids[image][None])
+            if len(row) < 10:
+                logits[:, catr.end] = -torch.inf
+            rules = decoding.rules_of([CELLS[name]], torch.device("cpu"))
+            token = choose(logits, rules, torch.tensor([uniform[len(row)]]), 0)[0].item()
+            assert name != "greedy" or token == logits.argmax().item()
+            if token == catr.end:
+                break
+            row.append(token)
+        assert text == row[1 + len(prompt) :], (image, name)
+    assert len({tuple(text) for text in found.values()}) == 24  # images and cells matter
+    assert len({len(text) for text in found.values()}) > 6
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_catrs_texts_do_not_hang_on_the_batch(catr, grids, batch):
+    decoder, found = Decoder(CatrLanguage(catr), Lengths(10, 30)), {}
+    for first in range(0, 6, batch):
+        found |= decode(decoder, grids, images=range(first, min(first + batch, 6)))
+    assert found == decode(decoder, grids)
+
+
+def test_catrs_texts_do_not_hang_on_the_other_cells(catr, grids):
+    decoder = Decoder(CatrLanguage(catr), Lengths(10, 30))
+    whole = decode(decoder, grids)
+    for name in CELLS:
+        assert decode(decoder, grids, [name]) == {key: text for key, text in whole.items() if key[1] == name}
+
+
+def greedy_catr(catr, grids, prompts):
+    """Greedy texts by prompt and image."""
+    cells, images = [CELLS["greedy"]] * len(prompts), len(grids)
+    uniform = np.zeros((images, len(prompts), 20))
+    texts = Decoder(CatrLanguage(catr), Lengths(1, 20)).sample(grids, prompts, cells, uniform)
+    return [[tuple(text) for text in texts[place :: len(prompts)]] for place in range(len(prompts))]
+
+
+def test_catrs_texts_go_on_from_their_prompts(catr, grids):
+    """A text's own beginning, given as a prompt, is followed by the rest of it; none at all is a prompt, too."""
+    (whole,) = greedy_catr(catr, grids, [[]])
+    for image, text in enumerate(whole):
+        ((rest,),) = greedy_catr(catr, grids[image][None], [list(text[:2])])
+        assert text[2:] == rest
+    mine, other = greedy_catr(catr, grids, [PROMPT, OTHER])
+    assert mine != other
+    assert [mine, other, mine] == greedy_catr(catr, grids, [PROMPT, OTHER, PROMPT])
+
+
+def test_catr_chooses_in_double_precision_what_is_too_close_to_call(catr, grids, monkeypatch):
+    usual = decode(Decoder(CatrLanguage(catr), Lengths(10, 30)), grids)
+    monkeypatch.setattr(decoding, "ERROR", 0.5)
+    decoder = Decoder(CatrLanguage(catr), Lengths(10, 30))
+    assert decode(decoder, grids) == usual
+    assert "exact" in vars(decoder.language)

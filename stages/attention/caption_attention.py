@@ -18,11 +18,11 @@ from stages.absence import absence, declare_absent
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
 from stages.attention.maps import area, density, mass
 from stages.attention.pictures import Panel, draw_panels
-from stages.attention.shares import mean_draws, share_of
+from stages.attention.shares import share_of
 from stages.attention.shown import shown
 from stages.attention.spoken import CLASS, COLOUR, ENDING, OTHER, Spoken, spoken_by_name, spoken_of_scene
 from stages.attention.words import END, Word, attended, words_of
-from stages.bootstrap import interval
+from stages.bootstrap import interval, mean_draws
 from stages.captioning import PREDICTIONS
 from stages.captioning.captioner import Captioner, load_captioner
 from stages.compute import device
@@ -178,7 +178,7 @@ def run(experiment: Experiment) -> Run:
     found, drawn, folder = [], {}, PICTURES / TASK
     for image_id, words in read_all(reader, table, experiment.captioning, asked.cell):
         row = by_id[image_id]
-        own = measured(row, words, about(row, words), about.background)
+        own = measured(row, words, about(row, words), about.background) if row.mask else []
         found += own
         if row in pictures:
             drawn[image_id] = folder / f"{image_id}.png"

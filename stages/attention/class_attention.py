@@ -17,11 +17,11 @@ from stages.attention import BOOTSTRAP, PICTURES, SHARES
 from stages.attention.class_token import Looked, look, whole_patches
 from stages.attention.maps import area, density, mass, middle_of_most
 from stages.attention.pictures import Panel, draw_rows
-from stages.attention.shares import mean_draws, share_of
+from stages.attention.shares import share_of
 from stages.attention.shown import shown
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
-from stages.bootstrap import interval
+from stages.bootstrap import interval, mean_draws
 from stages.checkpoints.vits import load_vit
 from stages.classification import WEIGHTS, classifier
 from stages.compute import device

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.bootstrap import interval, weights
+from stages.bootstrap import interval, mean_draws, weights
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,6 @@ class Share:
     times_low: float
     times_high: float
     count: int
-
-
-def mean_draws(values: np.ndarray, images: np.ndarray, *, seed: int) -> np.ndarray:
-    """Bootstrap draws of the mean of `values`, each of image number `images`, both `(maps,)`."""
-    sums, counts = _drawn(values, images, seed), _drawn(np.ones(len(values)), images, seed)
-    return sums[counts > 0] / counts[counts > 0]  # a draw may have missed all images with such a map
 
 
 def share_of(mass: np.ndarray, area: np.ndarray, images: np.ndarray, *, seed: int) -> Share:

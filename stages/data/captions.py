@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from stages.data.manifest import Faults
+from stages.data.manifest import Faults, read_text
 
 LAYOUTS = (
     "{id: caption}, {id: [captions]}, COCO's {images, annotations} or Karpathy's {images: [{filename, sentences}]}"
@@ -21,13 +21,11 @@ def read_captions(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     told = read_json(path, faults)
     if told is None:
         return {}
-    by_id: dict[str, Any]
-    if "annotations" in told and "images" in told:
-        by_id = _coco(told)
-    elif isinstance(told.get("images"), list):
-        by_id = {_id(one["filename"]): [each["raw"] for each in one["sentences"]] for one in told["images"]}
-    else:
-        by_id = {image_id: [value] if isinstance(value, str) else value for image_id, value in told.items()}
+    try:
+        by_id = _by_id(told)
+    except (KeyError, TypeError) as fault:
+        faults.add(path, f"is neither COCO's nor Karpathy's layout: {type(fault).__name__} {fault}")
+        return {}
     captions = {}
     for image_id, value in by_id.items():
         if isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value):
@@ -40,10 +38,7 @@ def read_captions(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
 def read_json(path: Path, faults: Faults) -> dict | None:
     """The object in a JSON file, or None with a fault added."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as fault:
-        faults.add(path, f"no UTF-8: {fault.reason} at byte {fault.start}")
-        return None
+        told = json.loads(read_text(path, faults) or "{}")
     except ValueError as fault:
         faults.add(path, f"no JSON: {fault}")
         return None
@@ -51,6 +46,14 @@ def read_json(path: Path, faults: Faults) -> dict | None:
         faults.add(path, f"holds a {type(told).__name__}; expected {LAYOUTS}")
         return None
     return told
+
+
+def _by_id(told: dict) -> dict[str, Any]:
+    if "annotations" in told and "images" in told:
+        return _coco(told)
+    if isinstance(told.get("images"), list):
+        return {_id(one["filename"]): [each["raw"] for each in one["sentences"]] for one in told["images"]}
+    return {image_id: [value] if isinstance(value, str) else value for image_id, value in told.items()}
 
 
 def _coco(told: dict) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Any directory in PASCAL VOC's layout.
+"""Any directory in PASCAL VOC's layout; one of captioned images goes to `captioned`.
 
 JPEGImages/ID.jpg (or .jpeg, .png, .webp, .bmp, .tif)    SegmentationClass/ID.png
 ImageSets/Segmentation/train.txt, val.txt                one id a line
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
+from stages.data.captioned import read_captioned
 from stages.data.captions import read_captions
 from stages.data.images import SUFFIXES
-from stages.data.manifest import SPLITS, Faults, Manifest, Row, validate
-from stages.stage import InputError
+from stages.data.manifest import SPLITS, Faults, Manifest, Row, read_text, validate
 
 NAMED = 12  # images that are named in a fault
 
@@ -35,9 +35,10 @@ def read_folder(
     splits.
     """
     if not (root / "JPEGImages").is_dir():
-        raise InputError(f"{root}: no JPEGImages/ here; expected VOC's layout (see stages/data/folder.py)")
+        return read_captioned(root)
     faults = Faults()
     images, masks = _by_stem(root / "JPEGImages"), _by_stem(root / "SegmentationClass")
+    masked = (root / "SegmentationClass").is_dir()
     listed = {split: _ids(root / "ImageSets" / "Segmentation" / f"{split}.txt", faults) for split in SPLITS}
     for split, count in (expected or {}).items():
         if len(listed[split]) != count:
@@ -49,7 +50,8 @@ def read_folder(
         for image_id in image_ids:
             image = images.get(image_id, root / "JPEGImages" / f"{image_id}.jpg")
             mask = masks.get(image_id, root / "SegmentationClass" / f"{image_id}.png")
-            rows.append(Row(image_id, split, str(image), str(mask), told.get(image_id, ()), labels.get(image_id)))
+            where = str(mask) if masked else None
+            rows.append(Row(image_id, split, str(image), where, told.get(image_id, ()), labels.get(image_id)))
     named = _lines(root / "classes.txt", faults)
     if "" in named:
         faults.add(root / "classes.txt", f"line {named.index('') + 1} is empty; a line is a mask value's name")
@@ -63,15 +65,6 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
 
 
-def _text(path: Path, faults: Faults) -> str:
-    """The text of a file; "" with a fault added where it is no UTF-8 (a byte order mark is fine)."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as fault:
-        faults.add(path, f"no UTF-8: {fault.reason} at byte {fault.start}")
-        return ""
-
-
 def _ids(path: Path, faults: Faults) -> list[str]:
     if not path.is_file():
         faults.add(path, "missing")
@@ -83,7 +76,7 @@ def _lines(path: Path, faults: Faults) -> tuple[str, ...]:
     """Lines without the space around them, none after the last one with text; () where there is no file."""
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in _text(path, faults).rstrip().splitlines())
+    return tuple(line.strip() for line in read_text(path, faults).rstrip().splitlines())
 
 
 def _captions(root: Path, asked: Path | None, listed: set[str], faults: Faults) -> dict[str, tuple[str, ...]]:
@@ -103,7 +96,7 @@ def _labels(root: Path, listed: set[str], faults: Faults) -> tuple[dict[str, int
     path = root / "labels.csv"
     if not path.is_file():
         return {}, ()
-    table = csv.DictReader(_text(path, faults).splitlines())
+    table = csv.DictReader(read_text(path, faults).splitlines())
     if not {"image_id", "label"} <= set(table.fieldnames or ()):
         faults.add(path, f"columns {table.fieldnames}; expected image_id,label")
         return {}, ()

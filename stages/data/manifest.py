@@ -93,11 +93,20 @@ class Faults:
             raise InputError("\n  ".join([f"{source}: {count}, nothing written", *self.lines]))
 
 
+def read_text(path: Path, faults: Faults) -> str:
+    """The text of a file; "" with a fault added where it is no UTF-8 (a byte order mark is fine)."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as fault:
+        faults.add(path, f"no UTF-8: {fault.reason} at byte {fault.start}")
+        return ""
+
+
 def validate(manifest: Manifest, faults: Faults | None = None) -> Manifest:
     """Look at every file once; return the manifest with image sizes, or raise `InputError` listing all faults.
 
     `faults` holds what reading the source has found already. Where the source names no classes, they are numbered
-    from the masks' values.
+    from the masks' values; images without masks have none.
     """
     faults = faults or Faults()
     for image_id, count in Counter(row.image_id for row in manifest.rows).items():
@@ -115,7 +124,7 @@ def validate(manifest: Manifest, faults: Faults | None = None) -> Manifest:
     for name, count in Counter(classes).items():
         if count > 1:
             faults.add(manifest.source, f"class name '{name}' stands {count} times")
-    if looks and len(classes) < 2:
+    if any(row.mask for row in manifest.rows) and len(classes) < 2:
         faults.add(manifest.source, f"masks hold {len(classes)} class; at least 2 are needed beside {VOID} (void)")
     for look in looks:
         beyond = [value for value in look.values if value >= len(classes) and value != VOID]

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from stages import tracking
@@ -62,10 +63,11 @@ def facts(manifest: Manifest) -> list[str]:
     sizes = f"{smallest[0]}x{smallest[1]}" + (f" to {largest[0]}x{largest[1]}" if smallest != largest else "")
     captions = sum(len(row.captions) for row in manifest.rows)
     counts = ", ".join(f"{len(manifest.split(split))} {split}" for split in SPLITS)
+    classes = f"{len(manifest.classes)} classes: {', '.join(manifest.classes)}" if manifest.classes else "No masks"
     return [
         f"- Source: `{manifest.source}`; licence: {manifest.licence}",
         f"- Images: {counts}; {sizes} pixels",
-        f"- {len(manifest.classes)} classes: {', '.join(manifest.classes)}",
+        f"- {classes}",
         f"- Captions: {captions or 'none'}; labels: {len(manifest.labels) or 'none'}",
     ]
 
@@ -101,24 +103,29 @@ def asked_runs(experiment: Experiment) -> dict[str, list[str]]:
         "class_attention": ["pretrained", "finetuned"],
         "caption_attention": [experiment.attention.captions.cell],
     }
-    if unlabelled(experiment):
+    if undone("classification", experiment.classification.settings):
         names |= {"classification": [], "class_attention": ["pretrained"]}
+    if undone("segmentation", experiment.segmentation.heads):
+        names["segmentation"] = []
     return {task: asked for task, asked in names.items() if asked and not absence(RUNS / task)}
 
 
-def unlabelled(experiment: Experiment) -> str | None:
-    """Why there is no classification, or None where there is."""
-    return next(
-        filter(None, (absence(record_path("classification", name)) for name in experiment.classification.settings)),
-        None,
-    )
+def undone(task: str, names: Iterable[str]) -> str | None:
+    """Why a task's runs had nothing to do, or None where they had."""
+    return next(filter(None, (absence(record_path(task, name)) for name in names)), None)
 
 
 def sections_of(
     results: dict[str, list[Result]], manifest: Manifest, labelled: Manifest, experiment: Experiment
 ) -> dict[str, Section]:
     """Every task's part of the page."""
-    made = {"segmentation": segmentation.section(results["segmentation"], manifest, experiment.seed_of(SEGMENTATION))}
+    made = {}
+    if "segmentation" in results:
+        seed = experiment.seed_of(SEGMENTATION)
+        made["segmentation"] = segmentation.section(results["segmentation"], manifest, seed)
+    else:
+        reason = undone("segmentation", experiment.segmentation.heads)
+        made["segmentation"] = left_out("Segmentation", "Table 1 is", reason)
     if "captioning" in results:
         made["captioning"] = captioning.section(results["captioning"], manifest, experiment.seed_of(CAPTIONING))
     else:
@@ -132,7 +139,9 @@ def sections_of(
         settings, seed = experiment.classification.settings, experiment.seed_of(CLASSIFICATION)
         made["classification"] = classification.section(results["classification"], labelled, settings, seed)
     else:
-        made["classification"] = left_out("Classification", "The table is", unlabelled(experiment))
+        made["classification"] = left_out(
+            "Classification", "The table is", undone("classification", experiment.classification.settings)
+        )
     absent = {task: reason for task in attention.TASKS if (reason := absence(RUNS / task))}
     made["attention"] = attention.section(results, absent)
     return made
@@ -147,6 +156,7 @@ def main() -> None:
     experiment, manifest, labelled = load_experiment(), manifests.read(), manifests.read(LABELLED)
     for folder in (FIGURES, TABLES, CURVES):
         shutil.rmtree(folder, ignore_errors=True)  # a run that is gone leaves no figure behind
+        folder.mkdir(parents=True)  # DVC asks for it, whatever there is to show
     results, from_store = collect(asked_runs(experiment))
     sections = sections_of(results, manifest, labelled, experiment)
     tables = {name: table for section in sections.values() for name, table in section.tables.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.ticker import MaxNLocator
 
-from stages.bootstrap import weights
+from stages.bootstrap import mean_draws
 from stages.data.images import read_image
 from stages.data.manifest import Manifest, spread
 from stages.figures import figure
@@ -83,7 +83,7 @@ def claims(results: list[Result], settings: dict[str, Setting], seed: int) -> li
     for claim in answerable(CLAIMS, by_name):
         first, second = by_name[claim.first], by_name[claim.second]
         hits = _hits(first) - _hits(second)
-        draws = weights(len(hits), seed=seed) @ hits / len(hits)
+        draws = mean_draws(hits, seed=seed)
         lines.append(claim.line(CLAIMS[claim], first.metrics["accuracy"] - second.metrics["accuracy"], draws))
     return lines
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.bootstrap import weights
+from stages.bootstrap import mean_draws
 from stages.data.manifest import Manifest
 from stages.report.claims import Claim, answerable
 from stages.report.numbers import beside, plain, scientific, starred
@@ -78,7 +78,7 @@ def claims(results: list[Result], seed: int) -> list[str]:
     for claim in answerable(CLAIMS, by_name):
         first, second = by_name[claim.first], by_name[claim.second]
         hits = _hits(first) - _hits(second)
-        draws = weights(len(hits), seed=seed) @ hits / len(hits)
+        draws = mean_draws(hits, seed=seed)
         lines.append(
             claim.line(reported(first) - reported(second), first.metrics[SCORE] - second.metrics[SCORE], draws)
         )

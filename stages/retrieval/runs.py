@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from stages.absence import absence, declare_absent
-from stages.bootstrap import interval, weights
+from stages.bootstrap import interval, mean_draws
 from stages.data import manifest as manifests
 from stages.image_text import COMPARED
 from stages.params.experiment import Experiment, load_experiment
@@ -89,8 +89,7 @@ def _record(task: str, stage: str, one: Training, row: Row | None, cached: Cache
     with replacing(predictions) as beside:
         pq.write_table(pa.table({**columns, "nearest": cached.val.nearest_images(one.projections)}), beside)
     hits = (ranked["image_to_text"] == 1) * 100.0
-    drawn = weights(len(hits), seed=experiment.seed_of(BOOTSTRAP)) @ hits / len(hits)
-    low, high = interval(drawn)
+    low, high = interval(mean_draws(hits, seed=experiment.seed_of(BOOTSTRAP)))
     run = Run(
         task=task,
         name=one.name,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stages.absence import declare_absent
 from stages.backbones import vit
 from stages.checkpoints.vits import load_vit
 from stages.compute import mixed_precision, ready
@@ -129,6 +130,9 @@ def main() -> None:
     torch.set_flush_denormal(True)
     experiment = load_experiment()
     manifest, params, task = manifests.read(), experiment.active.view, experiment.segmentation
+    if not all(row.mask for row in manifest.rows):
+        declare_absent(f"{manifest.source} has no masks: no segmentation", FEATURES)
+        return
     backbone = load_vit("backbone", experiment)
     check_sizes(manifest, backbone, params.crop, experiment.profile)
     splits = {

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from stages.absence import absence, declare_absent
 from stages.bootstrap import interval
 from stages.compute import device
 from stages.data import manifest as manifests
 from stages.features import FeatureTable
 from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
-from stages.runs import Run, package_versions, write_run
+from stages.runs import Run, package_versions, record_path, write_run
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.cached import TrainViews, ValImages
 from stages.segmentation.heads import build_head
@@ -25,7 +26,13 @@ from stages.segmentation.training import predict, train
 from stages.stage import InputError, stage
 from stages.writing import replacing
 
+TASK = "segmentation"
 WEIGHTS = Path("data/models/segmentation")
+
+
+def outputs_of(name: str) -> tuple[Path, Path]:
+    """Where a head's weights and predictions go."""
+    return WEIGHTS / f"{name}.safetensors", PREDICTIONS / f"{name}.parquet"
 
 
 def write_weights(path: Path, head: nn.Module, config: dict, classes: tuple[str, ...]) -> None:
@@ -65,12 +72,12 @@ def run_head(experiment: Experiment, name: str) -> Run:
     masks = {row.image_id: Path(row.mask) for row in manifest.rows}
     views, val = TrainViews(train_table, masks, views=task.views, epochs=task.epochs), ValImages(val_table, masks)
     history, matrices = train(head, views, val, classes, task, seed, f"train_head@{name}")
-    weights, predictions = WEIGHTS / f"{name}.safetensors", PREDICTIONS / f"{name}.parquet"
+    weights, predictions = outputs_of(name)
     write_weights(weights, head, config, manifest.classes)
     write_predictions(predictions, head, val)
     asked_for = {**task.model_dump(exclude={"heads"}), **asked.model_dump(exclude_none=True)}
     run = Run(
-        task="segmentation",
+        task=TASK,
         name=name,
         stage=f"train_head@{name}",
         params={"profile": experiment.profile, "seed": experiment.seed, **asked_for},
@@ -115,6 +122,10 @@ def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...]
 
 def main(name: str) -> None:
     torch.set_flush_denormal(True)
+    reason = absence(FEATURES)
+    if reason:
+        declare_absent(reason, *outputs_of(name), record_path(TASK, name))
+        return
     run = run_head(load_experiment(), name)
     if run.metrics["absent_classes"]:
         print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(run.metrics['absent_classes'])}")
