@@ -4,7 +4,7 @@ Where libraries differ, this one does as timm does. Position embeddings are resa
 antialiased (`resample_abs_pos_embed`), whose kernel is Pillow's (a = -0.5); DINO's own code and BLIP's resample without
 antialiasing, with a = -0.75, and DINO's scales by (side + 0.1) / own side. An image's sides that are no multiple of the
 patch lose the remainder at the right and the bottom, as a patch embedding's convolution does by itself, and so as
-DINO's code does on VOC; transformers' DINOv2 does the same, its preprocessing crops to 224. Nothing is padded.
+DINO's code does on VOC. Nothing is padded.
 """
 
 import hashlib

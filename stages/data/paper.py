@@ -60,11 +60,16 @@ def _unpacked(paper: Paper, addresses: Sequence[str], wanted: Callable[[str], bo
     folders = []
     for address in addresses:
         remote = Remote.parse(address)
-        folder = paper.downloads / "unpacked" / remote.name.split(".tar")[0]
+        folder = unpacked_folder(paper, remote)
         if not folder.is_dir():
             extract(fetch(remote, paper.downloads, paper.mirrors), folder, wanted)
         folders.append(folder)
     return folders
+
+
+def unpacked_folder(paper: Paper, remote: Remote) -> Path:
+    """Where an archive is unpacked to."""
+    return paper.downloads / "unpacked" / remote.name.split(".tar")[0]
 
 
 def _holding(name: str, folders: Sequence[Path]) -> Path:

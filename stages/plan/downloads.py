@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 import torch
 
+from stages.data.paper import unpacked_folder
 from stages.download import size_of
 from stages.params.experiment import Experiment, Paper
 from stages.remote import Remote
@@ -45,8 +46,9 @@ def downloads_of(experiment: Experiment) -> list[Download]:
 def _file(what: str, address: str, paper: Paper) -> Download:
     remote = Remote.parse(address)
     target, size = paper.downloads / remote.name, remote.size
-    if target.is_file():
-        return Download(what, _host(address), target, target.stat().st_size, "", True)
+    if target.is_file() or unpacked_folder(paper, remote).is_dir():
+        size = target.stat().st_size if target.is_file() else remote.size
+        return Download(what, _host(address), target, size, "", True)
     if size is not None:
         return Download(what, _host(address), target, size, "", False)
     size = size_of(remote, paper.mirrors)
