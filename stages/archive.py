@@ -21,6 +21,7 @@ from stages.stage import InputError
 
 MOST_BYTES = 1 << 36
 MOST_FILES = 1_000_000
+GZIP = b"\x1f\x8b"  # what a gzip file begins with
 MOST_GROWTH = 200  # unpacked bytes per byte of the archive; pictures are near 1, text near 10, zeros near 1000
 ALWAYS_ALLOWED = 1 << 20  # bytes: what is this small floods nothing, whatever its growth
 MOST_HEADER = 1 << 20  # bytes between two members of a tar archive, which are read into memory
@@ -104,12 +105,22 @@ def _becoming(folder: Path) -> Iterator[Path]:
         with suppress(OSError):  # a disk without locks: then nobody takes it for left, either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield beside
-        beside.rename(folder)
+        _take_name(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
     finally:
         os.close(descriptor)
+
+
+def _take_name(beside: Path, folder: Path) -> None:
+    """Another process may have been faster with the same: then its folder stays."""
+    try:
+        beside.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _remove_unless_locked(left: Path) -> None:
@@ -215,9 +226,11 @@ def _entries(archive: Path, root: Path, budget: _Budget) -> Iterator[_Entry]:
         yield from _zip_entries(archive)
         return
     with archive.open("rb") as raw:
-        if suffix == ".tar":
+        if raw.read(2) != GZIP:  # whatever its name says: some .tar.gz are plain tar
+            raw.seek(0)
             yield from _tar_entries(raw, raw, root, budget)
             return
+        raw.seek(0)
         with gzip.open(raw) as unpacked:
             yield from _tar_entries(raw, unpacked, root, budget)
 

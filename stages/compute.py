@@ -8,7 +8,8 @@ from stages.params.compute import Compute
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU where there is one. Its float32 is float32: by default, convolutions would use TF32 in its place."""
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -20,11 +21,21 @@ def mixed_precision(compute: Compute) -> torch.autocast:
 
 
 def ready(model: nn.Module, compute: Compute) -> nn.Module:
-    """The model on its device, compiled where that was asked for; sizes of images may change from call to call."""
+    """The model on its device; where that was asked for, every layer that it has several of is compiled.
+
+    Layers alone, as timm guards the height of every image: the whole of a ViT would be compiled anew for each.
+    """
     model.to(device())
     if compute.compile:
-        model.compile(dynamic=True)
+        for layer in _repeated(model):
+            layer.compile(dynamic=True)
     return model
+
+
+def _repeated(model: nn.Module) -> list[nn.Module]:
+    """The elements of lists of modules of one class."""
+    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList | nn.Sequential) and len(one) > 1]
+    return [layer for one in lists if len({type(layer) for layer in one}) == 1 for layer in one]
 
 
 class MixedTraining:
@@ -36,7 +47,7 @@ class MixedTraining:
 
     def __init__(self, compute: Compute):
         self.compute = compute
-        self._scaler = torch.amp.GradScaler(device().type, enabled=compute.precision == "float16")
+        self.scaler = torch.amp.GradScaler(device().type, enabled=compute.precision == "float16")
 
     def products(self) -> torch.autocast:
         """Where the model is called."""
@@ -44,10 +55,10 @@ class MixedTraining:
 
     def backward(self, loss: Tensor) -> None:
         """Add up the loss's gradients."""
-        self._scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()
 
     def step(self, optimizer: Optimizer) -> None:
         """Take a step and forget the gradients."""
-        self._scaler.step(optimizer)
-        self._scaler.update()
+        self.scaler.step(optimizer)
+        self.scaler.update()
         optimizer.zero_grad()

@@ -98,10 +98,12 @@ def _in_place(remote: Remote, target: Path) -> bool:
     found = receipt
     if algorithm not in receipt or (receipt.get("size"), receipt.get("mtime_ns")) != (state.st_size, state.st_mtime_ns):
         found = _digests(target, algorithm)
+    if remote.digest is None and receipt.get("url") not in (None, remote.url):
+        raise InputError(f"{target} came from {receipt['url']}; remove it to download {remote.url}")
     if expected not in (None, found[algorithm]):
         raise InputError(_unlike(target, f"{algorithm} {found[algorithm]}", f"{algorithm} {expected}"))
     if found is not receipt:
-        _write_receipt(target, found)
+        _write_receipt(target, found, receipt.get("url"))
     return True
 
 
@@ -122,9 +124,9 @@ def _receipt(target: Path) -> dict:
     return receipt if isinstance(receipt, dict) else {}
 
 
-def _write_receipt(target: Path, digests: dict[str, str]) -> None:
+def _write_receipt(target: Path, digests: dict[str, str], url: str | None) -> None:
     state = target.stat()
-    receipt = {**digests, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+    receipt = {**digests, "size": state.st_size, "mtime_ns": state.st_mtime_ns, "url": url}
     with suppress(OSError):  # it only saves time: a folder that is read-only is fine
         write_text(_receipt_path(target), json.dumps(receipt, indent=2, sort_keys=True) + "\n")
 
@@ -218,12 +220,12 @@ class _Part:
     def digests(self) -> dict[str, str]:
         return {one: hasher.hexdigest() for one, hasher in self.hashers.items()}
 
-    def take_place(self, target: Path) -> None:
+    def take_place(self, target: Path, url: str) -> None:
         with self.path.open("ab") as file:
             os.fsync(file.fileno())  # a receipt must not outlive bytes that a power cut took
         self.path.replace(target)
         self._origin_path.unlink(missing_ok=True)
-        _write_receipt(target, self.digests())
+        _write_receipt(target, self.digests(), url)
 
 
 def _sources(url: str, mirrors: Mapping[str, str]) -> list[str]:
@@ -243,7 +245,7 @@ def _download(remote: Remote, target: Path, mirrors: Mapping[str, str], label: s
             except _RefusedError as fault:
                 reasons.append(f"{url}: {fault}")
                 continue
-            return part.take_place(target)
+            return part.take_place(target, remote.url)
     raise InputError(
         f"{remote.name} could not be downloaded ({'; '.join(reasons)}); "
         f"fetch it by hand ({remote.expected}) and put it at {target}"

@@ -54,14 +54,14 @@ class Shards:
 
     def deliver(self) -> None:
         """Move all to `target`, in place of what was there."""
-        (self.folder / FACTS).unlink()
         shutil.rmtree(self.target, ignore_errors=True)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(self.folder, self.target)  # a rename, where both are on one disk
+        (self.target / FACTS).unlink()
 
 
 def _code() -> str:
     """A hash of all code of this project that the process has loaded."""
-    ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "stages"]
+    ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "stages" or name == "__main__"]
     files = sorted({module.__file__ for module in ours if getattr(module, "__file__", None)})
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()

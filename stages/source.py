@@ -1,13 +1,14 @@
 """How params name a pretrained model: a file or its address, or a name with a revision."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def is_file(source: str) -> bool:
     """Whether a source is a checkpoint's file or address, rather than a name or a folder."""
-    return Path(source.partition("#")[0]).suffix in FILES
+    return PurePosixPath(_path(source)).suffix in FILES
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
@@ -19,5 +20,10 @@ def split_revision(source: str) -> tuple[str, str | None]:
 def called(source: str) -> str:
     """What people call it: an address's file, a name without its revision; a path as it is."""
     if source.startswith(("http://", "https://")):
-        return PurePosixPath(source.partition("#")[0]).name
+        return PurePosixPath(_path(source)).name
     return source if is_file(source) else split_revision(source)[0]
+
+
+def _path(source: str) -> str:
+    """An address's path without what comes behind it; a file's as it is."""
+    return urlsplit(source).path if source.startswith(("http://", "https://")) else source

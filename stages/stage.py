@@ -29,6 +29,12 @@ def stage(name: str) -> Iterator[None]:
     except (InputError, OSError, SafetensorError) as fault:
         print(f"{name}: {_told(fault)}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as fault:
+        if "DataLoader worker" not in str(fault):
+            raise
+        lines = str(fault).strip().splitlines()
+        print(f"{name}: {lines[0]} Fewer compute.workers need less shared memory (/dev/shm).", file=sys.stderr)
+        sys.exit(2)
 
 
 def _told(fault: Exception) -> str:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import untrained_blip
 from PIL import Image
-from transformers import BlipForImageTextRetrieval
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
-from stages.backbones import blip
+from stages.backbones import blip, vit
 from stages.checkpoints.record import Checkpoint
 from stages.data.manifest import Manifest, Row
 from stages.image_text import encode
@@ -171,3 +171,18 @@ def test_both_classes_share_one_image_tower(towers):
     pixels = torch.zeros(1, 3, 80, 80, dtype=torch.uint8)
     again = Towers(other, towers.tokenizer, towers.pixels)
     assert torch.equal(again.image_states(pixels), towers.image_states(pixels))
+
+
+def test_a_blip_that_only_captions_says_why_it_compares_nothing(tmp_path):
+    """As the hub's blip-image-captioning-base, which holds no text encoder."""
+    tokenizer = blip.word_tokenizer({"red", "one"})
+    config = blip.small_config(vit.Architecture(dim=32, depth=1), len(tokenizer), layers=1, projection=16)
+    del config.vision_config.stem
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    BlipImageProcessorPil(image_mean=vit.MEAN, image_std=vit.STD, size={"height": 80, "width": 80}).save_pretrained(
+        tmp_path
+    )
+    towers = load_towers(Checkpoint("hub/captioner@1", str(tmp_path), "0"), ALONE)
+    assert towers.lacks.startswith("hub/captioner@1 holds no weights for itm_head, text_encoder")
+    assert towers.image_states(torch.zeros(2, 3, 80, 80, dtype=torch.uint8)).shape == (2, 101, 32)

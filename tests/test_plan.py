@@ -39,7 +39,10 @@ def test_a_timm_models_weights_take_four_bytes_a_parameter():
 
 def test_the_paper_profiles_downloads_are_told_with_what_is_known(elsewhere, monkeypatch):
     monkeypatch.setattr("stages.plan.downloads.size_of", lambda remote, mirrors: None)  # as without a network
-    found = {one.what: one for one in downloads_of(plan.asked("paper", ["captioning.model=catr"]))}
+    found = {
+        one.what: one
+        for one in downloads_of(plan.asked("paper", ["captioning.model=catr", "paper.captions=captions.json"]))
+    }
     assert found["VOC 2012"].size == 1_999_639_040
     assert found["backbone vit_small_patch16_224.dino"].size == 4 * 21_665_664
     assert found["BLIP model_base_capfilt_large.pth"].size is None
@@ -47,13 +50,13 @@ def test_the_paper_profiles_downloads_are_told_with_what_is_known(elsewhere, mon
     assert not any(one.there for one in found.values())
     (elsewhere / "data/downloads").mkdir()
     (elsewhere / "data/downloads/VOCtrainval_11-May-2012.tar").write_bytes(b"there")
-    again = downloads_of(plan.asked("paper", []))
+    again = downloads_of(plan.asked("paper", ["paper.captions=captions.json"]))
     assert [one.what for one in again if one.there] == ["VOC 2012"]
     assert re.search(r"still to download .* 1\.24 GB and 1 unknown", plan.download_table(again).plain())
 
 
 def test_data_in_place_are_not_downloaded(elsewhere):
-    changes = ["paper.voc_root=/data/voc", "paper.pets_root=/data/pets", "paper.blip=data/checkpoints/blip_scenes"]
+    changes = ["paper.voc_root=/data/voc", "paper.pets_root=/data/pets"]  # and without captions, no BLIP
     found = [one.what for one in downloads_of(plan.asked("paper", changes))]
     assert found == ["backbone vit_small_patch16_224.dino", "classifier vit_base_patch16_224.augreg_in1k"]
 

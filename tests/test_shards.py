@@ -325,7 +325,6 @@ def test_a_compiled_backbone_gives_the_same_features():
     torch.testing.assert_close(found.class_token, expected.class_token, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.xfail(reason="every kind of size is compiled anew, up to torch's limit of 8, then none is", strict=True)
 @torch.inference_mode()
 def test_images_of_any_size_share_what_was_compiled(monkeypatch):
     """VOC's validation images have hundreds of sizes. Traced alone, which takes no compiler."""

@@ -2,7 +2,7 @@
 
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
-from stages.stage import InputError
+from stages.checkpoints.record import loading
 
 
 def load_other(source: str, key: str) -> Backbone:
@@ -10,7 +10,5 @@ def load_other(source: str, key: str) -> Backbone:
 
     Raises `InputError` naming the param `key` where there is none.
     """
-    try:
+    with loading(key, source):
         return vit.load(source)
-    except (OSError, ValueError) as fault:
-        raise InputError(f"{key} = '{source}': {str(fault).strip().splitlines()[0]}") from fault

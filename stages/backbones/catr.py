@@ -188,7 +188,8 @@ class Catr(nn.Module):
         """Of a grid's cells: where they lie `(B or 1, cells, hidden)`, and which may be looked at."""
         valid = _valid(mask, grid)
         # In the grid's own precision: a choice made again in double precision must not hang on a device's sine.
-        return sine_positions(valid, self.config.hidden, grid.dtype).flatten(1, 2), _over_keys(mask, valid)
+        precision = torch.promote_types(grid.dtype, torch.float32)  # grids of autocast are half floats
+        return sine_positions(valid, self.config.hidden, precision).flatten(1, 2), _over_keys(mask, valid)
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from timm.layers import HybridEmbed
 from timm.models import PretrainedCfg
 from timm.models.eva import Eva
@@ -31,7 +31,8 @@ from stages.backbones.weights import read_weights
 from stages.source import is_file, split_revision
 from stages.writing import replacing
 
-HEAD_WIDTH = 64  # of an attention head, in every ViT that was published without saying so
+HEAD_WIDTH = 64  # of an attention head, in ViTs whose checkpoints do not say
+OTHER_HEADS = (1280,)  # widths whose heads are wider: ViT-H has 16
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as DINO and most ViTs expect
 
 
@@ -220,12 +221,16 @@ def load(source: str, path: Path | None = None) -> Backbone:
     path = path or Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"no backbone checkpoint at {path}")
-    if path.suffix == ".safetensors" and _metadata(path):
-        architecture = read_architecture(path)
-        network = build(architecture)
-        network.load_state_dict(load_file(path))
+    weights = read_weights(path)
+    if path.suffix == ".safetensors" and "architecture" in _metadata(path):
+        try:
+            architecture = read_architecture(path)
+            network = build(architecture)
+            network.load_state_dict(weights)
+        except (RuntimeError, TypeError) as fault:
+            raise ValueError(f"{path} is no whole checkpoint of ours: {' '.join(str(fault).split())[:300]}") from fault
         return Backbone(network, architecture)
-    return Backbone(plain(read_weights(path), str(path)))
+    return Backbone(plain(weights, str(path)))
 
 
 def pretrained_config(name: str) -> PretrainedCfg:
@@ -249,7 +254,7 @@ def _from_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
     asked = {"num_classes": 0, "dynamic_img_size": True, "pretrained_cfg_overlay": overlay}
     try:
         network = timm.create_model(name, pretrained=True, **asked)
-    except (RuntimeError, TypeError) as fault:  # weights that do not fit; a model that has no such option
+    except (RuntimeError, TypeError, SafetensorError) as fault:  # weights that do not fit; a model without an option
         told = " ".join(str(fault).split())[:300]
         raise ValueError(f"backbone '{name}': {told}; expected a timm VisionTransformer") from fault
     if not isinstance(network, VisionTransformer | Eva):
@@ -259,7 +264,7 @@ def _from_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
 
 def _metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as checkpoint:
-        return {key: told for key, told in (checkpoint.metadata() or {}).items() if key != "format"}
+        return checkpoint.metadata() or {}
 
 
 def plain(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:
@@ -271,16 +276,21 @@ def plain(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTran
     bare = {key.removeprefix("module.").removeprefix("backbone."): one for key, one in weights.items()}
     bare = {key: one for key, one in bare.items() if outputs or not key.startswith("head.")}
     try:
-        (dim, _, *patch), tokens = bare["patch_embed.proj.weight"].shape, bare["pos_embed"].shape[1]
+        (dim, _, *patch), (_, tokens, _) = bare["patch_embed.proj.weight"].shape, bare["pos_embed"].shape
+        depth = 1 + max(int(key.split(".")[1]) for key in bare if key.startswith("blocks."))
     except (KeyError, ValueError) as fault:
-        raise ValueError(f"{name} holds no plain ViT: no patch_embed.proj.weight or pos_embed") from fault
+        raise ValueError(f"{name} holds no plain ViT: no patch_embed.proj.weight, pos_embed or blocks") from fault
+    if len(patch) != 2:
+        raise ValueError(f"{name} holds no plain ViT: patch_embed.proj.weight is no convolution's")
+    if dim % HEAD_WIDTH or dim in OTHER_HEADS:
+        raise ValueError(f"{name}: heads of a ViT {dim} wide are not known; name timm's model of it")
     network = VisionTransformer(
-        img_size=round((tokens - 1) ** 0.5) * patch[0],
+        img_size=round(max(tokens - 1, 1) ** 0.5) * patch[0],
         patch_size=tuple(patch),
         num_classes=outputs,
         embed_dim=dim,
-        depth=len({key.split(".")[1] for key in bare if key.startswith("blocks.")}),
-        num_heads=max(1, dim // HEAD_WIDTH),
+        depth=depth,
+        num_heads=dim // HEAD_WIDTH,
         dynamic_img_size=True,
     )
     try:

@@ -1,5 +1,6 @@
 """Weights in files of others, read without running any code that they hold."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -47,7 +48,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> object:
     mapped = is_zipfile(path)  # torch before 1.6 wrote files that cannot be mapped
-    held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    with torch.serialization.safe_globals([Namespace]):  # of a training's arguments, beside its weights: plain values
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     for key in WRAPPED:
         if isinstance(held, dict) and isinstance(held.get(key), dict):
             return held[key]

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.backbones import blip, catr
 from stages.captioning.languages import BlipLanguage, CatrLanguage, Language
-from stages.checkpoints.record import read_checkpoint
+from stages.checkpoints.record import loading, read_checkpoint
 from stages.compute import device
 from stages.image_text.vocabulary import unknown_words
 from stages.params.captioning import Captioning
@@ -52,7 +52,9 @@ def load_captioner(experiment: Experiment) -> Captioner:
     """The model of `captioning.model`, on its device; decodes in single precision, whatever images are encoded in."""
     source, kind = experiment.captioner, experiment.captioning.model
     folder = read_checkpoint(kind, source).file
-    if kind == "blip":
-        language = BlipLanguage(blip.load_decoder(str(folder)).to(device()))
-        return Captioner(source, language, blip.load_tokenizer(str(folder)))
-    return Captioner(source, CatrLanguage(catr.load(folder / catr.WEIGHTS).to(device())), catr.load_tokenizer(folder))
+    with loading(f"{experiment.profile}.{kind}", source):
+        if kind == "blip":
+            language = BlipLanguage(blip.load_decoder(str(folder)).to(device()))
+            return Captioner(source, language, blip.load_tokenizer(str(folder)))
+        language = CatrLanguage(catr.load(folder / catr.WEIGHTS).to(device()))
+        return Captioner(source, language, catr.load_tokenizer(folder))

@@ -1,32 +1,23 @@
 """Stage `checkpoints`: the profile's models, downloaded and converted where they are not on this machine yet."""
 
-from pathlib import Path
-
 from stages.checkpoints.record import KINDS, write_checkpoint
 from stages.checkpoints.shelf import Shelf
 from stages.params.experiment import Experiment, load_experiment
 from stages.stage import InputError, stage
 
-DOWNLOADS = Path("data/downloads")  # of profiles that name no folder of their own
-
-
-def shelf_of(experiment: Experiment) -> Shelf:
-    """Where this profile's downloads go."""
-    if experiment.profile != "paper":
-        return Shelf(DOWNLOADS)
-    paper = experiment.paper
-    return Shelf(paper.downloads, paper.vocabulary, paper.mirrors)
-
 
 def asked_for(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
-    """The params' key and value of each kind of model; CATR is asked for by those who caption with it."""
+    """The params' key and value of each kind of model; CATR is asked for by those who caption with it.
+
+    Nor is a BLIP where there is nothing to caption.
+    """
     active, name = experiment.active, experiment.profile
     catr = active.catr if experiment.captioning.model == "catr" else None
     if experiment.captioning.model == "catr" and catr is None:
         raise InputError(f"captioning.model = 'catr': {name}.catr names no checkpoint; only blip captions here")
     return {
         "backbone": (f"{name}.backbone", active.backbone),
-        "blip": (f"{name}.blip", active.blip),
+        "blip": (f"{name}.blip", active.blip if experiment.captioned else None),
         "classifier": (f"{name}.classifier.backbone", active.classifier.backbone),
         "catr": (f"{name}.catr", catr),
     }
@@ -34,7 +25,8 @@ def asked_for(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
 
 def main() -> None:
     experiment = load_experiment()
-    shelf, asked = shelf_of(experiment), asked_for(experiment)
+    paper, asked = experiment.paper, asked_for(experiment)
+    shelf = Shelf(paper.downloads, paper.vocabulary, paper.mirrors)  # whatever the profile
     bring = {"backbone": shelf.vit, "blip": shelf.blip, "classifier": shelf.vit, "catr": shelf.catr}
     for kind in KINDS:
         key, source = asked[kind]

@@ -1,6 +1,8 @@
 """Where a model that a profile asks for lies on this machine, and which bytes it is."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,6 +39,16 @@ def record_path(kind: str) -> Path:
 def write_checkpoint(kind: str, checkpoint: Checkpoint | None) -> None:
     """Write a record; of a kind that the profile has none of, too: DVC asks for the file."""
     write_text(record_path(kind), json.dumps(asdict(checkpoint) if checkpoint else None, indent=1) + "\n")
+
+
+@contextmanager
+def loading(key: str, source: str) -> Iterator[None]:
+    """What goes wrong when a model is loaded becomes an `InputError`, one line that names its param."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as fault:
+        told = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+        raise InputError(f"{key} = '{source}': {told}") from fault
 
 
 def read_checkpoint(kind: str, source: str) -> Checkpoint:

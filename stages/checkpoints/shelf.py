@@ -1,6 +1,7 @@
 """Brings a source of a model, whatever it is, to a place on this machine."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stages.remote import Remote
 from stages.source import is_file, split_revision
 from stages.stage import InputError
 
-SIDE = 384  # of BLIP's images in the protocol: an original checkpoint's position embeddings are resampled to it
+CONVERTERS = sorted((Path(__file__).parents[1] / "backbones").glob("*.py"))
 BLIP_FILES = ("*.json", "vocab.txt")
 
 
@@ -46,12 +47,7 @@ class Shelf:
         The last is converted, once, into a folder beside what was downloaded.
         """
         if is_file(source):
-            path = self.file(source)
-            held = digest(path)
-            folder = self.downloads / "converted" / f"{path.stem}-{held[:12]}"
-            if not (folder / WEIGHTS[0]).is_file():
-                _convert_blip(path, self.words(), folder)
-            return Checkpoint(source, str(folder), held)
+            return self._converted(source, _convert_blip)
         if Path(source).is_dir():
             return Checkpoint(source, source, digest(weights_in(Path(source))))
         name, revision = split_revision(source)
@@ -64,12 +60,7 @@ class Shelf:
         """A CATR checkpoint's file or address, put into a folder with the vocabulary."""
         if not is_file(source):
             raise InputError("expected a CATR checkpoint's file or address")
-        path = self.file(source)
-        held = digest(path)
-        folder = self.downloads / "converted" / f"{path.stem}-{held[:12]}"
-        if not (folder / WEIGHTS[0]).is_file():
-            _convert_catr(path, self.words(), folder)
-        return Checkpoint(source, str(folder), held)
+        return self._converted(source, _convert_catr)
 
     def words(self) -> Path:
         """BERT's `vocab.txt`."""
@@ -80,10 +71,28 @@ class Shelf:
             raise InputError(f"vocabulary = '{self.vocabulary}': expected a vocab.txt, or OWNER/NAME on the hub")
         return fetch_model(name, revision, self.downloads, ["vocab.txt"], ())[0] / "vocab.txt"
 
+    def _converted(self, source: str, convert: Callable[[Path, Path, Path], None]) -> Checkpoint:
+        """A checkpoint's file in the layout that is loaded; its folder is named after all that it is made from."""
+        path, words = self.file(source), self.words()
+        held = digest(path)
+        made_from = "".join([held, digest(words), *map(digest, CONVERTERS)])
+        folder = self.downloads / "converted" / f"{path.stem}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
+        if not (folder / WEIGHTS[0]).is_file():  # which is written last
+            print(f"{path}: converting")
+            try:
+                convert(path, words, folder)
+            except ValueError as fault:
+                raise InputError(f"{path}: {fault}") from fault
+        return Checkpoint(source, str(folder), held)
+
     def file(self, source: str) -> Path:
         """A file where it lies, or downloaded from its address."""
         if source.startswith(("http://", "https://")):
-            return fetch(Remote.parse(source), self.downloads, self.mirrors)
+            remote = Remote.parse(source)
+            path = fetch(remote, self.downloads, self.mirrors)
+            if remote.digest is None:
+                print(f"{path}: to pin these bytes, name it as {remote.url}#sha256={digest(path)}")
+            return path
         if not Path(source).is_file():
             raise InputError("no such file")
         return Path(source)
@@ -92,21 +101,13 @@ class Shelf:
 def _convert_blip(path: Path, vocabulary: Path, folder: Path) -> None:
     from stages.backbones.blip_original import convert_file  # transformers takes seconds to import
 
-    _converted(path, lambda: convert_file(path, vocabulary, folder, SIDE))
+    convert_file(path, vocabulary, folder)
 
 
 def _convert_catr(path: Path, vocabulary: Path, folder: Path) -> None:
-    from stages.backbones import catr
+    from stages.backbones.catr import convert_file
 
-    _converted(path, lambda: catr.convert_file(path, vocabulary, folder))
-
-
-def _converted(path: Path, convert) -> None:
-    print(f"{path}: converting")
-    try:
-        convert()
-    except ValueError as fault:
-        raise InputError(f"{path}: {fault}") from fault
+    convert_file(path, vocabulary, folder)
 
 
 def digest(path: Path) -> str:

@@ -2,9 +2,8 @@
 
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
-from stages.checkpoints.record import read_checkpoint
+from stages.checkpoints.record import loading, read_checkpoint
 from stages.params.experiment import Experiment
-from stages.stage import InputError
 
 KEYS = {"backbone": "backbone", "classifier": "classifier.backbone"}
 
@@ -13,8 +12,6 @@ def load_vit(kind: str, experiment: Experiment) -> Backbone:
     """The profile's ViT of one of `KEYS`; raises `InputError` naming its param where it cannot be loaded."""
     active = experiment.active
     source = active.backbone if kind == "backbone" else active.classifier.backbone
-    try:
-        return vit.load(source, read_checkpoint(kind, source).file)
-    except (OSError, ValueError) as fault:
-        told = str(fault).strip().splitlines()[0]
-        raise InputError(f"{experiment.profile}.{KEYS[kind]} = '{source}': {told}") from fault
+    path = read_checkpoint(kind, source).file
+    with loading(f"{experiment.profile}.{KEYS[kind]}", source):
+        return vit.load(source, path)

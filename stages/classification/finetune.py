@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
+from stages import compute
 from stages.absence import declare_absent
 from stages.backbones import recipe, vit
 from stages.checkpoints.vits import load_vit
@@ -60,7 +61,7 @@ class Finetuning:
         """
         mixed = MixedTraining(self.compute)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.lr, fused=True)
-        progress = recipe.resume(self.folder / "state.pt", asked, self.model, [optimizer])
+        progress = recipe.resume(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler])
         count, setting, judged = len(self.train), self.setting, None
         with tqdm(total=setting.epochs * count, initial=progress.step * count, unit="image", mininterval=1) as bar:
             bar.set_description(f"finetune@{self.name}")
@@ -75,7 +76,7 @@ class Finetuning:
                 if judged.accuracy > max((one["accuracy"] for one in progress.curve), default=-1.0):
                     classifier.save(self.folder / "best.safetensors", self.model)
                 progress = recipe.Progress(epoch + 1, 0.0, [*progress.curve, row])
-                recipe.keep(self.folder / "state.pt", asked, self.model, [optimizer], progress)
+                recipe.keep(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler], progress)
         return progress.curve, judged or judge(self.model, self.val, self.compute)
 
     def _epoch(self, epoch: int) -> tuple[Views, torch.Tensor]:
@@ -182,8 +183,9 @@ def finetuning(experiment: Experiment, name: str, manifest: Manifest) -> tuple[F
 def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
     """Fine-tune under `classification.settings.NAME`; write weights, predictions and record."""
     one, inputs = finetuning(experiment, name, manifest)
-    setting, code = one.setting, (sys.modules[__name__], classifier, pixels, training, vit, images)
-    history, judged = one.follow(recipe.asked_for(setting, *code) | inputs | {"seed": one.seed})
+    setting, code = one.setting, (sys.modules[__name__], classifier, pixels, training, vit, images, compute)
+    asked = {"seed": one.seed, "compile": experiment.compute.compile}
+    history, judged = one.follow(recipe.asked_for(setting, *code) | inputs | asked)
     weights, predictions = WEIGHTS / name, PREDICTIONS / f"{name}.parquet"
     classifier.save(weights / "last.safetensors", one.model)
     with replacing(weights / "best.safetensors") as beside:

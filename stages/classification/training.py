@@ -58,13 +58,17 @@ def train_epoch(
     classifier.train()
     windows = [window.split(batch) for window in order.split(batch * accumulate)]
     asked = [some.tolist() for window in windows for some in window]
-    loader, total = iter(DataLoader(views, batch_sampler=asked, num_workers=mixed.compute.workers)), 0.0
+    loader, total = iter(DataLoader(views, batch_sampler=asked, **_loading(mixed.compute))), 0.0
     for window in windows:
         batches = (next(loader) for _ in window)
         images = sum(len(some) for some in window)
         total += step(classifier, optimizer, batches, images, mixed)
         bar.update(images)
     return total / len(order)
+
+
+def _loading(compute: Compute) -> dict[str, object]:
+    return {"num_workers": compute.workers, "pin_memory": torch.cuda.is_available()}
 
 
 def steps_of(images: int, batch: int, accumulate: int) -> int:
@@ -96,7 +100,7 @@ def judge(classifier: Classifier, views: Views, compute: Compute) -> Judged:
     """All of the views, in their order."""
     device, logits = next(classifier.parameters()).device, []
     classifier.eval()
-    for pixels, _ in DataLoader(views, AT_ONCE, num_workers=compute.workers):
+    for pixels, _ in DataLoader(views, AT_ONCE, **_loading(compute)):
         with mixed_precision(compute):
             logits.append(classifier(pixels.to(device, non_blocking=True)).float().cpu())
     found, truth = torch.cat(logits), torch.tensor(views.labels)

@@ -7,7 +7,7 @@ COCO's own           annotations/captions_train*.json and captions_val*.json
 
 from pathlib import Path
 
-from stages.data.captions import read_captions, read_json
+from stages.data.captions import captions_in, layout_of, read_json
 from stages.data.images import SUFFIXES
 from stages.data.manifest import SPLITS, Faults, Manifest, Row, validate
 from stages.stage import InputError
@@ -18,16 +18,19 @@ EXPECTED = "expected VOC's layout, Karpathy's dataset*.json or COCO's annotation
 
 def read_captioned(root: Path) -> Manifest:
     """The validated manifest of such a folder; raises `InputError` listing all that is wrong with it."""
-    faults = Faults()
-    if found := sorted(root.glob("dataset*.json")):
-        listed, files = _karpathy(found[0], faults), [found[0]]
-    else:
-        by_split = {split: sorted(root.glob(f"annotations/captions_{split}*.json")) for split in SPLITS}
-        if not all(by_split.values()):
-            raise InputError(f"{root}: no JPEGImages/ here; {EXPECTED} (see stages/data)")
-        files = [paths[0] for paths in by_split.values()]
-        listed = {split: _coco(paths[0], faults) for split, paths in by_split.items()}
-    told = {image_id: some for file in files for image_id, some in read_captions(file, faults).items()}
+    faults, told = Faults(), {}
+    listed: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for file, split in _files(root).items():
+        held = read_json(file, faults)
+        if held is None:
+            continue
+        told |= captions_in(held, file, faults)
+        with layout_of(file, faults):
+            for one in held["images"]:
+                if split:
+                    listed[split].append(one["file_name"])
+                elif one["split"] in KARPATHY:
+                    listed[KARPATHY[one["split"]]].append(one["filename"])
     images = {path.name: path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES}
     rows = [
         Row(Path(name).stem, split, str(images.get(name, root / name)), captions=told.get(Path(name).stem, ()))
@@ -37,14 +40,17 @@ def read_captioned(root: Path) -> Manifest:
     return validate(Manifest(tuple(rows), str(root), ()), faults)
 
 
-def _karpathy(path: Path, faults: Faults) -> dict[str, list[str]]:
-    """File names by split."""
-    listed: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for one in (read_json(path, faults) or {}).get("images", []):
-        if one.get("split") in KARPATHY:
-            listed[KARPATHY[one["split"]]].append(one["filename"])
-    return listed
+def _files(root: Path) -> dict[Path, str | None]:
+    """The files that list images and captions, each with the split that all of its images are of, if they are.
 
-
-def _coco(path: Path, faults: Faults) -> list[str]:
-    return [one["file_name"] for one in (read_json(path, faults) or {}).get("images", [])]
+    Raises `InputError` for none, and for more than are meant.
+    """
+    found = dict.fromkeys(sorted(root.glob("dataset*.json")))
+    if not found:
+        found = {path: split for split in SPLITS for path in sorted(root.glob(f"annotations/captions_{split}*.json"))}
+        if set(found.values()) != set(SPLITS):
+            raise InputError(f"{root}: no JPEGImages/ here; {EXPECTED} (see stages/data)")
+    if len(found) > max(1, len(set(found.values()))):
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{root}: {names}: more than one file of a split; leave those that are meant")
+    return found

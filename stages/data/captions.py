@@ -1,6 +1,8 @@
 """Captions by image id, from the layouts that they are handed out in."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,27 @@ def read_captions(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     captions is not.
     """
     told = read_json(path, faults)
-    if told is None:
-        return {}
-    try:
+    return {} if told is None else captions_in(told, path, faults)
+
+
+def captions_in(told: dict, path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
+    """Captions by image id, of what a JSON file at `path` holds."""
+    with layout_of(path, faults):
         by_id = _by_id(told)
-    except (KeyError, TypeError) as fault:
+        return _checked(by_id, path, faults)
+    return {}
+
+
+@contextmanager
+def layout_of(path: Path, faults: Faults) -> Iterator[None]:
+    """Whatever a file lacks of its layout becomes a fault."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as fault:
         faults.add(path, f"is neither COCO's nor Karpathy's layout: {type(fault).__name__} {fault}")
-        return {}
+
+
+def _checked(by_id: dict[str, Any], path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     captions = {}
     for image_id, value in by_id.items():
         if isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value):
@@ -37,8 +53,12 @@ def read_captions(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
 
 def read_json(path: Path, faults: Faults) -> dict | None:
     """The object in a JSON file, or None with a fault added."""
+    before = len(faults.lines)
+    text = read_text(path, faults)
+    if len(faults.lines) > before:
+        return None
     try:
-        told = json.loads(read_text(path, faults) or "{}")
+        told = json.loads(text)
     except ValueError as fault:
         faults.add(path, f"no JSON: {fault}")
         return None

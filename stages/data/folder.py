@@ -85,7 +85,7 @@ def _captions(root: Path, asked: Path | None, listed: set[str], faults: Faults) 
     if asked is None:
         return read_captions(own, faults) if own.is_file() else {}
     told = read_captions(asked, faults)
-    if bare := sorted(listed - told.keys()):
+    if bare := sorted(listed - {image_id for image_id, some in told.items() if some}):
         more = f" and {len(bare) - NAMED} more" if len(bare) > NAMED else ""
         faults.add(asked, f"no caption for {', '.join(bare[:NAMED])}{more}")
     return told

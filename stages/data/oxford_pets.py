@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.data.images import read_mask
-from stages.data.manifest import UNREADABLE, Faults, Manifest, Row, validate
+from stages.data.manifest import UNREADABLE, Faults, Manifest, Row, read_text, validate
 from stages.voc import BACKGROUND, COLOUR_MAP, VOID
 from stages.writing import replacing
 
@@ -35,8 +35,10 @@ def read_pets(images: Path, annotations: Path, masks: Path, expected: Mapping[st
         if len(lines) != expected[split]:
             faults.add(annotations / file, f"{len(lines)} images; expected {expected[split]}")
         for image_id, number in lines:
-            names[int(number) - 1] = image_id.rpartition("_")[0].replace("_", " ")
-            label, image = int(number) - 1, images / f"{image_id}.jpg"
+            label, name = int(number) - 1, image_id.rpartition("_")[0].replace("_", " ")
+            if names.setdefault(label, name) != name:
+                faults.add(annotations / file, f"class {number} is '{names[label]}', and '{name}' at {image_id}")
+            image = images / f"{image_id}.jpg"
             rows.append(Row(image_id, split, str(image), str(masks / f"{image_id}.png"), label=label))
     labels = tuple(names[index] for index in sorted(names))
     if sorted(names) != list(range(len(labels))):
@@ -51,8 +53,8 @@ def _lines(path: Path, faults: Faults) -> list[tuple[str, str]]:
     if not path.is_file():
         faults.add(path, "missing")
         return []
-    words = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    wrong = [" ".join(one) for one in words if one and not (len(one) > 1 and one[1].isdigit() and int(one[1]))]
+    words = [line.split() for line in read_text(path, faults).splitlines() if not line.startswith("#")]
+    wrong = [" ".join(one) for one in words if one and not (len(one) > 1 and one[1].isdecimal() and int(one[1]))]
     if wrong:
         faults.add(path, f"'{wrong[0]}' is no line of a name and a class")
     return [(one[0], one[1]) for one in words if one and " ".join(one) not in wrong]

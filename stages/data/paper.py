@@ -1,5 +1,6 @@
 """The paper profile's data: in place where they are unpacked already, else downloaded, once."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def _unpacked(paper: Paper, addresses: Sequence[str], wanted: Callable[[str], bo
 
 
 def unpacked_folder(paper: Paper, remote: Remote) -> Path:
-    """Where an archive is unpacked to."""
-    return paper.downloads / "unpacked" / remote.name.split(".tar")[0]
+    """Where an archive is unpacked to: another archive of the same name goes elsewhere."""
+    told = remote.digest[1] if remote.digest else hashlib.sha256(remote.url.encode()).hexdigest()
+    return paper.downloads / "unpacked" / f"{remote.name.split('.tar')[0]}-{told[:12]}"
 
 
 def _holding(name: str, folders: Sequence[Path]) -> Path:

@@ -35,9 +35,13 @@ def encode_views(
 
 def class_tokens(table: FeatureTable, made_with: dict[str, str]) -> Vectors:
     """What retrieval needs of the hidden states of whole images."""
-    rows = [row for group in range(table.groups) for row in table.group(group)]
-    states = torch.stack([row.tokens[0, 0] for row in rows])
-    return Vectors([row.image_id for row in rows], [0] * len(rows), states, made_with)
+    found = [
+        (row.image_id, row.tokens[0, 0].clone())  # a window would keep its group in memory
+        for group in range(table.groups)
+        for row in table.group(group)
+    ]
+    ids, states = zip(*found, strict=True)
+    return Vectors(list(ids), [0] * len(ids), torch.stack(states), made_with)
 
 
 def encode_captions(towers: Towers, rows: tuple[Row, ...], made_with: dict[str, str]) -> Vectors:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from stages.absence import declare_absent
 from stages.backbones import catr, vit
-from stages.checkpoints.record import read_checkpoint
+from stages.checkpoints.record import loading, read_checkpoint
 from stages.compute import ready
 from stages.data import manifest as manifests
 from stages.data.manifest import Manifest
@@ -40,11 +40,9 @@ def check_captioned(manifest: Manifest) -> None:
 
 def towers_of(experiment: Experiment) -> Towers:
     """The profile's BLIP; raises `InputError` naming its param."""
-    source = experiment.active.blip
-    try:
-        return load_towers(read_checkpoint("blip", source), experiment.compute)
-    except (OSError, ValueError, RuntimeError) as fault:
-        raise InputError(f"{experiment.profile}.blip = '{source}': {str(fault).strip().splitlines()[0]}") from fault
+    checkpoint = read_checkpoint("blip", experiment.active.blip)
+    with loading(f"{experiment.profile}.blip", checkpoint.source):
+        return load_towers(checkpoint, experiment.compute)
 
 
 def provenance_of(towers: Towers, experiment: Experiment) -> Provenance:
@@ -75,7 +73,9 @@ def decoded(towers: Towers, experiment: Experiment, manifest: Manifest, provenan
         encode_states(towers, rows, shards, provenance)
         return shards
     source = experiment.active.catr
-    model = catr.load(read_checkpoint("catr", source).file / catr.WEIGHTS)
+    path = read_checkpoint("catr", source).file / catr.WEIGHTS
+    with loading(f"{experiment.profile}.catr", source):
+        model = catr.load(path)
     made_with = Provenance(
         backbone=source,
         weights=vit.weights_hash(model),

@@ -48,7 +48,7 @@ class Towers:
         """
         pixels = vit.normalise(pixels.to(self.device, non_blocking=True), self.pixels.mean, self.pixels.std)
         with self._precision():
-            return self.model.vision_model(pixels).last_hidden_state
+            return self.model.vision_model(pixels).last_hidden_state.float()
 
     @torch.inference_mode()
     def text_states(self, texts: list[str]) -> Tensor:
@@ -56,7 +56,11 @@ class Towers:
         asked = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
         read = self.tokenizer(texts, **asked).to(self.device)
         with self._precision():
-            return self.model.text_encoder(read.input_ids, attention_mask=read.attention_mask).last_hidden_state[:, 0]
+            return (
+                self.model.text_encoder(read.input_ids, attention_mask=read.attention_mask)
+                .last_hidden_state[:, 0]
+                .float()
+            )
 
 
 def load_towers(checkpoint: Checkpoint, compute: Compute) -> Towers:

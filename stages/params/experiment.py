@@ -10,7 +10,7 @@ from stages.params.attention import Attention, LookedAt
 from stages.params.captioning import Captioning
 from stages.params.classification import Classification, Classifier
 from stages.params.compute import Compute
-from stages.params.paper import Address, Images
+from stages.params.paper import Address, FileOrAddress, Images
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.retrieval import Retrieval
@@ -81,7 +81,7 @@ class Paper(Profile):
     pets_root: Path | None
     pets_archives: Annotated[list[Address], Field(min_length=1)]
     pets_images: Images
-    captions: str | None
+    captions: FileOrAddress | None
     mirrors: dict[str, str]
     vocabulary: str
 
@@ -158,6 +158,11 @@ class Experiment(Section):
     def captioner(self) -> str | None:
         """The source of the model that captions; None where the profile has no CATR that was asked for."""
         return self.active.catr if self.captioning.model == "catr" else self.active.blip
+
+    @property
+    def captioned(self) -> bool:
+        """Whether there can be captions: the paper's VOC has those that params name."""
+        return self.profile != "paper" or self.paper.captions is not None
 
     def seed_of(self, run: str) -> int:
         """The seed of a run, from its name, so that no run's numbers hang on what ran before it."""

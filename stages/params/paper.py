@@ -16,6 +16,13 @@ def _address(value: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]  # URL#sha256=HEX&size=BYTES
 
 
+def _file_or_address(value: str) -> str:
+    return _address(value) if value.startswith(("http://", "https://")) else value
+
+
+FileOrAddress = Annotated[str, AfterValidator(_file_or_address)]
+
+
 class Images(Section):
     """How many images a split must have: anything else is another data set, or half of one."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 from tqdm import tqdm
 
 from stages.params.experiment import Experiment
@@ -73,8 +73,8 @@ def work_table(found: list[Work], device: str) -> Table:
 def store_table(found: list[Stored]) -> Table:
     """What is kept."""
     rows = [(one.path, one.how, in_bytes(one.size)) for one in found]
-    kept = sum(one.size for one in found)
-    rows.append(("all of them, and once more in DVC's cache", "", in_bytes(2 * kept)))
+    kept = sum(one.size for one in found if not one.path.startswith("data/downloads"))
+    rows.append(("all of them, and once more in DVC's cache", "without what was downloaded", in_bytes(2 * kept)))
     return Table("Store", ("Path", "What", "Size"), tuple(rows), left=2)
 
 
@@ -120,7 +120,10 @@ def asked(profile: str | None, changes: list[str]) -> Experiment:
             section = section.get(name)
             if not isinstance(section, dict):
                 raise InputError(f"{PARAMS} has no key '{key}'")
-        section[last] = YAML(typ="safe", pure=True).load(value)
+        try:
+            section[last] = YAML(typ="safe", pure=True).load(value)
+        except YAMLError as fault:
+            raise InputError(f"{key} = {value}: no YAML") from fault
     return validate(Experiment, content)
 
 
@@ -128,8 +131,13 @@ def main(profile: str | None, changes: list[str]) -> None:
     experiment = asked(profile, changes)
     images, pets, counted = images_of(experiment)
     print("", *facts(experiment, images, pets, counted), sep="\n")
-    print("", download_table(downloads_of(experiment)).plain(), sep="\n")
-    models = models_of(experiment)
+    try:
+        found, models = downloads_of(experiment), models_of(experiment)
+    except (ValueError, OSError) as fault:
+        raise InputError(str(fault)) from fault
+    print("", download_table(found).plain(), sep="\n")
+    if experiment.captioning.model == "catr":
+        print("Captions are planned as BLIP's: CATR's states are smaller, and were not measured.")
     kept = stored_by(experiment, images, pets, models)
     print("", store_table(kept).plain(), sep="\n")
     free = shutil.disk_usage(Path.cwd()).free
@@ -147,5 +155,6 @@ if __name__ == "__main__":
     parser.add_argument("profile", nargs="?", help=f"embedded, folder or paper; that of {PARAMS} if not given")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="params that would be changed with -S")
     told = parser.parse_args()
+    words = [told.profile, *told.changes] if told.profile else []
     with stage("plan"):
-        main(told.profile, told.changes)
+        main(*([None, words] if words and "=" in words[0] else [told.profile, told.changes]))

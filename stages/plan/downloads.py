@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 import torch
 
+from stages.backbones import vit
 from stages.data.paper import unpacked_folder
 from stages.download import size_of
 from stages.params.experiment import Experiment, Paper
@@ -37,7 +38,9 @@ def downloads_of(experiment: Experiment) -> list[Download]:
         if paper.captions and paper.captions.startswith("http"):
             found.append(_file("captions", paper.captions, paper))
     active = experiment.active
-    asked = {"backbone": active.backbone, "classifier": active.classifier.backbone, "BLIP": active.blip}
+    asked = {"backbone": active.backbone, "classifier": active.classifier.backbone}
+    if experiment.captioned:
+        asked["BLIP"] = active.blip
     if experiment.captioning.model == "catr" and active.catr:
         asked["CATR"] = active.catr
     return found + [one for name, source in asked.items() if (one := _model(name, source, experiment))]
@@ -62,7 +65,7 @@ def _model(name: str, source: str, experiment: Experiment) -> Download | None:
     if is_file(source) or Path(source).is_dir():
         return None
     bare, _ = split_revision(source)
-    repository = bare if bare.count("/") == 1 else timm.get_pretrained_cfg(bare).hf_hub_id
+    repository = bare if bare.count("/") == 1 else vit.pretrained_config(bare).hf_hub_id
     target = experiment.paper.downloads / "hub" / repository.replace("/", "--")
     if target.is_dir():
         size = sum(one.stat().st_size for one in target.rglob("*") if one.is_file())

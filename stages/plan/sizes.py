@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELLED, MANIFEST
 from stages.params.experiment import Experiment
+from stages.stage import InputError
 
 VOC_SIDES = (375, 500)  # height and width of most of VOC's images, in pixels
 CAPTIONS = 1  # an image's, in the protocol
@@ -22,27 +23,32 @@ class Images:
 
 def images_of(experiment: Experiment) -> tuple[Images, Images, bool]:
     """All tasks' images and classification's, and whether they were counted (else they are what params expect)."""
-    if MANIFEST.is_file() and LABELLED.is_file():
-        found = [manifests.read(path) for path in (MANIFEST, LABELLED)]
-        if _is_of(experiment, found[0].source):
-            return *(_counted(one) for one in found), True
+    found = [_counted(manifests.read(path)) for path in (MANIFEST, LABELLED) if path.is_file()]
+    if experiment.profile == "folder":
+        if len(found) < 2 or manifests.read().source != str(experiment.folder.path):
+            raise InputError(f"{experiment.folder.path} is not read yet; run `dvc repro data`, then plan")
+        return *found, True
+    expected = _expected(experiment)
+    if len(found) == 2 and all(_agree(*pair) for pair in zip(found, expected, strict=True)):
+        return *found, True
+    return *expected, False
+
+
+def _expected(experiment: Experiment) -> tuple[Images, Images]:
     if experiment.profile == "paper":
         paper = experiment.paper
         captions = (paper.voc_images.train + paper.voc_images.val) * CAPTIONS if paper.captions else 0
         pets = Images(paper.pets_images.train, paper.pets_images.val, VOC_SIDES, 0)
-        return Images(paper.voc_images.train, paper.voc_images.val, VOC_SIDES, captions), pets, False
+        return Images(paper.voc_images.train, paper.voc_images.val, VOC_SIDES, captions), pets
     own, side = experiment.embedded, experiment.embedded.view.crop
     scenes = Images(own.train, own.val, (side, side), 5 * (own.train + own.val))
-    return scenes, Images(own.pets_train, own.pets_val, (side, side), 0), False
+    return scenes, Images(own.pets_train, own.pets_val, (side, side), 0)
 
 
-def _is_of(experiment: Experiment, source: str) -> bool:
-    if experiment.profile == "embedded":
-        return source == "data/scenes"
-    if experiment.profile == "folder":
-        return source == str(experiment.folder.path)
-    paper = experiment.paper
-    return source.startswith(str(paper.voc_root or paper.downloads))
+def _agree(found: Images, expected: Images) -> bool:
+    """Whether a manifest is of what params ask for, as far as numbers tell."""
+    same = (found.train, found.val) == (expected.train, expected.val)
+    return same and bool(found.captions) == bool(expected.captions)
 
 
 def _counted(manifest: manifests.Manifest) -> Images:

@@ -10,12 +10,12 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from stages.backbones import blip, vit
+from stages.backbones.blip_original import SIDE
 from stages.params.experiment import Experiment
 from stages.source import is_file, split_revision
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-SIDE = 384
 VOCABULARY = 30524
 
 
@@ -59,5 +59,10 @@ def models_of(experiment: Experiment) -> Models:
 def _vit(source: str) -> vit.Backbone | None:
     if is_file(source):
         return vit.load(source) if Path(source).is_file() else None
-    network = timm.create_model(split_revision(source)[0], pretrained=False, num_classes=0, dynamic_img_size=True)
+    name = split_revision(source)[0]
+    vit.pretrained_config(name)  # raises for what timm does not know
+    try:
+        network = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+    except TypeError:  # no ViT: it has no such option
+        return None
     return vit.Backbone(network) if isinstance(network, VisionTransformer | Eva) else None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from stages.params.experiment import Experiment
 from stages.plan.sizes import Images
 from stages.plan.standins import Models
+from stages.source import is_file
 
 HALF = 2  # bytes of a half float
 
@@ -49,6 +50,9 @@ def stored_by(experiment: Experiment, images: Images, pets: Images, models: Mode
             ),
             Stored("data/features/retrieval", vectors * dim * HALF, f"{vectors} vectors of {dim} half floats"),
         ]
+        blip = sum(one.numel() for part in (models.blip, models.decoder) for one in part.parameters()) * 4
+        if is_file(experiment.active.blip):
+            found.append(Stored("data/downloads/converted", blip, "BLIP in the layout that is loaded"))
     settings, weights = len(experiment.classification.settings), models.classifier_bytes
     if pets.train and weights:
         how = f"{settings} settings x 2 x {weights / 1e6:.0f} MB: at the last epoch, and at the best"

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from stages.backbones import vit
+from stages.captioning.caption import IMAGES
 from stages.captioning.decoding import Decoder, Lengths
 from stages.captioning.languages import BlipLanguage
 from stages.classification.pixels import augmented_view, plain_view
@@ -148,15 +149,14 @@ def _read(towers: Towers, texts: torch.Tensor) -> None:
 
 
 def _decode(experiment: Experiment, models: Models, cells: list) -> float:
-    """Seconds a caption, of two images' all cells, each written to its greatest length."""
+    """Seconds a caption, of a few images' all cells, each written to its greatest length."""
     task, decoder = experiment.captioning, models.decoder.to(device())
     writer = Decoder(BlipLanguage(decoder), Lengths(task.max_length, task.max_length))
-    states = torch.randn(2, 1, models.blip_tokens, models.blip.config.vision_config.hidden_size, device=device())
-    chance = np.random.default_rng(0).random((2, len(cells), task.max_length))
+    count, dim = IMAGES if torch.cuda.is_available() else 2, models.blip.config.vision_config.hidden_size
+    states = torch.randn(count, 1, models.blip_tokens, dim, device=device())
+    chance = np.random.default_rng(0).random((count, len(cells), task.max_length))
     prompts = [[5, 6, 7]] * len(cells)
-    start = time.perf_counter()
-    writer.sample(states, prompts, cells, chance)
-    return (time.perf_counter() - start) / (2 * len(cells))
+    return seconds_of(lambda: writer.sample(states, prompts, cells, chance), count * len(cells))
 
 
 def _classification(experiment: Experiment, pets: Images, models: Models) -> Iterator[Work]:

@@ -1,5 +1,6 @@
 """Stage `extract_segmentation`: every image view through the frozen backbone once, into feature tables."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,8 +146,11 @@ def main() -> None:
     }
     made_with = {split: provenance(experiment, backbone, transform) for split, (_, transform) in splits.items()}
     ready(backbone, experiment.compute)
+    shutil.rmtree(FEATURES, ignore_errors=True)  # of another source, perhaps
+    asked = {"seed": experiment.seed, "compile": experiment.compute.compile}
     tables = {
-        split: Shards(FEATURES / split, len(views), vars(made_with[split])) for split, (views, _) in splits.items()
+        split: Shards(FEATURES / split, len(views), vars(made_with[split]) | asked)
+        for split, (views, _) in splits.items()
     }
     for split, (views, _) in splits.items():
         extract(backbone, views, tables[split], made_with[split], experiment.compute)
