@@ -8,6 +8,8 @@ export DVC_NO_ANALYTICS := 1
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 READY := .venv/.ready
+# As many cached views as the reports' protocol has
+PROTOCOL := segmentation.views=15 retrieval.views=8
 
 .PHONY: help setup repro paper plan test lint ui search dag clean
 .DEFAULT_GOAL := help
@@ -24,10 +26,10 @@ repro: $(READY)  ## run the pipeline: reports/report.md
 	dvc repro
 
 paper: $(READY)  ## run the pipeline with VOC, pets, DINO, BLIP and ViT-B/16, downloaded: make paper SET="paper.captions=FILE"
-	dvc exp run -S profile=paper $(addprefix -S ,$(SET))
+	dvc exp run -S profile=paper $(addprefix -S ,$(PROTOCOL) $(SET))
 
 plan: $(READY)  ## say what a run would download, compute and store: make plan PROFILE=paper
-	python -m stages.plan $(PROFILE) $(SET)
+	python -m stages.plan $(PROFILE) $(if $(filter paper,$(PROFILE)),$(PROTOCOL)) $(SET)
 
 test: $(READY)  ## run the tests
 	python -m pytest
