@@ -323,3 +323,19 @@ def test_validation_is_judged_in_its_order(project):
     one_by_one = torch.cat([model(views[index][0][None]).softmax(1) for index in range(6)])
     torch.testing.assert_close(found.probabilities, one_by_one.detach(), rtol=1e-4, atol=1e-5)
     assert found.truth.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_learns_as_single_precision_does(precision):
+    """Half floats scale their gradients, and take the scale off again before the step."""
+    pixels, labels = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
+    losses = {}
+    for kind in ("float32", precision):
+        model, mixed = small_classifier().train(), MixedTraining(ALONE.compute.model_copy(update={"precision": kind}))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        taken = [step(model, optimizer, [(pixels, labels)], 6, mixed) for _ in range(8)]
+        losses[kind] = list(dict.fromkeys(taken))[:4]  # a scale that is too large skips a step, and is halved
+        assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    assert losses[precision] == pytest.approx(losses["float32"], rel=0.03)
+    assert losses[precision] != losses["float32"]
+    assert losses[precision][-1] < 0.9 * losses[precision][0]
