@@ -31,7 +31,7 @@ from stages.features import FeatureTable, Provenance
 from stages.params.compute import Compute
 from stages.params.experiment import Segmentation, ViewParams, load_experiment
 from stages.segmentation.cached import TrainViews, ValImages
-from stages.segmentation.extract import Views, batches_alike, extract, train_views, val_views
+from stages.segmentation.extract import Views, batches_of, extract, train_views, val_views
 from stages.segmentation.heads import build_head
 from stages.segmentation.iou import confusion
 from stages.segmentation.training import train
@@ -83,7 +83,7 @@ def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int)
         orders = [epoch * count + torch.randperm(count)[: steps * task.batch] for epoch in range(task.epochs)]
         settings = {"num_workers": COMPUTE.workers, "persistent_workers": True}
         batches = DataLoader(training, batch_sampler=torch.cat(orders).view(-1, task.batch).tolist(), **settings)
-        val = DataLoader(natives, batch_sampler=list(batches_alike(natives.views, range(len(natives)), 32)), **settings)
+        val = DataLoader(natives, batch_sampler=list(batches_of(natives.views, range(len(natives)), 32)), **settings)
         for step, (indices, pixels) in enumerate(batches, 1):
             with torch.no_grad():
                 tokens = backbone(pixels).patches

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from stages.stage import InputError
+from stages.stage import InputError, first_line
 
 MOST_BYTES = 1 << 36
 MOST_FILES = 1_000_000
@@ -78,13 +78,9 @@ def _readable(archive: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as fault:
-        raise InputError(f"{archive}: truncated, or no archive of its kind ({_line(fault)})") from None
+        raise InputError(f"{archive}: truncated, or no archive of its kind ({first_line(fault)})") from None
     except OSError as fault:
-        raise InputError(f"{archive} cannot be extracted to {folder}: {fault.strerror or _line(fault)}") from None
-
-
-def _line(fault: Exception) -> str:
-    return (str(fault) or type(fault).__name__).splitlines()[0]
+        raise InputError(f"{archive} cannot be extracted to {folder}: {fault.strerror or first_line(fault)}") from None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from stages.batches import batches_alike
 from stages.stage import InputError
 from stages.views import View
 from stages.writing import replacing
@@ -163,14 +164,8 @@ class FeatureTable:
 
     def batches(self, count: int) -> Iterator[list[Features]]:
         """All views in their order, at most `count` neighbours with a grid of one shape at a time."""
-        waiting: list[Features] = []
-        for one in (one for group in range(self.groups) for one in self.group(group)):
-            if waiting and (len(waiting) == count or one.tokens.shape != waiting[0].tokens.shape):
-                yield waiting
-                waiting = []
-            waiting.append(one)
-        if waiting:
-            yield waiting
+        rows = (one for group in range(self.groups) for one in self.group(group))
+        return batches_alike(rows, lambda one: one.tokens.shape, lambda _: count)
 
     def group(self, index: int) -> list[Features]:
         """The views of one row group; their tokens are windows into the group's own memory."""

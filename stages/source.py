@@ -6,6 +6,11 @@ from urllib.parse import urlsplit
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
+def is_address(source: str) -> bool:
+    """Whether a source is to be fetched from the web."""
+    return source.startswith(("http://", "https://"))
+
+
 def is_file(source: str) -> bool:
     """Whether a source is a checkpoint's file or address, rather than a name or a folder."""
     return PurePosixPath(_path(source)).suffix in FILES
@@ -19,11 +24,11 @@ def split_revision(source: str) -> tuple[str, str | None]:
 
 def called(source: str) -> str:
     """What people call it: an address's file, a name without its revision; a path as it is."""
-    if source.startswith(("http://", "https://")):
+    if is_address(source):
         return PurePosixPath(_path(source)).name
     return source if is_file(source) else split_revision(source)[0]
 
 
 def _path(source: str) -> str:
     """An address's path without what comes behind it; a file's as it is."""
-    return urlsplit(source).path if source.startswith(("http://", "https://")) else source
+    return urlsplit(source).path if is_address(source) else source

@@ -37,6 +37,11 @@ def stage(name: str) -> Iterator[None]:
         sys.exit(2)
 
 
+def first_line(fault: Exception) -> str:
+    """What a fault says first, or its kind where it says nothing."""
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+
+
 def _told(fault: Exception) -> str:
     """What a fault says, without the tracebacks that data loading workers pack into it."""
     if isinstance(fault, InputError):

@@ -28,7 +28,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 
 from stages.absence import absence
 from stages.runs import FOLDER, Run, read_run
-from stages.stage import TIMINGS, git_revision
+from stages.stage import TIMINGS, first_line, git_revision
 
 for chatty, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
     logging.getLogger(chatty).setLevel(level)
@@ -60,8 +60,7 @@ def _survived(lost: str) -> Iterator[None]:
     try:
         yield
     except Exception as fault:  # noqa: BLE001 - any store, any transport; none may lose a training result
-        first_line = (str(fault).splitlines() or [type(fault).__name__])[0][:200]
-        print(f"MLflow store {store_uri()} not usable, {lost}: {first_line}", file=sys.stderr)
+        print(f"MLflow store {store_uri()} not usable, {lost}: {first_line(fault)[:200]}", file=sys.stderr)
 
 
 def _open() -> MlflowClient:

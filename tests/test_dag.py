@@ -72,7 +72,16 @@ def files(name):
 
 STAGES = dict(instances())
 SHARED = {
-    *("__init__.py", "absence.py", "archive.py", "bootstrap.py", "download.py", "features.py", "figures.py"),
+    *(
+        "__init__.py",
+        "absence.py",
+        "archive.py",
+        "batches.py",
+        "bootstrap.py",
+        "download.py",
+        "features.py",
+        "figures.py",
+    ),
     *(
         "loading.py",
         "remote.py",

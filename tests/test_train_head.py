@@ -22,7 +22,7 @@ from stages.params.compute import Compute
 from stages.params.experiment import Head, ViewParams
 from stages.segmentation import train_head
 from stages.segmentation.cached import TrainViews, ValImages
-from stages.segmentation.extract import batches_alike, check_sizes, extract, train_views, val_views
+from stages.segmentation.extract import batches_of, check_sizes, extract, train_views, val_views
 from stages.segmentation.heads import build_head
 from stages.segmentation.training import evaluate, pixel_loss, train, train_epoch, upsample
 from stages.shards import Shards
@@ -85,14 +85,14 @@ def test_val_images_keep_their_size(tmp_path, backbone, manifest):
 def test_batches_hold_one_shape_and_one_view_index(manifest):
     rows = [replace(manifest.rows[0], height=h, width=w) for h, w in [(9, 9), (9, 9), (9, 9), (8, 9), (9, 8)]]
     views = val_views(tuple(rows))
-    assert [len(batch) for batch in batches_alike(views, range(5), 2)] == [1, 1, 2, 1]
+    assert [len(batch) for batch in batches_of(views, range(5), 2)] == [1, 1, 2, 1]
     training = train_views(manifest.split("train"), 2, VIEW, seed=0)
-    assert [len(batch) for batch in batches_alike(training, range(4), 32)] == [2, 2]
+    assert [len(batch) for batch in batches_of(training, range(4), 32)] == [2, 2]
 
 
 def test_large_views_come_in_small_batches(manifest):
     rows = tuple(replace(manifest.rows[0], height=1024, width=1024) for _ in range(5))
-    assert [len(batch) for batch in batches_alike(val_views(rows), range(5), 32)] == [2, 2, 1]
+    assert [len(batch) for batch in batches_of(val_views(rows), range(5), 32)] == [2, 2, 1]
 
 
 def test_views_smaller_than_a_patch_are_named(backbone, manifest):

@@ -21,6 +21,7 @@ from stages.attention.shares import share_of
 from stages.attention.shown import shown
 from stages.backbones import vit
 from stages.backbones.vit import Backbone
+from stages.batches import batches_alike
 from stages.bootstrap import interval, mean_draws
 from stages.checkpoints.vits import load_vit
 from stages.classification import WEIGHTS, classifier
@@ -68,19 +69,10 @@ def no_class_token(experiment: Experiment, backbone: Backbone) -> str | None:
 
 def looks(backbone: Backbone, rows: tuple[Row, ...], side: int, asked: ClassToken) -> Iterator[tuple[Row, Looked]]:
     """Every image's maps, in the order of `rows`; images of one size share a batch."""
-    waiting: list[tuple[Row, torch.Tensor]] = []
-    for row in rows:
-        pixels = whole_patches(read_image(Path(row.image)), side, backbone.patch)
-        if waiting and (pixels.shape != waiting[0][1].shape or len(waiting) == AT_ONCE):
-            yield from _looked(backbone, waiting, asked)
-            waiting = []
-        waiting.append((row, pixels))
-    yield from _looked(backbone, waiting, asked)
-
-
-def _looked(backbone: Backbone, waiting: list, asked: ClassToken) -> Iterator[tuple[Row, Looked]]:
-    rows, pixels = zip(*waiting, strict=True)
-    yield from zip(rows, look(backbone, list(pixels), asked.block, asked.rollout), strict=True)
+    seen = ((row, whole_patches(read_image(Path(row.image)), side, backbone.patch)) for row in rows)
+    for batch in batches_alike(seen, lambda one: one[1].shape, lambda _: AT_ONCE):
+        some, pixels = zip(*batch, strict=True)
+        yield from zip(some, look(backbone, list(pixels), asked.block, asked.rollout), strict=True)
 
 
 def measured(row: Row, seen: Looked, background: int) -> dict:

@@ -3,6 +3,8 @@
 from stages.checkpoints.record import KINDS, write_checkpoint
 from stages.checkpoints.shelf import Shelf
 from stages.params.experiment import Experiment, load_experiment
+from stages.remote import Remote
+from stages.source import is_address
 from stages.stage import InputError, stage
 
 
@@ -37,6 +39,8 @@ def main() -> None:
         write_checkpoint(kind, checkpoint)
         if checkpoint:
             print(f"{kind}: {checkpoint.path} ({checkpoint.sha256[:12]})")
+            if is_address(source) and Remote.parse(source).digest is None:
+                print(f"  to pin these bytes: {key} = {Remote.parse(source).url}#sha256={checkpoint.sha256}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from stages.stage import InputError
+from stages.stage import InputError, first_line
 from stages.writing import write_text
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that a model has
@@ -56,11 +56,10 @@ def fetch_model(
         if there:
             print(f"{name}: the hub does not answer; used as it was brought before, at {commit}")
             return kept, commit
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
         parts = ", ".join([*([" or ".join(weights)] if weights else []), *wanted])
         raise InputError(
-            f"'{name}' could not be fetched ({reason}): download {parts} of {_page(name)} at revision {asked} where "
-            f"there is a network, and put them into {repository / asked.replace('/', '--')}"
+            f"'{name}' could not be fetched ({first_line(fault)}): download {parts} of {_page(name)} at revision "
+            f"{asked} where there is a network, and put them into {repository / asked.replace('/', '--')}"
         ) from fault
     (folder / PARTIAL).unlink()
     if not COMMIT.fullmatch(asked):
@@ -68,12 +67,12 @@ def fetch_model(
     return folder, info.sha
 
 
-def weights_in(folder: Path) -> Path:
-    """The file of weights in a model's folder; raises `InputError` for none."""
-    for name in WEIGHTS:
+def weights_in(folder: Path, weights: Sequence[str] = WEIGHTS) -> Path:
+    """The file of weights in a model's folder, the first of `weights`; raises `InputError` for none."""
+    for name in weights:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"{folder} holds no {' or '.join(WEIGHTS)}")
+    raise InputError(f"{folder} holds no {' or '.join(weights)}")
 
 
 def _needed(name: str, files: list[str], wanted: Sequence[str], weights: Sequence[str]) -> list[str]:

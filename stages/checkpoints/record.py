@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stages.stage import InputError
+from stages.stage import InputError, first_line
 from stages.writing import write_text
 
 FOLDER = Path("data/fetched")
@@ -47,8 +47,7 @@ def loading(key: str, source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as fault:
-        told = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
-        raise InputError(f"{key} = '{source}': {told}") from fault
+        raise InputError(f"{key} = '{source}': {first_line(fault)}") from fault
 
 
 def read_checkpoint(kind: str, source: str) -> Checkpoint:

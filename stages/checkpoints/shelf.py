@@ -9,7 +9,7 @@ from stages.checkpoints.hub import WEIGHTS, fetch_model, weights_in
 from stages.checkpoints.record import Checkpoint
 from stages.download import fetch
 from stages.remote import Remote
-from stages.source import is_file, split_revision
+from stages.source import is_address, is_file, split_revision
 from stages.stage import InputError
 
 CONVERTERS = sorted((Path(__file__).parents[1] / "backbones").glob("*.py"))
@@ -38,7 +38,7 @@ class Shelf:
             raise InputError(str(fault)) from fault
         weights = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHTS
         folder, commit = fetch_model(config.hf_hub_id, revision, self.downloads, ["config.json"], weights)
-        path = next(folder / one for one in weights if (folder / one).is_file())
+        path = weights_in(folder, weights)
         return Checkpoint(source, str(path), digest(path), commit)
 
     def blip(self, source: str) -> Checkpoint:
@@ -87,12 +87,8 @@ class Shelf:
 
     def file(self, source: str) -> Path:
         """A file where it lies, or downloaded from its address."""
-        if source.startswith(("http://", "https://")):
-            remote = Remote.parse(source)
-            path = fetch(remote, self.downloads, self.mirrors)
-            if remote.digest is None:
-                print(f"{path}: to pin these bytes, name it as {remote.url}#sha256={digest(path)}")
-            return path
+        if is_address(source):
+            return fetch(Remote.parse(source), self.downloads, self.mirrors)
         if not Path(source).is_file():
             raise InputError("no such file")
         return Path(source)

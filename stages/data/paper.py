@@ -12,6 +12,7 @@ from stages.data.oxford_pets import read_pets
 from stages.download import fetch
 from stages.params.experiment import Paper
 from stages.remote import Remote
+from stages.source import is_address
 from stages.stage import InputError
 
 VOC_LICENCE = "Flickr's terms of use, see host.robots.ox.ac.uk/pascal/VOC/voc2012"
@@ -42,7 +43,7 @@ def read_pets_of(paper: Paper, masks: Path) -> Manifest:
 def _captions(paper: Paper) -> Path | None:
     if paper.captions is None:
         return None
-    if paper.captions.startswith(("http://", "https://")):
+    if is_address(paper.captions):
         return fetch(Remote.parse(paper.captions), paper.downloads, paper.mirrors)
     if not Path(paper.captions).is_file():
         raise InputError(f"paper.captions = '{paper.captions}': no such file; a JSON of captions, its address, or null")

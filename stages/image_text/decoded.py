@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from stages.backbones import catr
 from stages.backbones.catr import Catr
+from stages.batches import batches_alike
 from stages.compute import mixed_precision
 from stages.data.images import read_image
 from stages.data.manifest import Row
@@ -53,15 +54,7 @@ def encode_grids(model: Catr, rows: tuple[Row, ...], shards: Shards, provenance:
     device = next(model.parameters()).device
 
     def alike(span: range) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for index in span:
-            size = rows[index].height, rows[index].width
-            if batch and (len(batch) == AT_ONCE or size != (rows[batch[0]].height, rows[batch[0]].width)):
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+        return batches_alike(span, lambda index: (rows[index].height, rows[index].width), lambda _: AT_ONCE)
 
     for path, arriving in by_shard(shards, Photographs(rows), alike, compute.workers, "encode val images"):
         with feature_writer(path, provenance) as writer:

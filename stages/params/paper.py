@@ -6,6 +6,7 @@ from pydantic import AfterValidator
 
 from stages.params.section import Count, Section
 from stages.remote import Remote
+from stages.source import is_address
 
 
 def _address(value: str) -> str:
@@ -17,7 +18,7 @@ Address = Annotated[str, AfterValidator(_address)]  # URL#sha256=HEX&size=BYTES
 
 
 def _file_or_address(value: str) -> str:
-    return _address(value) if value.startswith(("http://", "https://")) else value
+    return _address(value) if is_address(value) else value
 
 
 FileOrAddress = Annotated[str, AfterValidator(_file_or_address)]

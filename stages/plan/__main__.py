@@ -86,7 +86,7 @@ def device_name(experiment: Experiment) -> str:
 
 
 def peak_memory() -> str:
-    """What the measurements needed at most, so far."""
+    """What is held once all is measured; on a GPU, the most that was."""
     held = psutil.Process().memory_info()
     resident = in_bytes(getattr(held, "peak_wset", held.rss))
     return f"{resident} of memory" + (

@@ -11,7 +11,7 @@ from stages.data.paper import unpacked_folder
 from stages.download import size_of
 from stages.params.experiment import Experiment, Paper
 from stages.remote import Remote
-from stages.source import called, is_file, split_revision
+from stages.source import called, is_address, is_file, split_revision
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def downloads_of(experiment: Experiment) -> list[Download]:
             found.append(_file("VOC 2012", paper.voc_archive, paper))
         if paper.pets_root is None:
             found += [_file("Oxford-IIIT Pet", address, paper) for address in paper.pets_archives]
-        if paper.captions and paper.captions.startswith("http"):
+        if paper.captions and is_address(paper.captions):
             found.append(_file("captions", paper.captions, paper))
     active = experiment.active
     asked = {"backbone": active.backbone, "classifier": active.classifier.backbone}
@@ -59,9 +59,8 @@ def _file(what: str, address: str, paper: Paper) -> Download:
 
 
 def _model(name: str, source: str, experiment: Experiment) -> Download | None:
-    if source.startswith("http"):
-        one = _file(f"{name} {called(source)}", source, experiment.paper)
-        return one
+    if is_address(source):
+        return _file(f"{name} {called(source)}", source, experiment.paper)
     if is_file(source) or Path(source).is_dir():
         return None
     bare, _ = split_revision(source)

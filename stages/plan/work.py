@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from stages.backbones import vit
+from stages.backbones import blip, vit
 from stages.captioning.caption import IMAGES
 from stages.captioning.decoding import Decoder, Lengths
 from stages.captioning.languages import BlipLanguage
@@ -117,8 +117,8 @@ def _image_text(experiment: Experiment, images: Images, models: Models) -> Itera
     photograph, side, workers = _photograph(images.sides), models.side, max(1, experiment.compute.workers)
     model, count = ready(models.blip, experiment.compute), _at_once()
     pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    towers = Towers(model, None, None, experiment.compute)
-    seeing = seconds_of(lambda: _see(towers, pixels), count)
+    towers = Towers(model, None, blip.Pixels(side, vit.MEAN, vit.STD), experiment.compute)
+    seeing = seconds_of(lambda: towers.image_states(pixels).half().cpu(), count)
     augmenting, resizing = (
         seconds_of(lambda: train_view(photograph, side, 1)),
         seconds_of(lambda: val_view(photograph, side)),
@@ -134,12 +134,6 @@ def _image_text(experiment: Experiment, images: Images, models: Models) -> Itera
     yield Work(
         "caption", f"captions, {len(cells)} cells an image", images.val * len(cells), _decode(experiment, models, cells)
     )
-
-
-@torch.inference_mode()
-def _see(towers: Towers, pixels: torch.Tensor) -> None:
-    with mixed_precision(towers.compute):
-        towers.model.vision_model(vit.normalise(pixels.to(device()))).last_hidden_state.half().cpu()
 
 
 @torch.inference_mode()
@@ -171,11 +165,12 @@ def _classification(experiment: Experiment, pets: Images, models: Models) -> Ite
                 if setting.augment
                 else (lambda size=setting.size: plain_view(photograph, size))
             )
-            measured[key] = max(seconds_of(cut) / workers, _step(network, setting.size, setting.batch, experiment))
+            training = max(seconds_of(cut) / workers, _step(network, setting.size, setting.batch, experiment))
+            measured[key] = training, _forward(models.classifier, setting.size, setting.size, experiment)
+        training, judging = measured[key]
         yield Work(
-            f"finetune@{name}", f"{setting.epochs} epochs of train images", setting.epochs * pets.train, measured[key]
+            f"finetune@{name}", f"{setting.epochs} epochs of train images", setting.epochs * pets.train, training
         )
-        judging = _forward(models.classifier, setting.size, setting.size, experiment)
         yield Work(f"finetune@{name}", f"{setting.epochs} epochs of val images", setting.epochs * pets.val, judging)
     looking = 2 * _forward(models.classifier, *pets.sides, experiment, 1)  # attention is computed once more
     yield Work("class_attention", "val images, two ViTs", 2 * pets.val, looking)

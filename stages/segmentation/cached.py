@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.batches import batches_alike
 from stages.data.images import read_mask
 from stages.features import FeatureTable
-from stages.views import cut_mask
+from stages.views import View, cut_mask
 
 PIXELS = 2**16  # whose logits are held at full size at once: 10 images of 80x80, one of 256x256
 
@@ -36,6 +37,11 @@ class TrainViews:
         return torch.stack([row.tokens for row in rows]), torch.from_numpy(masks)
 
 
+def _at_once(view: View) -> int:
+    """How many images of a size are predicted at once."""
+    return max(1, PIXELS // (view.crop_height * view.crop_width))
+
+
 @dataclass(frozen=True)
 class Alike:
     """Validation images of one size: ids, tokens `(n, rows, columns, dim)`, masks `(n, H, W)` uint8."""
@@ -53,15 +59,8 @@ class ValImages:
 
     def __iter__(self) -> Iterator[Alike]:
         for group in range(self.table.groups):
-            waiting = []
-            for row in self.table.group(group):
-                shape = (row.view.crop_height, row.view.crop_width)
-                full = (len(waiting) + 1) * shape[0] * shape[1] > PIXELS
-                if waiting and (full or waiting[0].view != row.view):
-                    yield self._batch(waiting)
-                    waiting = []
-                waiting.append(row)
-            yield self._batch(waiting)
+            for rows in batches_alike(self.table.group(group), lambda row: row.view, _at_once):
+                yield self._batch(rows)
 
     def _batch(self, rows) -> Alike:
         ids = [row.image_id for row in rows]

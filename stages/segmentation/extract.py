@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from stages.absence import declare_absent
 from stages.backbones import vit
+from stages.batches import batches_alike
 from stages.checkpoints.vits import load_vit
 from stages.compute import mixed_precision, ready
 from stages.data import manifest as manifests
@@ -61,21 +62,14 @@ class Views(Dataset):
         return index, torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
-def batches_alike(views: list[tuple[Row, int, View]], span: range, size: int) -> Iterator[list[int]]:
-    """Runs of neighbours in `span` that share one shape and one view index, at most `size` views or `PIXELS` long."""
-    batch: list[int] = []
-    for index in span:
+def batches_of(views: list[tuple[Row, int, View]], span: range, size: int) -> Iterator[list[int]]:
+    """Neighbours in `span` that share one shape and one view index, at most `size` views or `PIXELS` at once."""
+
+    def shape(index: int) -> tuple[int, int, int]:
         _, number, view = views[index]
-        if batch:
-            _, last_number, last = views[batch[-1]]
-            alike = (number, view.crop_height, view.crop_width) == (last_number, last.crop_height, last.crop_width)
-            full = (len(batch) + 1) * view.crop_height * view.crop_width > PIXELS
-            if len(batch) == size or full or not alike:
-                yield batch
-                batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+        return number, view.crop_height, view.crop_width
+
+    return batches_alike(span, shape, lambda key: max(1, min(size, PIXELS // (key[1] * key[2]))))
 
 
 @torch.inference_mode()
@@ -91,7 +85,7 @@ def extract(
     device = next(backbone.parameters()).device
 
     def alike(span: range) -> Iterator[list[int]]:
-        return batches_alike(views, span, batch)
+        return batches_of(views, span, batch)
 
     for path, arriving in by_shard(shards, Views(views), alike, compute.workers, f"extract {shards.target.name}"):
         with feature_writer(path, made_with) as writer:
