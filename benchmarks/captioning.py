@@ -30,20 +30,20 @@ from torch.utils.data import DataLoader
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from benchmarks.segmentation import COMPUTE, clocked, make_scenes
-from stages.backbones import blip, vit
 from stages.captioning.caption import decode
 from stages.captioning.captioner import Captioner
 from stages.captioning.decoding import Decoder, Lengths
-from stages.captioning.languages import BlipLanguage
-from stages.compute import device
+from stages.captioning.text_decoders import BlipLanguage
 from stages.data.manifest import Row
-from stages.features import FeatureTable, Provenance
-from stages.image_text.decoded import encode_states
+from stages.features.shards import Shards
+from stages.features.tokens import FeatureTable, Provenance
+from stages.image_text.decoder_states import encode_states
 from stages.image_text.towers import Towers
 from stages.image_text.views import Views
+from stages.models import blip, vit
+from stages.models.compute import device
 from stages.params.captioning import Captioning, Cell
 from stages.params.experiment import Experiment, load_experiment
-from stages.shards import Shards
 
 GENERATED = 16  # images in a batch of the usual way
 PAPER_PROMPT = 3  # tokens: the report's prompts are three common words each

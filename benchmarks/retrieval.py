@@ -30,21 +30,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.segmentation import COMPUTE, clocked
-from stages.checkpoints.record import Checkpoint
 from stages.data.manifest import Row
 from stages.data.scenes.captions import captions
 from stages.data.scenes.scene import Style, draw
+from stages.features.shards import Shards
 from stages.image_text import DRAWN
-from stages.image_text.compared import TEXTS, encode_captions, encode_views
-from stages.image_text.drawn import drawn_index
+from stages.image_text.reference_caption import drawn_index
+from stages.image_text.retrieval_vectors import TEXTS, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.views import BATCH, Views
+from stages.models.checkpoints.record import Checkpoint
 from stages.params import retrieval as params
 from stages.params.experiment import Experiment, load_experiment
-from stages.retrieval.cached import Val
+from stages.retrieval.dataset import Val
 from stages.retrieval.projections import Projections
 from stages.retrieval.training import Pairs, Training, contrast, train
-from stages.shards import Shards
 
 FULL = (1464, 1449)  # training and validation images of VOC 2012
 NOISE = 3.0  # of made-up captions, in deviations of the image states: recall then lies between nothing and all

@@ -23,21 +23,21 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from stages.backbones import vit
 from stages.data.images import read_mask
 from stages.data.manifest import Row
 from stages.data.scenes.scene import CLASSES, Style, draw
-from stages.features import FeatureTable, Provenance
+from stages.data.views import cut_mask
+from stages.data.voc import VOID
+from stages.features.shards import Shards
+from stages.features.tokens import FeatureTable, Provenance
+from stages.models import vit
 from stages.params.compute import Compute
 from stages.params.experiment import Segmentation, ViewParams, load_experiment
-from stages.segmentation.cached import TrainViews, ValImages
+from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.extract import Views, batches_of, extract, train_views, val_views
 from stages.segmentation.heads import build_head
 from stages.segmentation.iou import confusion
 from stages.segmentation.training import train
-from stages.shards import Shards
-from stages.views import cut_mask
-from stages.voc import VOID
 
 COMPUTE = Compute(precision="float32", compile=False, workers=2)
 

@@ -13,9 +13,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
-from stages.backbones import blip, recipe, vit
 from stages.data.scenes import web
-from stages.voc import COLOUR_MAP
+from stages.data.voc import COLOUR_MAP
+from stages.models import blip, vit
+from stages.pretraining import training as recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINE = (

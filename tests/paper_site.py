@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save
 from test_blip_original import layout, share
 
-from stages.backbones.catr import Catr, CatrConfig
-from stages.voc import COLOUR_MAP
+from stages.data.voc import COLOUR_MAP
+from stages.models.catr import Catr, CatrConfig
 
 COUNTS = {"train": 10, "val": 6}
 PETS = {"train": 12, "val": 8}

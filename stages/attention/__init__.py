@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from stages.source import called, is_file
+from stages.params.model_source import called, is_file
 
 PICTURES = Path("reports/pictures")  # / STAGE / *.png
 SHARES = Path("data/attention")  # / STAGE.parquet

@@ -14,31 +14,31 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from stages.absence import absence, declare_absent
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
+from stages.attention.attention_share import share_of
+from stages.attention.examples import shown
 from stages.attention.maps import area, density, mass
-from stages.attention.pictures import Panel, draw_panels
-from stages.attention.shares import share_of
-from stages.attention.shown import shown
-from stages.attention.spoken import CLASS, COLOUR, ENDING, OTHER, Spoken, spoken_by_name, spoken_of_scene
+from stages.attention.panels import Panel, draw_panels
+from stages.attention.word_referents import CLASS, COLOUR, ENDING, OTHER, Spoken, spoken_by_name, spoken_of_scene
 from stages.attention.words import END, Word, attended, words_of
-from stages.bootstrap import interval, mean_draws
 from stages.captioning import PREDICTIONS
 from stages.captioning.captioner import Captioner, load_captioner
-from stages.compute import device
+from stages.core.atomic import replacing
+from stages.core.bootstrap import interval, mean_draws
+from stages.core.runs import FOLDER, Run, package_versions, write_run
+from stages.core.skipped import absence, declare_absent
+from stages.core.stage import stage
 from stages.data import manifest as manifests
 from stages.data.images import read_image, read_mask
 from stages.data.manifest import Manifest, Row
-from stages.data.scenes.things import read_things
-from stages.features import FeatureTable
+from stages.data.scenes.annotations import read_things
+from stages.data.voc import BACKGROUND, VOID
+from stages.features.tokens import FeatureTable
 from stages.image_text import DECODING
+from stages.models.compute import device
 from stages.params.attention import Words
 from stages.params.captioning import Captioning
 from stages.params.experiment import Experiment, load_experiment
-from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import stage
-from stages.voc import BACKGROUND, VOID
-from stages.writing import replacing
 
 TASK = "caption_attention"
 AT_ONCE = 16  # images

@@ -12,29 +12,29 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from stages.absence import declare_absent
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
+from stages.attention.attention_share import share_of
 from stages.attention.class_token import Looked, look, whole_patches
+from stages.attention.examples import shown
 from stages.attention.maps import area, density, mass, middle_of_most
-from stages.attention.pictures import Panel, draw_rows
-from stages.attention.shares import share_of
-from stages.attention.shown import shown
-from stages.backbones import vit
-from stages.backbones.vit import Backbone
-from stages.batches import batches_alike
-from stages.bootstrap import interval, mean_draws
-from stages.checkpoints.vits import load_vit
+from stages.attention.panels import Panel, draw_rows
 from stages.classification import WEIGHTS, classifier
-from stages.compute import device
+from stages.core.atomic import replacing
+from stages.core.bootstrap import interval, mean_draws
+from stages.core.runs import FOLDER, Run, package_versions, write_run
+from stages.core.skipped import declare_absent
+from stages.core.stage import stage
 from stages.data import manifest as manifests
 from stages.data.images import read_image, read_mask
 from stages.data.manifest import LABELLED, Manifest, Row
+from stages.data.voc import BACKGROUND, VOID
+from stages.features.batching import batches_alike
+from stages.models import vit
+from stages.models.checkpoints.vits import load_vit
+from stages.models.compute import device
+from stages.models.vit import Backbone
 from stages.params.attention import ClassToken
 from stages.params.experiment import Experiment, load_experiment
-from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import stage
-from stages.voc import BACKGROUND, VOID
-from stages.writing import replacing
 
 TASK = "class_attention"
 AT_ONCE = 32  # images of one size

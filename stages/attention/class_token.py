@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from stages.attention.maps import class_token_maps, indexed, rollout
-from stages.backbones.vit import Backbone
+from stages.models.vit import Backbone
 
 
 @dataclass(frozen=True)

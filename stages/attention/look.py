@@ -18,17 +18,17 @@ from tqdm import tqdm
 from stages.attention import caption_attention, class_attention, position_similarity
 from stages.attention.caption_attention import Reader
 from stages.attention.class_token import look, whole_patches
-from stages.attention.pictures import draw_rows
+from stages.attention.extra_vits import load_other
+from stages.attention.panels import draw_rows
 from stages.attention.positions import has_positions
-from stages.attention.vits import load_other
 from stages.captioning.captioner import load_captioner
 from stages.captioning.decoding import Decoder, Lengths
+from stages.core.stage import InputError, stage
 from stages.data.images import image_files, read_image
 from stages.data.manifest import UNREADABLE
-from stages.image_text.encoder import load_encoder
+from stages.image_text.image_encoder import load_encoder
 from stages.params.captioning import Cell
 from stages.params.experiment import Experiment, load_experiment
-from stages.stage import InputError, stage
 
 FOLDER = Path("reports/look")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.stage import InputError
+from stages.core.stage import InputError
 
 TOLERANCE = 1e-3  # how far from 1 a row of attention weights may sum up in single precision
 

@@ -7,15 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stages.attention import PICTURES, short_name
-from stages.attention.pictures import draw_positions
+from stages.attention.extra_vits import load_other
+from stages.attention.panels import draw_positions
 from stages.attention.positions import has_positions, position_grid, similarity, structure
-from stages.attention.vits import load_other
-from stages.backbones import vit
-from stages.backbones.vit import Backbone
-from stages.checkpoints.vits import load_vit
+from stages.core.runs import FOLDER, Run, package_versions, write_run
+from stages.core.stage import InputError, stage
+from stages.models import vit
+from stages.models.checkpoints.vits import load_vit
+from stages.models.vit import Backbone
 from stages.params.experiment import Experiment, load_experiment
-from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import InputError, stage
 
 TASK = "position_similarity"
 

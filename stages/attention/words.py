@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from stages.attention.maps import check_rows, indexed
-from stages.captioning.languages import Language
+from stages.captioning.text_decoders import Language
 
 END = "<end>"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from nltk.translate.bleu_score import closest_ref_length, modified_precision
 
-from stages.bootstrap import weights
-from stages.stage import InputError, stage
+from stages.core.bootstrap import weights
+from stages.core.stage import InputError, stage
 
 ORDERS = 4
 

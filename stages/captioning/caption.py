@@ -12,26 +12,26 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from stages.absence import absence, declare_absent
-from stages.bootstrap import interval
 from stages.captioning import BOOTSTRAP, PREDICTIONS
 from stages.captioning.bleu import ORDERS, bleu, bleu_draws, count
 from stages.captioning.captioner import load_captioner
 from stages.captioning.decoding import Decoder, Lengths
-from stages.captioning.naming import named_right
-from stages.compute import device
+from stages.captioning.naming_accuracy import named_right
+from stages.core.atomic import replacing
+from stages.core.bootstrap import interval
+from stages.core.runs import FOLDER, Run, package_versions, write_run
+from stages.core.skipped import absence, declare_absent
+from stages.core.stage import stage
 from stages.data import manifest as manifests
 from stages.data.manifest import Manifest, Row
+from stages.data.scenes.annotations import read_things
 from stages.data.scenes.scene import Thing
-from stages.data.scenes.things import read_things
-from stages.features import FeatureTable
+from stages.features.tokens import FeatureTable
 from stages.image_text import DECODING, DRAWN
-from stages.image_text.drawn import drawn_index
+from stages.image_text.reference_caption import drawn_index
+from stages.models.compute import device
 from stages.params.captioning import Cell
 from stages.params.experiment import Experiment, load_experiment
-from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import stage
-from stages.writing import replacing
 
 TASK = "captioning"
 IMAGES = 64  # in a batch, each with all cells whose prompts are of one length

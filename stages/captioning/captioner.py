@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from stages.backbones import blip, catr
-from stages.captioning.languages import BlipLanguage, CatrLanguage, Language
-from stages.checkpoints.record import loading, read_checkpoint
-from stages.compute import device
+from stages.captioning.text_decoders import BlipLanguage, CatrLanguage, Language
+from stages.core.stage import InputError
 from stages.image_text.vocabulary import unknown_words
+from stages.models import blip, catr
+from stages.models.checkpoints.record import loading, read_checkpoint
+from stages.models.compute import device
 from stages.params.captioning import Captioning
 from stages.params.experiment import Experiment
-from stages.stage import InputError
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.captioning.choosing import EVERY, Rules, choose
-from stages.captioning.languages import Language
+from stages.captioning.sampling import EVERY, Rules, choose
+from stages.captioning.text_decoders import Language
 from stages.params.captioning import Cell
 
 ERROR = 1e-4  # more than single precision moves a logit

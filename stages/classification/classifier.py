@@ -12,10 +12,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from stages.backbones import vit
-from stages.source import is_file, split_revision
-from stages.stage import InputError
-from stages.writing import replacing
+from stages.core.atomic import replacing
+from stages.core.stage import InputError
+from stages.models import vit
+from stages.params.model_source import is_file, split_revision
 
 
 class Classifier(nn.Module):

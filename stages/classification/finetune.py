@@ -17,24 +17,24 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
-from stages import compute
-from stages.absence import declare_absent
-from stages.backbones import recipe, vit
-from stages.checkpoints.vits import load_vit
 from stages.classification import PREDICTIONS, WEIGHTS, classifier, pixels, training
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import Views
 from stages.classification.training import Judged, judge, steps_of, train_epoch
-from stages.compute import MixedTraining, ready
+from stages.core.atomic import replacing
+from stages.core.runs import Run, package_versions, record_path, write_run
+from stages.core.skipped import declare_absent
+from stages.core.stage import InputError, stage
 from stages.data import images
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELLED, Manifest, Row
+from stages.models import compute, vit
+from stages.models.checkpoints.vits import load_vit
+from stages.models.compute import MixedTraining, ready
 from stages.params.classification import Setting
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
-from stages.runs import Run, package_versions, record_path, write_run
-from stages.stage import InputError, stage
-from stages.writing import replacing
+from stages.pretraining import training as recipe
 
 TASK = "classification"
 RESUME = Path("data/resume/finetune")

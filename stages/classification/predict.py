@@ -15,20 +15,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from stages.absence import absence
 from stages.classification import WEIGHTS, classifier
 from stages.classification.classifier import Classifier
 from stages.classification.finetune import TASK
 from stages.classification.pixels import plain_view
 from stages.classification.training import AT_ONCE
-from stages.compute import device, mixed_precision
+from stages.core.atomic import replacing
+from stages.core.runs import read_run
+from stages.core.skipped import absence
+from stages.core.stage import InputError, stage
 from stages.data.images import image_files, read_image
 from stages.data.manifest import UNREADABLE, Faults
+from stages.models.compute import device, mixed_precision
 from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
-from stages.runs import read_run
-from stages.stage import InputError, stage
-from stages.writing import replacing
 
 
 class Readable(Dataset):

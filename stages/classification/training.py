@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import Views
-from stages.compute import MixedTraining, mixed_precision
+from stages.models.compute import MixedTraining, mixed_precision
 from stages.params.compute import Compute
 
 AT_ONCE = 100  # validation images

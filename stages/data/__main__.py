@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-from stages.data.folder import read_folder
+from stages.core.stage import stage
 from stages.data.manifest import LABELLED, SPLITS, Manifest, write
 from stages.data.paper import read_pets_of, read_voc
 from stages.data.scenes.source import write_pets, write_scenes
+from stages.data.voc_folder import read_folder
 from stages.params.experiment import Experiment, load_experiment
-from stages.stage import stage
 
 SCENES, PETS = Path("data/scenes"), Path("data/pets")
 

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
+from stages.core.atomic import replacing
+from stages.core.stage import InputError
 from stages.data.images import read_image, read_mask
-from stages.stage import InputError
-from stages.voc import VOID
-from stages.writing import replacing
+from stages.data.voc import VOID
 
 MANIFEST = Path("data/manifest.parquet")
 LABELLED = Path("data/labelled.parquet")  # the images that classifiers are fine-tuned on

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from stages.core.atomic import replacing
 from stages.data.images import read_mask
 from stages.data.manifest import UNREADABLE, Faults, Manifest, Row, read_text, validate
-from stages.voc import BACKGROUND, COLOUR_MAP, VOID
-from stages.writing import replacing
+from stages.data.voc import BACKGROUND, COLOUR_MAP, VOID
 
 LISTS = {"train": "trainval.txt", "val": "test.txt"}
 CLASSES = (BACKGROUND, "animal")

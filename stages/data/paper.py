@@ -4,16 +4,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stages import voc
-from stages.archive import extract
-from stages.data.folder import read_folder
+from stages.core.stage import InputError
+from stages.data import voc
 from stages.data.manifest import Manifest
 from stages.data.oxford_pets import read_pets
-from stages.download import fetch
+from stages.data.voc_folder import read_folder
+from stages.fetch.archive import extract
+from stages.fetch.download import fetch
 from stages.params.experiment import Paper
-from stages.remote import Remote
-from stages.source import is_address
-from stages.stage import InputError
+from stages.params.model_source import is_address
+from stages.params.remote_file import Remote
 
 VOC_LICENCE = "Flickr's terms of use, see host.robots.ox.ac.uk/pascal/VOC/voc2012"
 VOC_PARTS = ("/JPEGImages/", "/SegmentationClass/", "/ImageSets/Segmentation/")  # of an archive with much more

@@ -9,23 +9,23 @@ import shutil
 import torch
 from safetensors.torch import save_file
 
-from stages.absence import declare_absent
-from stages.backbones import catr, vit
-from stages.checkpoints.record import loading, read_checkpoint
-from stages.compute import ready
+from stages.core.atomic import replacing
+from stages.core.skipped import declare_absent
+from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.data.manifest import Manifest
-from stages.features import FeatureTable, Provenance
+from stages.features.shards import Shards
+from stages.features.tokens import FeatureTable, Provenance
+from stages.features.vectors import Vectors, write_vectors
 from stages.image_text import COMPARED, DECODING
-from stages.image_text.compared import class_tokens, encode_captions, encode_views
-from stages.image_text.decoded import encode_grids, encode_states
+from stages.image_text.decoder_states import encode_grids, encode_states
+from stages.image_text.retrieval_vectors import class_tokens, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.vocabulary import unknown_words
+from stages.models import catr, vit
+from stages.models.checkpoints.record import loading, read_checkpoint
+from stages.models.compute import ready
 from stages.params.experiment import Experiment, load_experiment
-from stages.shards import Shards
-from stages.stage import InputError, stage
-from stages.vectors import Vectors, write_vectors
-from stages.writing import replacing
 
 NAMED = 12  # unknown words, or images without captions, that are named
 

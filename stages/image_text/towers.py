@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, PreTrainedTokenizerBase
 
-from stages.backbones import blip, vit
-from stages.checkpoints.record import Checkpoint
-from stages.compute import device, mixed_precision, ready
+from stages.models import blip, vit
+from stages.models.checkpoints.record import Checkpoint
+from stages.models.compute import device, mixed_precision, ready
 from stages.params.compute import Compute
 
 LONGEST = 35  # tokens of a caption, as in the protocol

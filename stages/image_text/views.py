@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 
 from stages.data.images import read_image
 from stages.data.manifest import Row
+from stages.features.loading import in_turn
 from stages.image_text.pixels import train_view, val_view
-from stages.loading import in_turn
 
 BATCH = 32  # views that the image tower sees at once
 

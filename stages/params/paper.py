@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from stages.params.model_source import is_address
+from stages.params.remote_file import Remote
 from stages.params.section import Count, Section
-from stages.remote import Remote
-from stages.source import is_address
 
 
 def _address(value: str) -> str:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from ruamel.yaml import YAML, YAMLError
 
-from stages.stage import InputError
+from stages.core.stage import InputError
 
 PARAMS = Path("params.yaml")
 

@@ -14,15 +14,15 @@ import torch
 from ruamel.yaml import YAML, YAMLError
 from tqdm import tqdm
 
+from stages.core.stage import InputError, stage
 from stages.params.experiment import Experiment
 from stages.params.section import PARAMS, read, validate
 from stages.plan.downloads import Download, downloads_of
+from stages.plan.placeholder_models import models_of
 from stages.plan.sizes import Images, images_of
-from stages.plan.standins import models_of
 from stages.plan.storage import Stored, stored_by
 from stages.plan.work import Work, work_of
 from stages.report.tables import Table
-from stages.stage import InputError, stage
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 

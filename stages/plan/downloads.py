@@ -6,12 +6,12 @@ from pathlib import Path
 import timm
 import torch
 
-from stages.backbones import vit
 from stages.data.paper import unpacked_folder
-from stages.download import size_of
+from stages.fetch.download import size_of
+from stages.models import vit
 from stages.params.experiment import Experiment, Paper
-from stages.remote import Remote
-from stages.source import called, is_address, is_file, split_revision
+from stages.params.model_source import called, is_address, is_file, split_revision
+from stages.params.remote_file import Remote
 
 
 @dataclass(frozen=True)

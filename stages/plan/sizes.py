@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from stages.core.stage import InputError
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELLED, MANIFEST
 from stages.params.experiment import Experiment
-from stages.stage import InputError
 
 VOC_SIDES = (375, 500)  # height and width of most of VOC's images, in pixels
 CAPTIONS = 1  # an image's, in the protocol

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from stages.params.experiment import Experiment
+from stages.params.model_source import is_file
+from stages.plan.placeholder_models import Models
 from stages.plan.sizes import Images
-from stages.plan.standins import Models
-from stages.source import is_file
 
 HALF = 2  # bytes of a half float
 

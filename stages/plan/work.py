@@ -13,20 +13,20 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from stages.backbones import blip, vit
 from stages.captioning.caption import IMAGES
 from stages.captioning.decoding import Decoder, Lengths
-from stages.captioning.languages import BlipLanguage
+from stages.captioning.text_decoders import BlipLanguage
 from stages.classification.pixels import augmented_view, plain_view
-from stages.compute import MixedTraining, device, mixed_precision, ready
+from stages.data.views import cut_image, random_view
 from stages.image_text.pixels import train_view, val_view
 from stages.image_text.towers import Towers
+from stages.models import blip, vit
+from stages.models.compute import MixedTraining, device, mixed_precision, ready
 from stages.params.experiment import Experiment
+from stages.plan.placeholder_models import Models
 from stages.plan.sizes import Images
-from stages.plan.standins import Models
 from stages.segmentation.heads import build_head
 from stages.segmentation.training import pixel_loss, upsample
-from stages.views import cut_image, random_view
 
 LEAST = 1.0  # seconds that a measurement takes, at least
 ON_GPU, ON_CPU = 32, 4  # views in a measured batch

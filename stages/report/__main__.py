@@ -6,23 +6,23 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages import tracking
-from stages.absence import absence
 from stages.captioning import BOOTSTRAP as CAPTIONING
 from stages.classification import BOOTSTRAP as CLASSIFICATION
+from stages.core import tracking
+from stages.core.atomic import write_text
+from stages.core.runs import FOLDER as RUNS
+from stages.core.runs import Run, package_versions, record_path
+from stages.core.skipped import absence
+from stages.core.stage import TIMINGS, stage
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELLED, SPLITS, Manifest
 from stages.params.experiment import Experiment, load_experiment
+from stages.params.model_source import called
 from stages.report import attention, captioning, classification, retrieval, segmentation
 from stages.report.results import Result, collect
 from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Section
 from stages.retrieval import BOOTSTRAP as RETRIEVAL
-from stages.runs import FOLDER as RUNS
-from stages.runs import Run, package_versions, record_path
 from stages.segmentation import BOOTSTRAP as SEGMENTATION
-from stages.source import called
-from stages.stage import TIMINGS, stage
-from stages.writing import write_text
 
 # The runs that the page shows, by identity. It is the one output that is not committed: in a fresh clone, where all
 # else comes out as it was, its absence makes DVC run this stage, which tells MLflow of the runs.

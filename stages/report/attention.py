@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from stages.attention import short_name
+from stages.params.model_source import called
 from stages.report.results import Result
 from stages.report.section import Section, image
 from stages.report.tables import Table
-from stages.source import called
 
 CLASS_TABLE, WORD_TABLE = "class_token_attention", "caption_attention"
 TASKS = ("position_similarity", "class_attention", "caption_attention")

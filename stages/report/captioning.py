@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 
 from stages.captioning.bleu import bleu_draws, count
 from stages.data.manifest import Manifest
+from stages.params.model_source import called
 from stages.report.claims import Claim, answerable
+from stages.report.contact_sheets import draw_bleu, draw_captions
 from stages.report.numbers import beside, plain, starred
-from stages.report.reference import reference
+from stages.report.original import reference
 from stages.report.results import Result
 from stages.report.section import FIGURES, Section, image
-from stages.report.sheets import draw_bleu, draw_captions
 from stages.report.tables import Table
-from stages.source import called
 
 TABLE2, TABLE3 = "table2_captioning", "table3_captioning_grid"
 LABELS = {"greedy": "Greedy search", "top_k": "Top-K sampling", "top_p": "Top-p sampling", "beam": "Beam search"}

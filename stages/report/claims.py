@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.bootstrap import interval
+from stages.core.bootstrap import interval
 
 
 @dataclass(frozen=True)

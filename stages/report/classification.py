@@ -8,19 +8,19 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.ticker import MaxNLocator
 
-from stages.bootstrap import mean_draws
+from stages.core.atomic import write_text
+from stages.core.bootstrap import mean_draws
+from stages.core.figures import figure
 from stages.data.images import read_image
 from stages.data.manifest import Manifest, spread
-from stages.figures import figure
 from stages.params.classification import Setting
+from stages.params.model_source import called
 from stages.report.claims import Claim, answerable
 from stages.report.numbers import scientific
-from stages.report.reference import reference
+from stages.report.original import reference
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.tables import Table
-from stages.source import called
-from stages.writing import write_text
 
 TABLE = "classification"
 MISTAKES = 12  # images that are shown

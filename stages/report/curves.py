@@ -4,10 +4,10 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
 
-from stages.figures import figure
-from stages.report.colours import class_colours
-from stages.runs import Run
-from stages.voc import BACKGROUND
+from stages.core.figures import figure
+from stages.core.runs import Run
+from stages.data.voc import BACKGROUND
+from stages.report.colors import class_colours
 
 
 def draw_miou(path: Path, runs: dict[str, Run]) -> None:

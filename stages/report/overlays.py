@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.patches import Patch
 from scipy import ndimage
 
+from stages.core.figures import figure
 from stages.data.images import read_image, read_mask
 from stages.data.manifest import Row
-from stages.figures import figure
-from stages.report.colours import class_colours
-from stages.voc import BACKGROUND, VOID
+from stages.data.voc import BACKGROUND, VOID
+from stages.report.colors import class_colours
 
 
 def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...], opacity: float = 0.6) -> np.ndarray:

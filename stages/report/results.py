@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from stages import tracking
-from stages.runs import Run, read_run
+from stages.core import tracking
+from stages.core.runs import Run, read_run
 
 
 @dataclass(frozen=True)

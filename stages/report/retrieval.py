@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.bootstrap import mean_draws
+from stages.core.atomic import write_text
+from stages.core.bootstrap import mean_draws
 from stages.data.manifest import Manifest
+from stages.params.model_source import called
 from stages.report.claims import Claim, answerable
+from stages.report.contact_sheets import SCORE, draw_found, draw_recall
 from stages.report.numbers import beside, plain, scientific, starred
-from stages.report.reference import reference
+from stages.report.original import reference
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
-from stages.report.sheets import SCORE, draw_found, draw_recall
 from stages.report.tables import Table
-from stages.source import called
-from stages.writing import write_text
 
 TABLE4, TABLE5 = "table4_retrieval", "table5_retrieval_grid"
 SCRATCH = "Training from scratch"

@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from stages.core.atomic import write_text
+from stages.core.runs import Run
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest, spread
+from stages.params.model_source import called
 from stages.report import curves
 from stages.report.claims import Claim, answerable
 from stages.report.numbers import beside
+from stages.report.original import reference
 from stages.report.overlays import draw_masks
-from stages.report.reference import reference
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.tables import Table
-from stages.runs import Run
 from stages.segmentation.iou import confusion, mean_iou_draws
-from stages.source import called
-from stages.writing import write_text
 
 PICTURES = 6  # validation images shown for every head
 TABLE = "table1_segmentation"

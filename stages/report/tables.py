@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.writing import replacing
+from stages.core.atomic import replacing
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.writing import replacing
+from stages.core.atomic import replacing
 
 
 class Projections(nn.Module):

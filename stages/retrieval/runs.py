@@ -7,19 +7,19 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from stages.absence import absence, declare_absent
-from stages.bootstrap import interval, mean_draws
+from stages.core.atomic import replacing
+from stages.core.bootstrap import interval, mean_draws
+from stages.core.runs import FOLDER, Run, package_versions, write_run
+from stages.core.skipped import absence, declare_absent
+from stages.core.stage import InputError
 from stages.data import manifest as manifests
 from stages.image_text import COMPARED
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.retrieval import Row
 from stages.retrieval import BOOTSTRAP, PREDICTIONS, WEIGHTS
-from stages.retrieval.cached import Cached
+from stages.retrieval.dataset import Cached
 from stages.retrieval.projections import save_projections
 from stages.retrieval.training import DivergedError, Training, train
-from stages.runs import FOLDER, Run, package_versions, write_run
-from stages.stage import InputError
-from stages.writing import replacing
 
 FACTS = ("backbone", "weights", "transform", "manifest", "unknown_share", "unknown_words")
 

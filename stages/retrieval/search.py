@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.absence import absence
-from stages.checkpoints.record import read_checkpoint
+from stages.core.figures import figure
+from stages.core.skipped import absence
+from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.data.images import SUFFIXES, read_image
 from stages.data.manifest import UNREADABLE
-from stages.figures import figure
 from stages.image_text.pixels import val_view
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.vocabulary import unknown_words
+from stages.models.checkpoints.record import read_checkpoint
 from stages.params.experiment import load_experiment
 from stages.retrieval import WEIGHTS
-from stages.retrieval.cached import Cached
+from stages.retrieval.dataset import Cached
 from stages.retrieval.projections import Projections, load_projections
 from stages.retrieval.recall import nearest
-from stages.stage import InputError, stage
 
 COUNT = 10
 COLUMNS = 5

@@ -2,9 +2,9 @@
 
 import argparse
 
+from stages.core.stage import stage
 from stages.params.experiment import load_experiment
 from stages.retrieval.runs import run_all
-from stages.stage import stage
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stages.absence import declare_absent
-from stages.backbones import vit
-from stages.batches import batches_alike
-from stages.checkpoints.vits import load_vit
-from stages.compute import mixed_precision, ready
+from stages.core.skipped import declare_absent
+from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.data.images import read_image
 from stages.data.manifest import Manifest, Row
-from stages.features import Features, Provenance, feature_writer
-from stages.loading import by_shard
+from stages.data.views import View, cut_image, native_view, random_view
+from stages.features.batching import batches_alike
+from stages.features.loading import by_shard
+from stages.features.shards import Shards
+from stages.features.tokens import Features, Provenance, feature_writer
+from stages.models import vit
+from stages.models.checkpoints.vits import load_vit
+from stages.models.compute import mixed_precision, ready
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment, ViewParams, load_experiment
 from stages.segmentation import FEATURES
-from stages.shards import Shards
-from stages.stage import InputError, stage
-from stages.views import View, cut_image, native_view, random_view
 
 BATCH = 32  # views
 PIXELS = 2**21  # of a batch of larger views: 32 of 256x256; one view alone may have more

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.bootstrap import weights
-from stages.voc import VOID
+from stages.core.bootstrap import weights
+from stages.data.voc import VOID
 
 
 def confusion(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:

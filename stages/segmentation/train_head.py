@@ -11,20 +11,20 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stages.absence import absence, declare_absent
-from stages.bootstrap import interval
-from stages.compute import device
+from stages.core.atomic import replacing
+from stages.core.bootstrap import interval
+from stages.core.runs import Run, package_versions, record_path, write_run
+from stages.core.skipped import absence, declare_absent
+from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
-from stages.features import FeatureTable
+from stages.features.tokens import FeatureTable
+from stages.models.compute import device
 from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
-from stages.runs import Run, package_versions, record_path, write_run
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
-from stages.segmentation.cached import TrainViews, ValImages
+from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.heads import build_head
 from stages.segmentation.iou import mean_iou_draws
 from stages.segmentation.training import predict, train
-from stages.stage import InputError, stage
-from stages.writing import replacing
 
 TASK = "segmentation"
 WEIGHTS = Path("data/models/segmentation")

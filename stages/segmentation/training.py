@@ -11,11 +11,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from stages.core.stage import InputError
+from stages.data.voc import VOID
 from stages.params.experiment import Segmentation
-from stages.segmentation.cached import PIXELS, Alike, TrainViews, ValImages
+from stages.segmentation.dataset import PIXELS, Alike, TrainViews, ValImages
 from stages.segmentation.iou import confusion, iou
-from stages.stage import InputError
-from stages.voc import VOID
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

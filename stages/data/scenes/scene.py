@@ -8,7 +8,7 @@ from scipy import ndimage
 from stages.data.scenes.digits import DIGITS, GLYPH_SIDE, glyphs
 from stages.data.scenes.grounds import photograph, texture
 from stages.data.scenes.shapes import SHAPES
-from stages.voc import VOID
+from stages.data.voc import VOID
 
 CLASSES = ("background", *DIGITS, *SHAPES)
 

@@ -1,0 +1,1 @@
+"""What every stage needs; it knows no task and no model."""

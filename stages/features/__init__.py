@@ -1,0 +1,1 @@
+"""The parquet cache of features: token tables, vector tables, shards."""

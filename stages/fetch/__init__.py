@@ -1,0 +1,1 @@
+"""Downloads with a checksum, and safe extraction."""
