@@ -39,7 +39,7 @@ lint: $(READY)  ## check style
 	ruff format --check .
 
 ui: $(READY)  ## show the runs in MLflow on http://127.0.0.1:5000
-	python -m stages.tracking
+	python -m stages.core.tracking
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
@@ -50,7 +50,7 @@ dag: $(READY)  ## draw the stages
 	dvc dag
 
 clean:  ## remove outputs and caches; .venv and the shipped checkpoints stay
-	rm -rf .dvc/cache .dvc/tmp data/scenes data/pets data/manifest.parquet data/labelled.parquet data/features data/models \
+	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
 		data/predictions data/fetched data/attention data/shown.json data/resume reports/look predictions.csv mlflow.db mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache
 
 $(READY): requirements.txt constraints.txt

@@ -32,16 +32,16 @@ from transformers import BlipConfig, BlipForConditionalGeneration
 from benchmarks.segmentation import COMPUTE, clocked, make_scenes
 from stages.captioning.caption import decode
 from stages.captioning.captioner import Captioner
-from stages.captioning.decoding import Decoder, Lengths
-from stages.captioning.text_decoders import BlipLanguage
+from stages.captioning.decoding import CaptionGenerator, Lengths
+from stages.captioning.text_decoders import BlipDecoder
 from stages.data.manifest import Row
 from stages.features.shards import Shards
-from stages.features.tokens import FeatureTable, Provenance
+from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.image_text.decoder_states import encode_states
 from stages.image_text.towers import Towers
 from stages.image_text.views import Views
 from stages.models import blip, vit
-from stages.models.compute import device
+from stages.models.compute import get_device
 from stages.params.captioning import Captioning, Cell
 from stages.params.experiment import Experiment, load_experiment
 
@@ -64,10 +64,10 @@ class Subject:
     def task(self) -> Captioning:
         return self.experiment.captioning
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> CaptionGenerator:
         """The pipeline's own, as yet without its copy in double precision."""
         lengths = Lengths(self.task.min_length, self.task.max_length)
-        return Decoder(BlipLanguage(self.towers.model.text_decoder), lengths)
+        return CaptionGenerator(BlipDecoder(self.towers.model.text_decoder), lengths)
 
     def shown(self, text: list[int]) -> str:
         """A text to read: words where there is a tokenizer."""
@@ -76,10 +76,10 @@ class Subject:
 
 def embedded(experiment: Experiment, folder: Path, images: int) -> Subject:
     source = experiment.embedded.blip
-    model = blip.load(BlipForConditionalGeneration, source).to(device())
-    towers = Towers(model, blip.load_tokenizer(source), blip.load_pixels(source), COMPUTE)
+    model = blip.load(BlipForConditionalGeneration, source).to(get_device())
+    towers = Towers(model, blip.load_tokenizer(source), blip.load_preprocessing(source), COMPUTE)
     rows = make_scenes(folder, 0, images, towers.pixels.side)["val"]
-    ids = Captioner(source, BlipLanguage(model.text_decoder), towers.tokenizer).prompts(experiment.captioning)
+    ids = Captioner(source, BlipDecoder(model.text_decoder), towers.tokenizer).prompts(experiment.captioning)
     return Subject(towers, rows, ids, experiment)
 
 
@@ -89,7 +89,7 @@ def paper(experiment: Experiment, folder: Path, images: int) -> Subject:
     config = BlipConfig(vision_config={"initializer_range": 0.02})  # the default of 1e-10 is for checkpoints
     model = BlipForConditionalGeneration(config).eval().requires_grad_(False)
     side = config.vision_config.image_size
-    towers = Towers(model.to(device()), None, blip.Pixels(side, vit.MEAN, vit.STD), COMPUTE)
+    towers = Towers(model.to(get_device()), None, blip.Preprocessing(side, vit.MEAN, vit.STD), COMPUTE)
     told = sorted({cell.prompt for cell in experiment.captioning.cells.values()})
     ids = {prompt: [2000 + 10 * at + step for step in range(PAPER_PROMPT)] for at, prompt in enumerate(told)}
     return Subject(towers, make_scenes(folder, 0, images, side)["val"], ids, experiment)
@@ -122,7 +122,7 @@ def usual_way(subject: Subject, use_cache: bool) -> Texts:
         told, found[name] = [config.bos_token_id, *subject.ids[cell.prompt], config.sep_token_id], []
         for _, pixels in batches:
             written = towers.model.generate(
-                pixel_values=vit.normalise(pixels.to(towers.device), towers.pixels.mean, towers.pixels.std),
+                pixel_values=vit.normalize(pixels.to(towers.device), towers.pixels.mean, towers.pixels.std),
                 # a new tensor every time: `generate` writes to it, and drops its last column itself
                 input_ids=torch.tensor([told] * len(pixels), device=towers.device),
                 min_length=task.min_length,
@@ -137,10 +137,10 @@ def usual_way(subject: Subject, use_cache: bool) -> Texts:
 def encode(subject: Subject, folder: Path) -> None:
     """Hidden states of every image into a table in `folder`."""
     config = subject.towers.model.config.vision_config
-    made_with = Provenance("benchmark", "", "", config.hidden_size, config.num_attention_heads, "", "")
+    made_with = FeatureMetadata("benchmark", "", "", config.hidden_size, config.num_attention_heads, "", "")
     shards = Shards(folder / "val", len(subject.rows), vars(made_with), waiting=folder / "waiting")
     encode_states(subject.towers, subject.rows, shards, made_with)
-    shards.deliver()
+    shards.commit()
 
 
 def our_way(subject: Subject, folder: Path, seconds: dict[str, float], counts: Counter) -> Texts:
@@ -149,7 +149,7 @@ def our_way(subject: Subject, folder: Path, seconds: dict[str, float], counts: C
         encode(subject, folder)
     with clocked(seconds, "decode"):
         decoder = subject.decoder()
-        decoder.language.exact.register_forward_pre_hook(lambda *_: counts.update(exact=1))
+        decoder.decoder.exact.register_forward_pre_hook(lambda *_: counts.update(exact=1))
         found = decode(decoder, FeatureTable(folder / "val"), subject.task.cells, subject.ids, subject.experiment)
     return {name: [texts[row.image_id] for row in subject.rows] for name, texts in found.items()}
 

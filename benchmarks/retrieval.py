@@ -31,20 +31,20 @@ from torch.utils.data import DataLoader
 
 from benchmarks.segmentation import COMPUTE, clocked
 from stages.data.manifest import Row
-from stages.data.scenes.captions import captions
-from stages.data.scenes.scene import Style, draw
+from stages.data.scenes.captions import scene_captions
+from stages.data.scenes.scene import Style, draw_scene
 from stages.features.shards import Shards
-from stages.image_text import DRAWN
-from stages.image_text.reference_caption import drawn_index
+from stages.image_text import REFERENCE_SEED
+from stages.image_text.reference_caption import reference_index
 from stages.image_text.retrieval_vectors import TEXTS, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.views import BATCH, Views
 from stages.models.checkpoints.record import Checkpoint
 from stages.params import retrieval as params
 from stages.params.experiment import Experiment, load_experiment
-from stages.retrieval.dataset import Val
+from stages.retrieval.dataset import ValPairs
 from stages.retrieval.projections import Projections
-from stages.retrieval.training import Pairs, Training, contrast, train
+from stages.retrieval.training import Pairs, ProjectionTraining, contrastive_loss, train
 
 FULL = (1464, 1449)  # training and validation images of VOC 2012
 NOISE = 3.0  # of made-up captions, in deviations of the image states: recall then lies between nothing and all
@@ -58,34 +58,36 @@ def told_scenes(folder: Path, train: int, val: int, side: int) -> Rows:
     for index in range(train + val):
         split = "train" if index < train else "val"
         rng = np.random.default_rng([1, index])
-        scene, path = draw(rng, split, Style(side=side)), folder / f"{index}.jpg"
+        scene, path = draw_scene(rng, split, Style(side=side)), folder / f"{index}.jpg"
         Image.fromarray(scene.image).save(path, quality=93)
-        rows[split].append(Row(str(index), split, str(path), captions=captions(rng, scene), height=side, width=side))
+        rows[split].append(
+            Row(str(index), split, str(path), captions=scene_captions(rng, scene), height=side, width=side)
+        )
     return {split: tuple(made) for split, made in rows.items()}
 
 
-def begin(experiment: Experiment, towers: Towers) -> list[list[Training]]:
+def begin(experiment: Experiment, towers: Towers) -> list[list[ProjectionTraining]]:
     """The runs of Table 4 and of Table 5 before their first step; one without a recipe is judged as it comes."""
     task = experiment.retrieval
-    scratch = params.Row(init="scratch", **task.recipe.model_dump())
-    finetuned = params.Row(init="provided", **task.finetune.model_dump())
+    scratch = params.GridRow(init="scratch", **task.recipe.model_dump())
+    finetuned = params.GridRow(init="provided", **task.finetune.model_dump())
     tables = {
         "retrieval": {"provided": None, "scratch": scratch, "finetuned": finetuned},
         "retrieval_grid": task.grid,
     }
-    seeds = {name: experiment.seed_of(f"{table}/{name}") for table, asked in tables.items() for name in asked}
+    seeds = {name: experiment.seed_for(f"{table}/{name}") for table, asked in tables.items() for name in asked}
     return [
-        [Training(name, row, seeds[name], start(towers, row, seeds[name]), []) for name, row in asked.items()]
+        [ProjectionTraining(name, row, seeds[name], start(towers, row, seeds[name]), []) for name, row in asked.items()]
         for asked in tables.values()
     ]
 
 
-def taught(runs: list[list[Training]]) -> list[list[Training]]:
+def taught(runs: list[list[ProjectionTraining]]) -> list[list[ProjectionTraining]]:
     """Those that train."""
     return [[one for one in some if one.recipe] for some in runs]
 
 
-def start(towers: Towers, row: params.Row | None, seed: int) -> Projections:
+def start(towers: Towers, row: params.GridRow | None, seed: int) -> Projections:
     """The provided projections, or random ones of the same shape."""
     vision, text = towers.model.vision_proj, towers.model.text_proj
     with torch.random.fork_rng(devices=[]):
@@ -99,11 +101,11 @@ def start(towers: Towers, row: params.Row | None, seed: int) -> Projections:
 
 def drawn(rows: tuple[Row, ...], experiment: Experiment) -> list[str]:
     """The caption that stands for each row."""
-    seed = experiment.seed_of(DRAWN)
-    return [row.captions[drawn_index(row, seed)] for row in rows]
+    seed = experiment.seed_for(REFERENCE_SEED)
+    return [row.captions[reference_index(row, seed)] for row in rows]
 
 
-def usual_way(towers: Towers, rows: Rows, experiment: Experiment) -> list[list[Training]]:
+def usual_way(towers: Towers, rows: Rows, experiment: Experiment) -> list[list[ProjectionTraining]]:
     """One run after another, towers and all."""
     runs = begin(experiment, towers)
     views, workers = Views(rows["val"], towers.pixels.side), COMPUTE.workers
@@ -116,7 +118,7 @@ def usual_way(towers: Towers, rows: Rows, experiment: Experiment) -> list[list[T
     return runs
 
 
-def train_usual(towers: Towers, run: Training, rows: Rows, val: DataLoader, experiment: Experiment) -> None:
+def train_usual(towers: Towers, run: ProjectionTraining, rows: Rows, val: DataLoader, experiment: Experiment) -> None:
     """A training script without a cache: one pool of loading workers, kept over the epochs."""
     recipe, count, told = run.recipe, len(rows["train"]), drawn(rows["train"], experiment)
     steps, order = count // recipe.batch_size, torch.Generator().manual_seed(run.seed)
@@ -125,7 +127,7 @@ def train_usual(towers: Towers, run: Training, rows: Rows, val: DataLoader, expe
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=recipe.epochs * steps)
     seeds = [
-        experiment.seed_of(f"retrieval/view/{epoch}/{row.image_id}")
+        experiment.seed_for(f"retrieval/view/{epoch}/{row.image_id}")
         for epoch in range(recipe.epochs)
         for row in rows["train"]
     ]
@@ -139,7 +141,9 @@ def train_usual(towers: Towers, run: Training, rows: Rows, val: DataLoader, expe
         # clones, as autograd saves no tensor of inference mode
         images = towers.image_states(pixels)[:, 0].clone()
         texts = towers.text_states([told[place % count] for place in some.tolist()]).clone()
-        loss = contrast(run.projections.images(images)[None], run.projections.texts(texts)[None], temperature).sum()
+        loss = contrastive_loss(
+            run.projections.images(images)[None], run.projections.texts(texts)[None], temperature
+        ).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -158,12 +162,12 @@ def validate(
     told = drawn(rows, experiment)
     seen = torch.cat([towers.image_states(pixels)[:, 0] for _, pixels in images])
     texts = torch.cat([towers.text_states(told[first : first + TEXTS]) for first in range(0, len(told), TEXTS)])
-    return Val([row.image_id for row in rows], told, seen, texts).metrics(projections)
+    return ValPairs([row.image_id for row in rows], told, seen, texts).metrics(projections)
 
 
 def our_way(
     towers: Towers, rows: Rows, experiment: Experiment, views: int, seconds: dict[str, float]
-) -> list[list[Training]]:
+) -> list[list[ProjectionTraining]]:
     """The pipeline's own functions; seconds by part."""
     with clocked(seconds, "encode"):
         pairs, val = encode(towers, rows, experiment, views)
@@ -177,11 +181,11 @@ def our_way(
     return runs
 
 
-def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tuple[Pairs, Val]:
+def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tuple[Pairs, ValPairs]:
     """What `encode_image_text` writes and `Cached` reads."""
     train, numbers = rows["train"] * views, [view for view in range(views) for _ in rows["train"]]
     places = zip(train, numbers, strict=True)
-    seeds = [experiment.seed_of(f"retrieval/view/{view}/{row.image_id}") for row, view in places]
+    seeds = [experiment.seed_for(f"retrieval/view/{view}/{row.image_id}") for row, view in places]
     asked = {"train": (train, numbers, seeds), "val": (rows["val"], [0] * len(rows["val"]), None)}
     states = {}
     with tempfile.TemporaryDirectory() as name:
@@ -190,15 +194,15 @@ def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tu
             states[split] = encode_views(towers, *some, shards).values.float().to(towers.device)
     told = encode_captions(towers, rows["train"] + rows["val"], {})
     place = {key: at for at, key in enumerate(zip(told.image_ids, told.indices, strict=True))}
-    seed = experiment.seed_of(DRAWN)
+    seed = experiment.seed_for(REFERENCE_SEED)
     texts = {
-        split: told.values[[place[row.image_id, drawn_index(row, seed)] for row in some]].float().to(towers.device)
+        split: told.values[[place[row.image_id, reference_index(row, seed)] for row in some]].float().to(towers.device)
         for split, some in rows.items()
     }
     val_ids = [row.image_id for row in rows["val"]]
     return (
         Pairs(states["train"].unflatten(0, (views, -1)), texts["train"]),
-        Val(val_ids, drawn(rows["val"], experiment), states["val"], texts["val"]),
+        ValPairs(val_ids, drawn(rows["val"], experiment), states["val"], texts["val"]),
     )
 
 
@@ -222,7 +226,7 @@ def counted(towers: Towers) -> Iterator[Counter]:
         hook.remove()
 
 
-def made_up(towers: Towers, views: int, counts: tuple[int, int] = FULL) -> tuple[Pairs, Val]:
+def made_up(towers: Towers, views: int, counts: tuple[int, int] = FULL) -> tuple[Pairs, ValPairs]:
     """States in which a caption's is its image's, turned and blurred."""
     noise = torch.Generator().manual_seed(0)
     width, text_width = towers.model.vision_proj.in_features, towers.model.text_proj.in_features
@@ -233,7 +237,7 @@ def made_up(towers: Towers, views: int, counts: tuple[int, int] = FULL) -> tuple
     device = towers.device
     return (
         Pairs(blurred.to(device), texts[: counts[0]].to(device)),
-        Val(list(map(str, range(counts[1]))), [], images[counts[0] :].to(device), texts[counts[0] :].to(device)),
+        ValPairs(list(map(str, range(counts[1]))), [], images[counts[0] :].to(device), texts[counts[0] :].to(device)),
     )
 
 
@@ -273,7 +277,7 @@ def judge_nothing(_projections: Projections) -> dict[str, float]:
     return {}
 
 
-def brief(training: Training) -> Training:
+def brief(training: ProjectionTraining) -> ProjectionTraining:
     """The same run for one epoch."""
     return replace(training, recipe=training.recipe.model_copy(update={"epochs": 1}))
 
@@ -284,7 +288,7 @@ def apart(first: Projections, second: Projections) -> float:
     return max((one - other).abs().max().item() for one, other in pairs)
 
 
-def recall(runs: list[list[Training]]) -> dict[str, float]:
+def recall(runs: list[list[ProjectionTraining]]) -> dict[str, float]:
     """Every run's last R@1 from image to caption, in percent."""
     return {one.name: one.history[-1]["image_to_text_r_at_1"] for one in chain(*runs)}
 

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 
 from stages.data.images import read_mask
 from stages.data.manifest import Row
-from stages.data.scenes.scene import CLASSES, Style, draw
-from stages.data.views import cut_mask
+from stages.data.scenes.scene import CLASSES, Style, draw_scene
+from stages.data.views import crop_mask
 from stages.data.voc import VOID
 from stages.features.shards import Shards
-from stages.features.tokens import FeatureTable, Provenance
+from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
 from stages.params.compute import Compute
 from stages.params.experiment import Segmentation, ViewParams, load_experiment
@@ -47,7 +47,7 @@ def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tupl
     rows = {"train": [], "val": []}
     for index in range(train + val):
         split = "train" if index < train else "val"
-        scene = draw(np.random.default_rng([1, index]), split, Style(side=side))
+        scene = draw_scene(np.random.default_rng([1, index]), split, Style(side=side))
         image, mask = folder / f"{index}.jpg", folder / f"{index}.png"
         Image.fromarray(scene.image).save(image, quality=93)
         Image.fromarray(scene.mask).save(mask)
@@ -76,19 +76,19 @@ def usual_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int)
     masks = {row.image_id: read_mask(Path(row.mask)) for split in rows.values() for row in split}
     count = len(rows["train"])
     training, natives = Views(train_views(rows["train"], task.epochs, params, seed)), Views(val_views(rows["val"]))
-    steps = count // task.batch
+    steps = count // task.batch_size
     for asked in task.heads.values():
         head = new_head(asked, backbone)
         optimizer = torch.optim.AdamW(head.parameters(), lr=task.lr, weight_decay=task.weight_decay)
-        orders = [epoch * count + torch.randperm(count)[: steps * task.batch] for epoch in range(task.epochs)]
+        orders = [epoch * count + torch.randperm(count)[: steps * task.batch_size] for epoch in range(task.epochs)]
         settings = {"num_workers": COMPUTE.workers, "persistent_workers": True}
-        batches = DataLoader(training, batch_sampler=torch.cat(orders).view(-1, task.batch).tolist(), **settings)
+        batches = DataLoader(training, batch_sampler=torch.cat(orders).view(-1, task.batch_size).tolist(), **settings)
         val = DataLoader(natives, batch_sampler=list(batches_of(natives.views, range(len(natives)), 32)), **settings)
         for step, (indices, pixels) in enumerate(batches, 1):
             with torch.no_grad():
                 tokens = backbone(pixels).patches
             views = [training.views[index] for index in indices.tolist()]
-            cut = np.stack([cut_mask(masks[row.image_id], view) for row, _, view in views])
+            cut = np.stack([crop_mask(masks[row.image_id], view) for row, _, view in views])
             loss = F.cross_entropy(stretch(head(tokens), pixels), torch.from_numpy(cut).long(), ignore_index=VOID)
             optimizer.zero_grad()
             loss.backward()
@@ -120,13 +120,13 @@ def validate(backbone, head, loader, views, masks) -> int:
 def cached_way(backbone, rows, task: Segmentation, params: ViewParams, seed: int, folder: Path) -> dict[str, float]:
     """The pipeline's own functions, from extraction to the last epoch; seconds by part."""
     seconds: dict[str, float] = {}
-    made_with = Provenance("benchmark", "", "", backbone.dim, backbone.heads, "", "")
+    made_with = FeatureMetadata("benchmark", "", "", backbone.dim, backbone.heads, "", "")
     splits = {"train": train_views(rows["train"], task.views, params, seed), "val": val_views(rows["val"])}
     with clocked(seconds, "extract"):
         for split, views in splits.items():
             shards = Shards(folder / split, len(views), vars(made_with), waiting=folder / "waiting")
             extract(backbone, views, shards, made_with, COMPUTE)
-            shards.deliver()
+            shards.commit()
     masks = {row.image_id: Path(row.mask) for split in rows.values() for row in split}
     with clocked(seconds, "heads"):
         for name, asked in task.heads.items():

@@ -13,10 +13,10 @@ from PIL import Image
 from ruamel.yaml import YAML
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
+from stages.core import train_state
 from stages.data.scenes import web
-from stages.data.voc import COLOUR_MAP
+from stages.data.voc import COLOR_MAP
 from stages.models import blip, vit
-from stages.pretraining import training as recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINE = (
@@ -49,7 +49,7 @@ def seeded():
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     image = Image.fromarray(mask.astype(np.uint8), mode="P")
-    image.putpalette(COLOUR_MAP.tobytes())
+    image.putpalette(COLOR_MAP.tobytes())
     image.save(path)
 
 
@@ -74,22 +74,22 @@ def voc_folder(tmp_path):
 
 def cut_off_when_kept(monkeypatch, train) -> None:
     """Run `train` until it first keeps what a resumed run needs, then cut it off."""
-    keep = recipe.keep
+    keep = train_state.save_state
 
     def cut_off(*kept):
         keep(*kept)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "keep", cut_off)
+    monkeypatch.setattr(train_state, "save_state", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train()
-    monkeypatch.setattr(recipe, "keep", keep)
+    monkeypatch.setattr(train_state, "save_state", keep)
 
 
 def untrained_blip(folder: Path, sharp: float = 1.0) -> None:
     """A BLIP of the shipped kind with random weights; `sharp` spreads its logits out."""
     torch.manual_seed(0)
-    tokenizer = blip.word_tokenizer(web.words())
+    tokenizer = blip.word_tokenizer(web.vocabulary())
     config = blip.small_config(vit.Architecture(dim=32, depth=1), len(tokenizer), layers=2, projection=16)
     captioner = blip.build(BlipForConditionalGeneration, config)
     retriever = blip.build(BlipForImageTextRetrieval, config)
@@ -168,16 +168,23 @@ def clone(root: Path) -> Project:
         profile="embedded",
         embedded__train=12,
         embedded__val=7,
-        embedded__pets_train=20,
-        embedded__pets_val=20,
-        embedded__look_at={"class_token": ["heart_1001", "three_1001"], "captions": 2},
+        embedded__objects_train=20,
+        embedded__objects_val=20,
+        embedded__examples={"class_token": ["heart_1001", "three_1001"], "captions": 2},
         classification__settings={
-            "base": {"lr": "base", "augment": False, "size": "base", "batch": 4, "accumulate": 1, "epochs": 1},
-            "accumulated": {"lr": "base", "augment": True, "size": "large", "batch": 4, "accumulate": 2, "epochs": 2},
+            "base": {"lr": "base", "augment": False, "size": "base", "batch_size": 4, "accumulate": 1, "epochs": 1},
+            "accumulated": {
+                "lr": "base",
+                "augment": True,
+                "size": "large",
+                "batch_size": 4,
+                "accumulate": 2,
+                "epochs": 2,
+            },
         },
         segmentation__epochs=2,
         segmentation__views=2,
-        segmentation__batch=4,
+        segmentation__batch_size=4,
         segmentation__heads={
             "linear": {"kind": "linear"},
             "transformer": {"kind": "transformer", "shared_qk": False},

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save
 from test_blip_original import layout, share
 
-from stages.data.voc import COLOUR_MAP
+from stages.data.voc import COLOR_MAP
 from stages.models.catr import Catr, CatrConfig
 
 COUNTS = {"train": 10, "val": 6}
@@ -32,7 +32,7 @@ VITS = ("test_vit.r160_in1k", "test_vit2.r160_in1k")
 def png(pixels: np.ndarray, palette: bool = False) -> bytes:
     image = Image.fromarray(pixels.astype(np.uint8), mode="P" if palette else None)
     if palette:
-        image.putpalette(COLOUR_MAP.tobytes())
+        image.putpalette(COLOR_MAP.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -197,5 +197,5 @@ class PaperSite(Loopback):
                 "size": {"base": 64, "large": 80},
             },
             "paper__view": {"short_side_min": 64, "short_side_max": 75, "crop": 64},
-            "paper__look_at": {"class_token": 2, "captions": 2},
+            "paper__examples": {"class_token": 2, "captions": 2},
         }

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from stages.params.model_source import called, is_file
+from stages.params.model_source import display_name, is_checkpoint_file
 
 PICTURES = Path("reports/pictures")  # / STAGE / *.png
 SHARES = Path("data/attention")  # / STAGE.parquet
@@ -12,8 +12,8 @@ BOOTSTRAP = "attention/bootstrap"  # names the seed of all intervals: two models
 
 def short_name(source: str) -> str:
     """A ViT's name in those of runs and files; of a file of ours, its folder's, and its own unless that is `model`."""
-    name = called(source)
-    if is_file(name):
+    name = display_name(source)
+    if is_checkpoint_file(name):
         path = Path(name)
         parts = [path.parent.name, path.stem if path.stem != "model" or not path.parent.name else ""]
         name = "_".join(part for part in parts if part)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.bootstrap import interval, mean_draws, weights
+from stages.core.bootstrap import bootstrap_means, confidence_interval, resample_counts
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Share:
     count: int
 
 
-def share_of(mass: np.ndarray, area: np.ndarray, images: np.ndarray, *, seed: int) -> Share:
+def compute_attention_share(mass: np.ndarray, area: np.ndarray, images: np.ndarray, *, seed: int) -> Share:
     """The share of maps with `mass` and `area` in percent, each of image number `images` (all `(maps,)`)."""
     masses, areas = _drawn(mass, images, seed), _drawn(area, images, seed)
-    between = interval(mean_draws(mass, images, seed=seed))
-    times = interval(masses[areas > 0] / areas[areas > 0])
+    between = confidence_interval(bootstrap_means(mass, images, seed=seed))
+    times = confidence_interval(masses[areas > 0] / areas[areas > 0])
     return Share(float(mass.mean()), *between, float(area.mean()), float(mass.sum() / area.sum()), *times, len(mass))
 
 
 def _drawn(values: np.ndarray, images: np.ndarray, seed: int) -> np.ndarray:
     """Sums of `values` over the images of each draw."""
-    return weights(int(images.max()) + 1, seed=seed) @ np.bincount(images, values)
+    return resample_counts(int(images.max()) + 1, seed=seed) @ np.bincount(images, values)

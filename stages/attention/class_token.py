@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stages.attention.maps import class_token_maps, indexed, rollout
+from stages.attention.maps import class_token_maps, resolve_index, rollout
 from stages.models.vit import Backbone
 
 
 @dataclass(frozen=True)
-class Looked:
+class AttentionMaps:
     """Maps of one image, in patches: `heads` `(heads, rows, columns)`, and attention rollout's, where it was asked."""
 
     heads: Tensor
@@ -24,7 +24,7 @@ class Looked:
         return self.heads.mean(0)
 
 
-def whole_patches(image: Image.Image, short_side: int, patch: tuple[int, int]) -> Tensor:
+def resize_to_patches(image: Image.Image, short_side: int, patch: tuple[int, int]) -> Tensor:
     """`(3, H, W)` uint8: resized (bicubic) to a short side of about `short_side`, both sides whole patches.
 
     So no pixel is left out of the grid, whatever the image's shape.
@@ -39,13 +39,13 @@ def whole_patches(image: Image.Image, short_side: int, patch: tuple[int, int]) -
 
 
 @torch.inference_mode()
-def look(backbone: Backbone, images: list[Tensor], block: int, roll: bool) -> list[Looked]:
+def class_token_attention(backbone: Backbone, images: list[Tensor], block: int, roll: bool) -> list[AttentionMaps]:
     """Maps of every image, `(3, H, W)` uint8 of one size; the ViT has a class token.
 
     Raises `InputError` for a block that it has not. Of all heads' weights only one block's are in memory at a time.
     """
     vit, maps = backbone.vit, []
-    block = indexed(len(vit.blocks), block, "attention.class_token.block", "blocks")
+    block = resolve_index(len(vit.blocks), block, "attention.class_token.block", "blocks")
     pixels = torch.stack(images).to(next(vit.parameters()).device)
     prefix, grid = vit.num_prefix_tokens, backbone.grid(*pixels.shape[-2:])
 
@@ -57,6 +57,6 @@ def look(backbone: Backbone, images: list[Tensor], block: int, roll: bool) -> li
         if roll:
             passed.append(weights.mean(1, keepdim=True))
 
-    backbone.watch(pixels, note, None if roll else [block])
+    backbone.capture_attention(pixels, note, None if roll else [block])
     rolled = list(rollout(passed, prefix, grid).cpu()) if roll else [None] * len(images)
-    return [Looked(heads, one) for heads, one in zip(maps, rolled, strict=True)]
+    return [AttentionMaps(heads, one) for heads, one in zip(maps, rolled, strict=True)]

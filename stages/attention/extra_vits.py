@@ -1,7 +1,7 @@
 """ViTs that are looked into beside the profile's."""
 
 from stages.models import vit
-from stages.models.checkpoints.record import loading
+from stages.models.checkpoints.record import loading_errors
 from stages.models.vit import Backbone
 
 
@@ -10,5 +10,5 @@ def load_other(source: str, key: str) -> Backbone:
 
     Raises `InputError` naming the param `key` where there is none.
     """
-    with loading(key, source):
+    with loading_errors(key, source):
         return vit.load(source)

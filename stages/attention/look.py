@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from stages.attention import caption_attention, class_attention, position_similarity
 from stages.attention.caption_attention import Reader
-from stages.attention.class_token import look, whole_patches
+from stages.attention.class_token import class_token_attention, resize_to_patches
 from stages.attention.extra_vits import load_other
 from stages.attention.panels import draw_rows
 from stages.attention.positions import has_positions
 from stages.captioning.captioner import load_captioner
-from stages.captioning.decoding import Decoder, Lengths
+from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.core.stage import InputError, stage
-from stages.data.images import image_files, read_image
-from stages.data.manifest import UNREADABLE
+from stages.data.images import find_images, read_image
+from stages.data.manifest import IMAGE_ERRORS
 from stages.image_text.image_encoder import load_encoder
 from stages.params.captioning import Cell
 from stages.params.experiment import Experiment, load_experiment
@@ -35,10 +35,10 @@ FOLDER = Path("reports/look")
 
 def images(asked: list[Path], kind: str) -> Iterator[tuple[str, Image.Image, Path]]:
     """Every image with its name and where its picture goes."""
-    for name, file in tqdm(image_files(asked).items(), kind, unit="image"):
+    for name, file in tqdm(find_images(asked).items(), kind, unit="image"):
         try:
             image = read_image(file)
-        except UNREADABLE as fault:
+        except IMAGE_ERRORS as fault:
             raise InputError(f"{file}: {fault}") from fault
         yield name, image, FOLDER / f"{name}.{kind}.png"
 
@@ -53,8 +53,8 @@ def look_class_token(experiment: Experiment, asked: list[Path]) -> Iterator[Path
     for name, image, path in images(asked, "class_token"):
         rows = []
         for model in models:
-            pixels = whole_patches(image, side, model.backbone.patch)
-            (seen,) = look(model.backbone, [pixels], settings.block, settings.rollout)
+            pixels = resize_to_patches(image, side, model.backbone.patch)
+            (seen,) = class_token_attention(model.backbone, [pixels], settings.block, settings.rollout)
             rows.append((image, model.name, class_attention.panels_of(seen)))
         draw_rows(path, rows, f"{name}: attention of the class token, {class_attention.way_of(settings)}", shared=False)
         yield path
@@ -66,7 +66,10 @@ def look_caption(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
     captioner, states_of = load_captioner(experiment), load_encoder(experiment)
     cell = Cell(type="greedy", prompt=task.cells[words.cell].prompt)
     prompt = captioner.prompts(task.model_copy(update={"cells": {words.cell: cell}}))[cell.prompt]
-    decoder, reader = Decoder(captioner.language, Lengths(task.min_length, task.max_length)), Reader(captioner, words)
+    decoder, reader = (
+        CaptionGenerator(captioner.decoder, Lengths(task.min_length, task.max_length)),
+        Reader(captioner, words),
+    )
     for name, image, path in images(asked, "caption"):
         states = states_of(image)
         written = decoder.sample(states, [prompt], [cell], np.zeros((1, 1, task.max_length)))
@@ -81,7 +84,7 @@ def look_positions(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
     for source in map(str, asked):
         backbone = load_other(source, "positions")
         if not has_positions(backbone.vit):
-            raise InputError(f"{source} has no learnt position embeddings to show")
+            raise InputError(f"{source} has no learned position embeddings to show")
         yield from position_similarity.draw_source(source, backbone, grids, FOLDER).values()
 
 

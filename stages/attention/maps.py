@@ -20,7 +20,7 @@ def check_rows(weights: Tensor) -> Tensor:
     return weights
 
 
-def indexed(size: int, index: int, key: str, what: str) -> int:
+def resolve_index(size: int, index: int, key: str, what: str) -> int:
     """`index` counted from 0; raises `InputError` naming the param `key` where there is none such."""
     if not -size <= index < size:
         raise InputError(f"{key} = {index}: there are {size} {what}, 0 to {size - 1}, or -1 for the last")
@@ -72,13 +72,13 @@ def density(attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return spread / spread.sum((-2, -1), keepdims=True)
 
 
-def mass(spread: np.ndarray, inside: np.ndarray, counted: np.ndarray) -> np.ndarray:
+def attention_mass(spread: np.ndarray, inside: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Percent of a `density` `(..., H, W)` that lies `inside`, of what lies on pixels that are `counted`."""
     on_it, all_of_it = (np.tensordot(spread, pixels.astype(spread.dtype), 2) for pixels in (inside, counted))
     return 100 * on_it / all_of_it
 
 
-def middle_of_most(attention: Tensor, size: tuple[int, int]) -> tuple[int, int]:
+def peak_pixel(attention: Tensor, size: tuple[int, int]) -> tuple[int, int]:
     """The pixel of an image in the middle of the patch that gets most of `attention` `(rows, columns)`."""
     place = np.unravel_index(int(attention.argmax()), attention.shape)
     row, column = (

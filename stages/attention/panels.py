@@ -16,7 +16,7 @@ from torch import Tensor
 from stages.attention.maps import relative, upsampled
 from stages.core.figures import figure
 
-COLOURS = plt.get_cmap("jet")  # the reports': red is large, blue is small
+COLORS = plt.get_cmap("jet")  # the reports': red is large, blue is small
 OPACITY = 0.5
 ACROSS = 7  # panels in a line
 UNIT = "attention, in multiples of an even spread"
@@ -31,20 +31,20 @@ class Panel:
 
 
 def overlay(pixels: np.ndarray, attention: Tensor, top: float) -> np.ndarray:
-    """`attention` `(rows, columns)`, stretched and coloured from 0 to `top`, over `pixels` `(H, W, 3)` uint8.
+    """`attention` `(rows, columns)`, stretched and colored from 0 to `top`, over `pixels` `(H, W, 3)` uint8.
 
     Returns `(H, W, 3)` in 0..1.
     """
     heat = upsampled(attention.float(), pixels.shape[:2]).numpy()
-    painted = COLOURS(np.clip(heat / top, 0, 1))[..., :3]
-    grey = pixels.mean(2, keepdims=True) / 255  # colours of the image would pass for those of attention
-    return OPACITY * painted + (1 - OPACITY) * grey
+    painted = COLORS(np.clip(heat / top, 0, 1))[..., :3]
+    gray = pixels.mean(2, keepdims=True) / 255  # colors of the image would pass for those of attention
+    return OPACITY * painted + (1 - OPACITY) * gray
 
 
 def draw_panels(path: Path, image: Image.Image, first: str, panels: list[Panel], title: str, shared: bool) -> None:
     """The image, titled `first`, then its panels, at most `ACROSS` in a line.
 
-    `shared` gives all panels one scale and one colour bar; else each has its own.
+    `shared` gives all panels one scale and one color bar; else each has its own.
     """
     draw_rows(path, [(image, first, panels)], title, shared)
 
@@ -57,7 +57,7 @@ def draw_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], titl
     across, aspects = max(len(line) for _, line in lines), [image.height / image.width for image, _ in lines]
     panel_width, bar_width = (1.6, 0.7) if shared else (1.75, 0)
     width = panel_width * across + bar_width
-    told = _wrapped(title if shared else f"{title}\n(colours: {UNIT})", width)
+    told = _wrapped(title if shared else f"{title}\n(colors: {UNIT})", width)
     titles = 0.2 + 0.16 * max(panel.title.count("\n") for panel in maps)
     height = sum(1.5 * aspect + titles for aspect in aspects) + 0.16 * (told.count("\n") + 2)
     size = (width, height)
@@ -102,7 +102,7 @@ def _top(panel: Panel) -> float:
 
 
 def _bar(drawn: plt.Figure, axes, top: float, label: str = "") -> None:
-    scale = plt.cm.ScalarMappable(Normalize(0, top), COLOURS)
+    scale = plt.cm.ScalarMappable(Normalize(0, top), COLORS)
     settings = {"shrink": 0.8, "aspect": 14, "pad": 0.02} if not label else {"shrink": 0.8, "aspect": 30, "pad": 0.01}
     bar = drawn.colorbar(scale, ax=axes, **settings)
     bar.ax.tick_params(labelsize=7, length=2)

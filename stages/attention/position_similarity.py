@@ -10,7 +10,7 @@ from stages.attention import PICTURES, short_name
 from stages.attention.extra_vits import load_other
 from stages.attention.panels import draw_positions
 from stages.attention.positions import has_positions, position_grid, similarity, structure
-from stages.core.runs import FOLDER, Run, package_versions, write_run
+from stages.core.runs import RUNS, Run, package_versions, write_run
 from stages.core.stage import InputError, stage
 from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
@@ -48,7 +48,7 @@ def run_source(source: str, backbone: Backbone, experiment: Experiment) -> Run:
         params={"profile": experiment.profile, "backbone": source, "grids": asked.grids},
         metrics=found,
         inputs={"backbone": source, "weights": vit.weights_hash(backbone)},
-        artefacts={grid: str(path) for grid, path in made.items()},
+        artifacts={grid: str(path) for grid, path in made.items()},
         versions=package_versions("torch", "timm", "scipy"),
     )
     write_run(run)
@@ -57,7 +57,7 @@ def run_source(source: str, backbone: Backbone, experiment: Experiment) -> Run:
 
 def main() -> None:
     experiment = load_experiment()
-    for folder in (PICTURES / TASK, FOLDER / TASK):
+    for folder in (PICTURES / TASK, RUNS / TASK):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)  # DVC asks for it, whatever there is to show
     own, others = experiment.active.classifier.backbone, experiment.attention.positions.others

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def has_positions(vit: VisionTransformer) -> bool:
-    """Whether a ViT has learnt position embeddings (some have rotary or relative ones)."""
+    """Whether a ViT has learned position embeddings (some have rotary or relative ones)."""
     return getattr(vit, "pos_embed", None) is not None
 
 
@@ -37,10 +37,10 @@ def similarity(positions: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Structure:
-    """How much of the image's grid the embeddings show; `neighbours` in percent."""
+    """How much of the image's grid the embeddings show; `neighbors` in percent."""
 
-    neighbours: float  # patches whose most similar other patch touches them
-    by_chance: float  # what `neighbours` would be if it were any other patch
+    neighbors: float  # patches whose most similar other patch touches them
+    by_chance: float  # what `neighbors` would be if it were any other patch
     rank_correlation: float  # Spearman's, between similarity and distance in patches, over all pairs
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from stages.attention.maps import check_rows, indexed
-from stages.captioning.text_decoders import Language
+from stages.attention.maps import check_rows, resolve_index
+from stages.captioning.text_decoders import TextDecoder
 
 END = "<end>"
 
@@ -39,7 +39,7 @@ class Word:
 
 @torch.inference_mode()
 def attended(
-    language: Language,
+    decoder: TextDecoder,
     states: Tensor,
     texts: Sequence[list[int]],
     prompted: int,
@@ -53,13 +53,13 @@ def attended(
     attention is that of the step that wrote it, which reads the token before. Raises `InputError` for a layer or
     head that the decoder has not.
     """
-    layer = indexed(language.layers, layer, "attention.captions.layer", "layers")
+    layer = resolve_index(decoder.layers, layer, "attention.captions.layer", "layers")
     if head != "mean":
-        head = indexed(language.heads, head, "attention.captions.head", "heads")
+        head = resolve_index(decoder.heads, head, "attention.captions.head", "heads")
     longest = max(len(text) for text in texts)
-    padded = [text + [language.pad] * (longest - len(text)) for text in texts]
+    padded = [text + [decoder.pad] * (longest - len(text)) for text in texts]
     read = torch.tensor(padded, device=states.device)[:, :-1]  # behind a text's end nothing is asked
-    weights = check_rows(language.looks(read, states, layer))  # (N, heads, read, image tokens)
+    weights = check_rows(decoder.cross_attention(read, states, layer))  # (N, heads, read, image tokens)
     weights = weights.mean(1) if head == "mean" else weights[:, head]
     return [one[prompted - 1 : len(text) - 1].cpu() for one, text in zip(weights, texts, strict=True)]
 

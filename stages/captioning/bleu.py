@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from nltk.translate.bleu_score import closest_ref_length, modified_precision
 
-from stages.core.bootstrap import weights
+from stages.core.bootstrap import resample_counts
 from stages.core.stage import InputError, stage
 
 ORDERS = 4
@@ -29,7 +29,7 @@ class Counts:
     reference: np.ndarray
 
 
-def count(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Counts:
+def count_ngrams(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Counts:
     """Counts of every prediction against its one or more references (nltk's clipped n-grams and closest length)."""
     matched, possible, words, lengths = [], [], [], []
     for prediction, told in zip(predictions, references, strict=True):
@@ -47,9 +47,9 @@ def bleu(counts: Counts, order: int = ORDERS) -> float:
     return float(_scores(*(one.sum(0, keepdims=True) for one in vars(counts).values()), order)[0])
 
 
-def bleu_draws(counts: Counts, *, seed: int, draws: int = 1000) -> np.ndarray:
+def bootstrap_bleu(counts: Counts, *, seed: int, draws: int = 1000) -> np.ndarray:
     """BLEU-4 of bootstrap samples of whole images, `(draws,)`; pairs with other captions of the same images."""
-    drawn = weights(len(counts.words), seed=seed, draws=draws)
+    drawn = resample_counts(len(counts.words), seed=seed, draws=draws)
     return _scores(*(drawn @ one for one in vars(counts).values()), ORDERS)
 
 
@@ -75,7 +75,7 @@ def main(predicted: Path, references: list[Path]) -> None:
             raise InputError(f"{path} has {len(lines)} lines, {predicted} {len(predictions)}; expected one a caption")
     if predictions == [""]:
         raise InputError(f"{predicted} is empty; expected a caption a line")
-    counts = count(predictions, list(zip(*told, strict=True)))
+    counts = count_ngrams(predictions, list(zip(*told, strict=True)))
     for order in range(1, ORDERS + 1):
         print(f"BLEU-{order} {bleu(counts, order):.6f}")
 

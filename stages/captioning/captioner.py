@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from stages.captioning.text_decoders import BlipLanguage, CatrLanguage, Language
+from stages.captioning.text_decoders import BlipDecoder, CatrDecoder, TextDecoder
 from stages.core.stage import InputError
 from stages.image_text.vocabulary import unknown_words
 from stages.models import blip, catr
-from stages.models.checkpoints.record import loading, read_checkpoint
-from stages.models.compute import device
+from stages.models.checkpoints.record import loading_errors, read_checkpoint
+from stages.models.compute import get_device
 from stages.params.captioning import Captioning
 from stages.params.experiment import Experiment
 
@@ -19,7 +19,7 @@ class Captioner:
     """`source` is as params name it."""
 
     source: str
-    language: Language
+    decoder: TextDecoder
     tokenizer: PreTrainedTokenizerBase
 
     def prompts(self, task: Captioning) -> dict[str, list[int]]:
@@ -28,12 +28,12 @@ class Captioner:
         Raises `InputError` for a prompt with unknown words, or with no room behind it, and for a cell or a length that
         the model is not made for.
         """
-        if task.max_length > self.language.positions:
-            most = f"at most {self.language.positions}, the positions of {self.source}"
+        if task.max_length > self.decoder.positions:
+            most = f"at most {self.decoder.positions}, the positions of {self.source}"
             raise InputError(f"captioning.max_length = {task.max_length}: {most}")
         ids = {}
         for name, cell in task.cells.items():
-            if cell.type == "beam" and not hasattr(self.language, "search"):
+            if cell.type == "beam" and not hasattr(self.decoder, "beam_search"):
                 raise InputError(
                     f"captioning.cells.{name}.type = 'beam': captioning.model {task.model} has no beam search"
                 )
@@ -52,9 +52,9 @@ def load_captioner(experiment: Experiment) -> Captioner:
     """The model of `captioning.model`, on its device; decodes in single precision, whatever images are encoded in."""
     source, kind = experiment.captioner, experiment.captioning.model
     folder = read_checkpoint(kind, source).file
-    with loading(f"{experiment.profile}.{kind}", source):
+    with loading_errors(f"{experiment.profile}.{kind}", source):
         if kind == "blip":
-            language = BlipLanguage(blip.load_decoder(str(folder)).to(device()))
-            return Captioner(source, language, blip.load_tokenizer(str(folder)))
-        language = CatrLanguage(catr.load(folder / catr.WEIGHTS).to(device()))
-        return Captioner(source, language, catr.load_tokenizer(folder))
+            decoder = BlipDecoder(blip.load_decoder(str(folder)).to(get_device()))
+            return Captioner(source, decoder, blip.load_tokenizer(str(folder)))
+        decoder = CatrDecoder(catr.load(folder / catr.WEIGHTS).to(get_device()))
+        return Captioner(source, decoder, catr.load_tokenizer(folder))

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.captioning.sampling import EVERY, Rules, choose
-from stages.captioning.text_decoders import Language
+from stages.captioning.sampling import KEEP_ALL, SamplingParams, sample_next
+from stages.captioning.text_decoders import TextDecoder
 from stages.params.captioning import Cell
 
 ERROR = 1e-4  # more than single precision moves a logit
@@ -29,21 +29,21 @@ class Lengths:
     longest: int
 
 
-def rules_of(cells: Sequence[Cell], device: torch.device) -> Rules:
+def sampling_params(cells: Sequence[Cell], device: torch.device) -> SamplingParams:
     """Greedy and sampling cells as rules, one a cell."""
-    return Rules(
-        torch.tensor([1 if cell.type == "greedy" else cell.k or EVERY for cell in cells], device=device),
+    return SamplingParams(
+        torch.tensor([1 if cell.type == "greedy" else cell.k or KEEP_ALL for cell in cells], device=device),
         torch.tensor([cell.temperature or 1.0 for cell in cells], dtype=torch.float64, device=device),
         torch.tensor([cell.p or 1.0 for cell in cells], dtype=torch.float64, device=device),
     )
 
 
-class Decoder:
+class CaptionGenerator:
     """Prompts and results are token ids without special tokens; a text stops at the language's end."""
 
-    def __init__(self, language: Language, lengths: Lengths):
-        self.language, self.lengths = language, lengths
-        self.start, self.end, self.pad = language.start, language.end, language.pad
+    def __init__(self, decoder: TextDecoder, lengths: Lengths):
+        self.decoder, self.lengths = decoder, lengths
+        self.start, self.end, self.pad = decoder.start, decoder.end, decoder.pad
 
     @torch.inference_mode()
     def sample(
@@ -56,7 +56,7 @@ class Decoder:
         """
         images, device = len(states), states.device
         streams = torch.from_numpy(uniform).flatten(0, 1).to(device)
-        rules = rules_of(cells, device)[torch.arange(len(cells), device=device).repeat(images)]
+        rules = sampling_params(cells, device)[torch.arange(len(cells), device=device).repeat(images)]
         written = torch.full((len(streams), self.lengths.longest), self.pad, device=device)
         prompted = 1 + len(prompts[0])
         written[:, 0] = self.start
@@ -72,30 +72,30 @@ class Decoder:
             if not len(unfinished) or place + 1 == self.lengths.longest:
                 break
             if len(unfinished) <= THINNED * len(going):
-                self.language.select(cache, unfinished)
+                self.decoder.select(cache, unfinished)
                 going = going[unfinished]
-            logits = self.language.read(written[going, place][:, None], states, cache, going, len(cells))
+            logits = self.decoder.read(written[going, place][:, None], states, cache, going, len(cells))
         return [self._text(row, prompted) for row in written.tolist()]
 
     def _prefill(self, states: Tensor, prompts: Sequence[list[int]]) -> tuple[Tensor, object]:
         """Logits behind each row's prompt, and what has been read: images once, each distinct prompt once an image."""
         distinct = [list(one) for one in dict.fromkeys(map(tuple, prompts))]
-        cache, rows = self.language.opened(states), torch.arange(len(states), device=states.device)
+        cache, rows = self.decoder.new_cache(states), torch.arange(len(states), device=states.device)
         start = torch.full((len(states), 1), self.start, device=states.device)
-        logits = self.language.read(start, states, cache, rows, 1)
+        logits = self.decoder.read(start, states, cache, rows, 1)
         if distinct != [[]]:
-            self.language.select(cache, rows.repeat_interleave(len(distinct)))
+            self.decoder.select(cache, rows.repeat_interleave(len(distinct)))
             told = torch.tensor(distinct, device=states.device).repeat(len(states), 1)
             everyone = torch.arange(len(told), device=states.device)
-            logits = self.language.read(told, states, cache, everyone, len(distinct))
+            logits = self.decoder.read(told, states, cache, everyone, len(distinct))
         place = torch.tensor([distinct.index(list(one)) for one in prompts], device=states.device)
         first = (rows[:, None] * len(distinct) + place).flatten()
-        self.language.select(cache, first)
+        self.decoder.select(cache, first)
         return logits[first], cache
 
-    def search(self, states: Tensor, prompt: list[int], beams: int) -> list[list[int]]:
+    def beam_search(self, states: Tensor, prompt: list[int], beams: int) -> list[list[int]]:
         """Beam search over `states`, where the language has one."""
-        rows = self.language.search(states, prompt, beams, self.lengths.shortest, self.lengths.longest)
+        rows = self.decoder.beam_search(states, prompt, beams, self.lengths.shortest, self.lengths.longest)
         return [self._text(row, 1 + len(prompt)) for row in rows]
 
     def _pick(
@@ -105,17 +105,17 @@ class Decoder:
         ended: Tensor,
         before: Tensor,
         states: Tensor,
-        rules: Rules,
+        rules: SamplingParams,
         uniform: Tensor,
     ) -> Tensor:
         """The next token of the rows `going`; what is not sure, and not over, is chosen again from exact logits."""
-        chosen, sure = choose(self._allowed(logits, before), rules[going], uniform[going], ERROR)
+        chosen, sure = sample_next(self._allowed(logits, before), rules[going], uniform[going], ERROR)
         sure |= ended[going]
         if not bool(sure.all()):
             rows = going[~sure]
             images = states[rows // (len(before) // len(states))]
-            exact = self.language.read_exactly(before[rows], images)
-            chosen[~sure] = choose(self._allowed(exact, before), rules[rows], uniform[rows], 0)[0]
+            exact = self.decoder.exact_logits(before[rows], images)
+            chosen[~sure] = sample_next(self._allowed(exact, before), rules[rows], uniform[rows], 0)[0]
         return chosen
 
     def _allowed(self, logits: Tensor, before: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-EVERY = 2**31 - 1  # a K that keeps the whole vocabulary
+KEEP_ALL = 2**31 - 1  # a K that keeps the whole vocabulary
 
 
 @dataclass(frozen=True)
-class Rules:
+class SamplingParams:
     """One row's rule in each place, all `(rows,)`: keep the `k` likeliest of logits / `temperature`, of those as many
     as reach probability `p`, and sample. Greedy is `k` 1.
     """
@@ -18,11 +18,11 @@ class Rules:
     temperature: Tensor
     p: Tensor
 
-    def __getitem__(self, rows: Tensor) -> "Rules":
-        return Rules(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def __getitem__(self, rows: Tensor) -> "SamplingParams":
+        return SamplingParams(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def choose(logits: Tensor, rules: Rules, uniform: Tensor, error: float) -> tuple[Tensor, Tensor]:
+def sample_next(logits: Tensor, rules: SamplingParams, uniform: Tensor, error: float) -> tuple[Tensor, Tensor]:
     """Token ids `(rows,)` from `logits` `(rows, vocabulary)`, and whether each is sure.
 
     A row samples by inverting its cumulative distribution, in the order of token ids, at its number in `uniform`
@@ -58,7 +58,7 @@ def _moved(cumulative: Tensor, slack: Tensor) -> Tensor:
     return 2 * slack * cumulative * (1 - cumulative).clamp(min=0) + 1e-12
 
 
-def _likeliest(logits: Tensor, rules: Rules) -> tuple[Tensor, Tensor]:
+def _likeliest(logits: Tensor, rules: SamplingParams) -> tuple[Tensor, Tensor]:
     """Logits and ids, likeliest first, of all that any row may keep and one more; equal ones in the order of ids."""
     vocabulary = logits.shape[1]
     count = vocabulary if bool((rules.p < 1).any()) else min(int(rules.k.max()) + 1, vocabulary)

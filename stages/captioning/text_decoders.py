@@ -19,7 +19,7 @@ from stages.models.catr import Catr
 from stages.models.catr_transformer import CatrCache
 
 
-class Language(Protocol):
+class TextDecoder(Protocol):
     """`states` are those of images, as a model's own encoder leaves them, the first dimension the images."""
 
     start: int
@@ -29,7 +29,7 @@ class Language(Protocol):
     layers: int
     heads: int
 
-    def opened(self, states: Tensor) -> object:
+    def new_cache(self, states: Tensor) -> object:
         """A cache in which nothing is read."""
 
     def read(self, tokens: Tensor, states: Tensor, cache: object, rows: Tensor, each: int) -> Tensor:
@@ -41,13 +41,13 @@ class Language(Protocol):
     def select(self, cache: object, rows: Tensor) -> None:
         """Keep, repeat or reorder what was read."""
 
-    def read_exactly(self, tokens: Tensor, states: Tensor) -> Tensor:
+    def exact_logits(self, tokens: Tensor, states: Tensor) -> Tensor:
         """Logits behind whole texts, in double precision, each of its own image in `states`."""
 
     def grid(self, states: Tensor) -> tuple[int, int]:
         """Rows and columns of patches among an image's tokens, of which they are the last."""
 
-    def looks(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
+    def cross_attention(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
         """Cross attention of a layer over whole texts, `(B, heads, n, image tokens)`: row i is token i's."""
 
 
@@ -78,7 +78,7 @@ def images_shared(model: BlipTextLMHeadModel, rows: Tensor, images: int, each: i
             handle.remove()
 
 
-class BlipLanguage:
+class BlipDecoder:
     """BLIP's text decoder; `states` `(images, 1, tokens, dim)`, a grid of one line, or without that dimension."""
 
     def __init__(self, model: BlipTextLMHeadModel):
@@ -92,7 +92,7 @@ class BlipLanguage:
         """The same decoder in double precision."""
         return deepcopy(self.model).double()
 
-    def opened(self, states: Tensor) -> EncoderDecoderCache:
+    def new_cache(self, states: Tensor) -> EncoderDecoderCache:
         config = self.model.config
         return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
@@ -104,7 +104,7 @@ class BlipLanguage:
     def select(self, cache: EncoderDecoderCache, rows: Tensor) -> None:
         cache.self_attention_cache.batch_select_indices(rows)
 
-    def read_exactly(self, tokens: Tensor, states: Tensor) -> Tensor:
+    def exact_logits(self, tokens: Tensor, states: Tensor) -> Tensor:
         return self.exact(tokens, encoder_hidden_states=_line(states).double(), logits_to_keep=1).logits[:, -1]
 
     def grid(self, states: Tensor) -> tuple[int, int]:
@@ -114,12 +114,14 @@ class BlipLanguage:
             raise ValueError(f"{patches + 1} image tokens are no class token and a square of patches")
         return side, side
 
-    def looks(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
+    def cross_attention(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
         asked = {"encoder_hidden_states": _line(states), "output_attentions": True}
         return self.model(tokens, **asked).cross_attentions[layer]
 
     @torch.inference_mode()
-    def search(self, states: Tensor, prompt: list[int], beams: int, shortest: int, longest: int) -> list[list[int]]:
+    def beam_search(
+        self, states: Tensor, prompt: list[int], beams: int, shortest: int, longest: int
+    ) -> list[list[int]]:
         """Beam search by transformers' own `generate`: whole rows, the token before the prompt and the prompt first."""
         first = torch.tensor([[self.start, *prompt]], device=states.device).expand(len(states), -1)
         found = self.model.generate(
@@ -139,7 +141,7 @@ def _line(states: Tensor) -> Tensor:
     return states.flatten(1, -2)
 
 
-class CatrLanguage:
+class CatrDecoder:
     """CATR's text decoder; `states` `(images, rows, columns, hidden)` are its encoder's."""
 
     def __init__(self, model: Catr):
@@ -152,7 +154,7 @@ class CatrLanguage:
         """The same model in double precision."""
         return deepcopy(self.model).double()
 
-    def opened(self, states: Tensor) -> CatrCache:
+    def new_cache(self, states: Tensor) -> CatrCache:
         return self.model.new_cache(states)
 
     def read(self, tokens: Tensor, states: Tensor, cache: CatrCache, rows: Tensor, each: int) -> Tensor:
@@ -161,11 +163,11 @@ class CatrLanguage:
     def select(self, cache: CatrCache, rows: Tensor) -> None:
         cache.select(rows)
 
-    def read_exactly(self, tokens: Tensor, states: Tensor) -> Tensor:
+    def exact_logits(self, tokens: Tensor, states: Tensor) -> Tensor:
         return self.exact.logits(tokens, states.double())
 
     def grid(self, states: Tensor) -> tuple[int, int]:
         return states.shape[1], states.shape[2]
 
-    def looks(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
+    def cross_attention(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
         return self.model.cross_attention(tokens, states, layer)

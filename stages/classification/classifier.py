@@ -12,14 +12,14 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.core.stage import InputError
 from stages.models import vit
-from stages.params.model_source import is_file, split_revision
+from stages.params.model_source import is_checkpoint_file, split_revision
 
 
 class Classifier(nn.Module):
-    """Logits of uint8 images, which it normalises itself.
+    """Logits of uint8 images, which it normalizes itself.
 
     Batch norm, which a stem may have, keeps its pretrained statistics: those of small batches would be worse, and
     the accumulated gradients of several batches are then those of one large one.
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`(B, labels)` of `(B, 3, H, W)` uint8."""
-        return self.backbone.vit(vit.normalise(images, self.backbone.mean, self.backbone.std))
+        return self.backbone.vit(vit.normalize(images, self.backbone.mean, self.backbone.std))
 
 
 def start(pretrained: vit.Backbone, source: str, labels: tuple[str, ...], size: int) -> Classifier:
@@ -63,7 +63,7 @@ def save(path: Path, classifier: Classifier) -> None:
     facts = {"source": classifier.source, "labels": classifier.labels, "size": classifier.size, "architecture": ours}
     state = classifier.backbone.vit.state_dict()
     weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         save_file(weights, beside, metadata={"classifier": json.dumps(facts)})
 
 
@@ -75,11 +75,11 @@ def load(path: Path) -> Classifier:
         raise InputError(f"{path} holds no classifier; expected a file that `finetune` wrote")
     facts = json.loads(metadata["classifier"])
     source, labels, weights = facts["source"], tuple(facts["labels"]), load_file(path)
-    architecture = vit.Architecture.of(facts["architecture"]) if facts["architecture"] else None
+    architecture = vit.Architecture.from_dict(facts["architecture"]) if facts["architecture"] else None
     if architecture:
         network = vit.build(replace(architecture, outputs=len(labels)))
-    elif is_file(source):
-        network = vit.plain(weights, str(path), len(labels))
+    elif is_checkpoint_file(source):
+        network = vit.build_plain_vit(weights, str(path), len(labels))
     else:
         network = timm.create_model(split_revision(source)[0], num_classes=len(labels), dynamic_img_size=True)
     network.load_state_dict(weights)

@@ -6,7 +6,6 @@ A killed run goes on from its last finished epoch and ends in the same numbers (
 import argparse
 import math
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +16,23 @@ from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
-from stages.classification import PREDICTIONS, WEIGHTS, classifier, pixels, training
+from stages.classification import PREDICTIONS, WEIGHTS, classifier
 from stages.classification.classifier import Classifier
-from stages.classification.pixels import Views
-from stages.classification.training import Judged, judge, steps_of, train_epoch
-from stages.core.atomic import replacing
+from stages.classification.pixels import ImageViews
+from stages.classification.training import EvalResult, evaluate, steps_per_epoch, train_epoch
+from stages.core import train_state
+from stages.core.atomic import atomic_write
 from stages.core.runs import Run, package_versions, record_path, write_run
-from stages.core.skipped import declare_absent
+from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
-from stages.data import images
 from stages.data import manifest as manifests
-from stages.data.manifest import LABELLED, Manifest, Row
-from stages.models import compute, vit
+from stages.data.manifest import LABELED, Manifest, Row
+from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
-from stages.models.compute import MixedTraining, ready
+from stages.models.compute import MixedPrecision, prepare_model
 from stages.params.classification import Setting
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
-from stages.pretraining import training as recipe
 
 TASK = "classification"
 RESUME = Path("data/resume/finetune")
@@ -50,44 +48,44 @@ class Finetuning:
     seed: int
     model: Classifier
     train: tuple[Row, ...]
-    val: Views
+    val: ImageViews
     folder: Path
     compute: Compute
 
-    def follow(self, asked: dict) -> tuple[list[dict], Judged]:
+    def follow(self, asked: dict) -> tuple[list[dict], EvalResult]:
         """Train from where a run that was `asked` the same left off, and keep every epoch.
 
         Returns the history, and what the last epoch's classifier makes of the validation images.
         """
-        mixed = MixedTraining(self.compute)
+        mixed = MixedPrecision(self.compute)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.lr, fused=True)
-        progress = recipe.resume(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler])
+        progress = train_state.load_state(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler])
         count, setting, judged = len(self.train), self.setting, None
         with tqdm(total=setting.epochs * count, initial=progress.step * count, unit="image", mininterval=1) as bar:
             bar.set_description(f"finetune@{self.name}")
             for epoch in range(progress.step, setting.epochs):
                 views, order = self._epoch(epoch)
-                sizes = setting.batch, setting.accumulate
+                sizes = setting.batch_size, setting.accumulate
                 loss = train_epoch(self.model, optimizer, views, order, *sizes, mixed, bar)
-                judged = judge(self.model, self.val, self.compute)
+                judged = evaluate(self.model, self.val, self.compute)
                 self._check_finite(loss, judged, epoch)
                 row = {"epoch": epoch + 1, "train_loss": loss, "val_loss": judged.loss, "accuracy": judged.accuracy}
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{judged.accuracy:.1f}")
                 if judged.accuracy > max((one["accuracy"] for one in progress.curve), default=-1.0):
                     classifier.save(self.folder / "best.safetensors", self.model)
-                progress = recipe.Progress(epoch + 1, 0.0, [*progress.curve, row])
-                recipe.keep(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler], progress)
-        return progress.curve, judged or judge(self.model, self.val, self.compute)
+                progress = train_state.TrainState(epoch + 1, 0.0, [*progress.curve, row])
+                train_state.save_state(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler], progress)
+        return progress.curve, judged or evaluate(self.model, self.val, self.compute)
 
-    def _epoch(self, epoch: int) -> tuple[Views, torch.Tensor]:
+    def _epoch(self, epoch: int) -> tuple[ImageViews, torch.Tensor]:
         """An epoch's views and their order, drawn from the epoch's own seeds: a resumed run draws the same."""
         files, labels = files_and_labels(self.train)
         shuffle = torch.Generator().manual_seed(self.seed + epoch)
         order = torch.randperm(len(files), generator=shuffle)
         seeds = torch.randint(2**62, (len(files),), generator=shuffle).tolist() if self.setting.augment else None
-        return Views(files, labels, self.setting.size, seeds), order
+        return ImageViews(files, labels, self.setting.size, seeds), order
 
-    def _check_finite(self, loss: float, judged: Judged, epoch: int) -> None:
+    def _check_finite(self, loss: float, judged: EvalResult, epoch: int) -> None:
         if not (math.isfinite(loss) and math.isfinite(judged.loss)):
             lr = f"classification.settings.{self.name}.lr = {self.setting.lr:g}"
             raise InputError(f"{lr}: training diverged in epoch {epoch + 1} (loss {loss}); choose a smaller one")
@@ -98,7 +96,7 @@ def files_and_labels(rows: tuple[Row, ...]) -> tuple[list[Path], list[int]]:
     return [Path(row.image) for row in rows], [row.label for row in rows]
 
 
-def check_labelled(manifest: Manifest) -> None:
+def check_labeled(manifest: Manifest) -> None:
     """Raise `InputError` where some images have labels and others have none, or all have the same."""
     bare = [row.image_id for row in manifest.rows if row.label is None]
     if bare:
@@ -114,7 +112,7 @@ def untrained_labels(manifest: Manifest) -> list[str]:
     return [manifest.labels[index] for index in sorted(asked - seen)]
 
 
-def write_predictions(path: Path, manifest: Manifest, judged: Judged) -> None:
+def write_predictions(path: Path, manifest: Manifest, judged: EvalResult) -> None:
     """A row a validation image: `image_id`, `label`, `predicted`, and every label's probability."""
     columns = {
         "image_id": [row.image_id for row in manifest.split("val")],
@@ -123,11 +121,11 @@ def write_predictions(path: Path, manifest: Manifest, judged: Judged) -> None:
         "probabilities": judged.probabilities.tolist(),
     }
     kinds = pa.schema([*((name, pa.string()) for name in list(columns)[:3]), ("probabilities", pa.list_(pa.float32()))])
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         pq.write_table(pa.table(columns, schema=kinds), beside, compression="zstd")
 
 
-def metrics_of(history: list[dict], judged: Judged, labels: tuple[str, ...]) -> dict:
+def metrics_of(history: list[dict], judged: EvalResult, labels: tuple[str, ...]) -> dict:
     """Of the last epoch, and of the best one; percentages. The interval is Wilson's, of a share of all images."""
     best, last = max(history, key=lambda row: row["accuracy"]), history[-1]
     right, count = int((judged.predicted == judged.truth).sum()), len(judged.truth)
@@ -163,19 +161,19 @@ def finetuning(experiment: Experiment, name: str, manifest: Manifest) -> tuple[F
     """The run of `classification.settings.NAME` before its first epoch, and what it is made from."""
     chosen = experiment.active.classifier
     setting = experiment.classification.settings[name].resolved(chosen)
-    backbone, seed = pretrained(experiment, name, setting), experiment.seed_of(f"{TASK}/{name}")
+    backbone, seed = pretrained(experiment, name, setting), experiment.seed_for(f"{TASK}/{name}")
     inputs = {
         "source": manifest.source,
         "train_images": len(manifest.split("train")),
-        "manifest": manifests.fingerprint(LABELLED),
+        "manifest": manifests.manifest_hash(LABELED),
         "backbone": chosen.backbone,
         "weights": vit.weights_hash(backbone),
         "precision": experiment.compute.precision,
     }
     torch.manual_seed(seed)
     model = classifier.start(backbone, chosen.backbone, manifest.labels, setting.size)
-    val = Views(*files_and_labels(manifest.split("val")), setting.size)
-    ready(model, experiment.compute)
+    val = ImageViews(*files_and_labels(manifest.split("val")), setting.size)
+    prepare_model(model, experiment.compute)
     folder = RESUME / name
     return Finetuning(name, setting, seed, model, manifest.split("train"), val, folder, experiment.compute), inputs
 
@@ -183,12 +181,12 @@ def finetuning(experiment: Experiment, name: str, manifest: Manifest) -> tuple[F
 def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
     """Fine-tune under `classification.settings.NAME`; write weights, predictions and record."""
     one, inputs = finetuning(experiment, name, manifest)
-    setting, code = one.setting, (sys.modules[__name__], classifier, pixels, training, vit, images, compute)
+    setting = one.setting
     asked = {"seed": one.seed, "compile": experiment.compute.compile}
-    history, judged = one.follow(recipe.asked_for(setting, *code) | inputs | asked)
+    history, judged = one.follow(setting.model_dump() | inputs | asked)
     weights, predictions = WEIGHTS / name, PREDICTIONS / f"{name}.parquet"
     classifier.save(weights / "last.safetensors", one.model)
-    with replacing(weights / "best.safetensors") as beside:
+    with atomic_write(weights / "best.safetensors") as beside:
         shutil.copy(one.folder / "best.safetensors", beside)
     write_predictions(predictions, manifest, judged)
     run = Run(
@@ -198,12 +196,12 @@ def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
         params={"profile": experiment.profile, "seed": experiment.seed, **setting.model_dump()},
         metrics={
             **metrics_of(history, judged, manifest.labels),
-            "steps": setting.epochs * steps_of(len(one.train), setting.batch, setting.accumulate),
+            "steps": setting.epochs * steps_per_epoch(len(one.train), setting.batch_size, setting.accumulate),
             "untrained_labels": untrained_labels(manifest),
         },
         history=history,
         inputs=inputs,
-        artefacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
+        artifacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy"),
     )
     write_run(run)
@@ -218,15 +216,15 @@ def forget(name: str) -> None:
 
 def main(name: str) -> None:
     torch.set_flush_denormal(True)
-    experiment, manifest = load_experiment(), manifests.read(LABELLED)
+    experiment, manifest = load_experiment(), manifests.read_manifest(LABELED)
     if name not in experiment.classification.settings:
         there = ", ".join(experiment.classification.settings)
         raise InputError(f"unknown setting '{name}'; classification.settings has: {there}")
     if not manifest.labels:
         reason = f"{manifest.source} has no labels (labels.csv): no classification"
-        declare_absent(reason, WEIGHTS / name, PREDICTIONS / f"{name}.parquet", record_path(TASK, name))
+        mark_skipped(reason, WEIGHTS / name, PREDICTIONS / f"{name}.parquet", record_path(TASK, name))
         return
-    check_labelled(manifest)
+    check_labeled(manifest)
     run_setting(experiment, name, manifest)
     forget(name)
 

@@ -44,7 +44,7 @@ def _augmentation(size: int) -> v2.Compose:
 
 
 @dataclass(frozen=True)
-class Views(Dataset):
+class ImageViews(Dataset):
     """Image `i` as `(pixels (3, size, size) uint8, label)`: augmented with its own seed, or plain without seeds."""
 
     files: list[Path]

@@ -19,14 +19,14 @@ from stages.classification import WEIGHTS, classifier
 from stages.classification.classifier import Classifier
 from stages.classification.finetune import TASK
 from stages.classification.pixels import plain_view
-from stages.classification.training import AT_ONCE
-from stages.core.atomic import replacing
+from stages.classification.training import EVAL_BATCH
+from stages.core.atomic import atomic_write
 from stages.core.runs import read_run
-from stages.core.skipped import absence
+from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
-from stages.data.images import image_files, read_image
-from stages.data.manifest import UNREADABLE, Faults
-from stages.models.compute import device, mixed_precision
+from stages.data.images import find_images, read_image
+from stages.data.manifest import IMAGE_ERRORS, Problems
+from stages.models.compute import get_device, mixed_precision
 from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
 
@@ -43,7 +43,7 @@ class Readable(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         try:
             return index, plain_view(read_image(self.files[index]), self.size)
-        except UNREADABLE as fault:
+        except IMAGE_ERRORS as fault:
             return index, str(fault)
 
 
@@ -55,7 +55,7 @@ def chosen_weights(settings: Iterable[str], setting: str | None, epoch: str) -> 
     asked = {name: WEIGHTS / name / f"{epoch}.safetensors" for name in settings}
     there = {name: path for name, path in asked.items() if path.is_file()}
     if not there:
-        reasons = [absence(WEIGHTS / name) for name in asked]
+        reasons = [skip_reason(WEIGHTS / name) for name in asked]
         raise InputError(next(filter(None, reasons), "no classifier is there; run `dvc repro` first"))
     if setting is None:
         key = {"best": "best_accuracy", "last": "accuracy"}[epoch]
@@ -68,8 +68,8 @@ def chosen_weights(settings: Iterable[str], setting: str | None, epoch: str) -> 
 @torch.inference_mode()
 def predict(model: Classifier, files: list[Path], compute: Compute) -> list[str]:
     """The likeliest label of every file; raises `InputError` listing all that cannot be read."""
-    labels, faults, on = [""] * len(files), Faults(), next(model.parameters()).device
-    loader = DataLoader(Readable(files, model.size), AT_ONCE, num_workers=compute.workers, collate_fn=list)
+    labels, faults, on = [""] * len(files), Problems(), next(model.parameters()).device
+    loader = DataLoader(Readable(files, model.size), EVAL_BATCH, num_workers=compute.workers, collate_fn=list)
     with tqdm(total=len(files), desc="predict", unit="image", mininterval=1) as bar:
         for batch in loader:
             for index, reason in batch:
@@ -82,18 +82,18 @@ def predict(model: Classifier, files: list[Path], compute: Compute) -> list[str]
                 for (index, _), label in zip(some, likeliest, strict=True):
                     labels[index] = model.labels[label]
             bar.update(len(batch))
-    faults.refuse("predict")
+    faults.raise_if_any("predict")
     return labels
 
 
 def main(asked: list[Path], setting: str | None, epoch: str, out: Path) -> None:
     """Classify the images and write the table."""
-    files = image_files(asked)
+    files = find_images(asked)
     experiment = load_experiment()
     path = chosen_weights(experiment.classification.settings, setting, epoch)
-    model = classifier.load(path).to(device())
+    model = classifier.load(path).to(get_device())
     labels = predict(model, list(files.values()), experiment.compute)
-    with replacing(out) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(out) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["filename", "label"])
         writer.writerows(zip(files, labels, strict=True))

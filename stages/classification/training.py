@@ -12,19 +12,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stages.classification.classifier import Classifier
-from stages.classification.pixels import Views
-from stages.models.compute import MixedTraining, mixed_precision
+from stages.classification.pixels import ImageViews
+from stages.models.compute import MixedPrecision, mixed_precision
 from stages.params.compute import Compute
 
-AT_ONCE = 100  # validation images
+EVAL_BATCH = 100  # validation images
 
 
-def step(
+def train_step(
     classifier: Classifier,
     optimizer: Optimizer,
     batches: Iterable[tuple[Tensor, Tensor]],
     images: int,
-    mixed: MixedTraining,
+    mixed: MixedPrecision,
 ) -> float:
     """One step on the mean loss over `images`, which come in `batches`; returns the sum of their losses.
 
@@ -44,11 +44,11 @@ def step(
 def train_epoch(
     classifier: Classifier,
     optimizer: Optimizer,
-    views: Views,
+    views: ImageViews,
     order: Tensor,
     batch: int,
     accumulate: int,
-    mixed: MixedTraining,
+    mixed: MixedPrecision,
     bar: tqdm,
 ) -> float:
     """One pass over the views in `order`, a step every `accumulate` batches; returns the mean loss.
@@ -62,7 +62,7 @@ def train_epoch(
     for window in windows:
         batches = (next(loader) for _ in window)
         images = sum(len(some) for some in window)
-        total += step(classifier, optimizer, batches, images, mixed)
+        total += train_step(classifier, optimizer, batches, images, mixed)
         bar.update(images)
     return total / len(order)
 
@@ -71,13 +71,13 @@ def _loading(compute: Compute) -> dict[str, object]:
     return {"num_workers": compute.workers, "pin_memory": torch.cuda.is_available()}
 
 
-def steps_of(images: int, batch: int, accumulate: int) -> int:
+def steps_per_epoch(images: int, batch: int, accumulate: int) -> int:
     """Optimizer steps in an epoch."""
     return math.ceil(images / (batch * accumulate))
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvalResult:
     """What a classifier makes of `N` images: `probabilities` `(N, labels)`, and the mean loss."""
 
     probabilities: Tensor
@@ -96,12 +96,12 @@ class Judged:
 
 
 @torch.inference_mode()
-def judge(classifier: Classifier, views: Views, compute: Compute) -> Judged:
+def evaluate(classifier: Classifier, views: ImageViews, compute: Compute) -> EvalResult:
     """All of the views, in their order."""
     device, logits = next(classifier.parameters()).device, []
     classifier.eval()
-    for pixels, _ in DataLoader(views, AT_ONCE, **_loading(compute)):
+    for pixels, _ in DataLoader(views, EVAL_BATCH, **_loading(compute)):
         with mixed_precision(compute):
             logits.append(classifier(pixels.to(device, non_blocking=True)).float().cpu())
     found, truth = torch.cat(logits), torch.tensor(views.labels)
-    return Judged(found.softmax(1), truth, F.cross_entropy(found, truth).item())
+    return EvalResult(found.softmax(1), truth, F.cross_entropy(found, truth).item())

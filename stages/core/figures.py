@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, np.ndarr
     drawn, axes = plt.subplots(*args, layout="constrained", **settings)
     try:
         yield drawn, axes
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             drawn.savefig(beside, dpi=130, format="png", metadata={"Software": None})
     finally:
         plt.close(drawn)

@@ -14,14 +14,14 @@ from typing import Any
 from stages.core.atomic import write_text
 from stages.core.stage import InputError
 
-FOLDER = Path("reports/runs")
+RUNS = Path("reports/runs")
 
 
 @dataclass(frozen=True)
 class Run:
     """`history` has one dict an epoch, starting with `epoch` (from 1); values are numbers, or null where undefined.
 
-    `stage` is the stage that made it; `artefacts` maps a word to the path of a file; `inputs` names what the run was
+    `stage` is the stage that made it; `artifacts` maps a word to the path of a file; `inputs` names what the run was
     made from (hashes); `versions` are those of the packages that decide its numbers.
     """
 
@@ -32,7 +32,7 @@ class Run:
     metrics: dict[str, Any]
     history: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
-    artefacts: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -48,7 +48,7 @@ class Run:
 
 def record_path(task: str, name: str) -> Path:
     """Where a run's record lies."""
-    return FOLDER / task / f"{name}.json"
+    return RUNS / task / f"{name}.json"
 
 
 def package_versions(*packages: str) -> dict[str, str]:

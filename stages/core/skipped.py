@@ -9,7 +9,7 @@ NAME = "absent.txt"  # in place of a folder's files
 MARK = b"absent: "  # what a file in place of another begins with
 
 
-def declare_absent(reason: str, *outputs: Path) -> None:
+def mark_skipped(reason: str, *outputs: Path) -> None:
     """Leave the reason, one line, in place of a stage's outputs, files where they have a suffix; print it too."""
     print(reason)
     for output in outputs:
@@ -20,7 +20,7 @@ def declare_absent(reason: str, *outputs: Path) -> None:
             write_text(output / NAME, reason + "\n")
 
 
-def absence(output: Path) -> str | None:
+def skip_reason(output: Path) -> str | None:
     """Why there is no output, or None where there is."""
     if output.is_dir():
         note = output / NAME

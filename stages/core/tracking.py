@@ -26,8 +26,8 @@ from mlflow.entities import Metric, Param
 from mlflow.entities import Run as MlflowRun
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 
-from stages.core.runs import FOLDER, Run, read_run
-from stages.core.skipped import absence
+from stages.core.runs import RUNS, Run, read_run
+from stages.core.skipped import skip_reason
 from stages.core.stage import TIMINGS, first_line, git_revision
 
 for chatty, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
@@ -137,7 +137,7 @@ def _experiment_id(client: MlflowClient, run: Run) -> str:
     experiment = client.get_experiment_by_name(_experiment_name(run))
     if experiment is not None:
         return experiment.experiment_id
-    local = store_uri().startswith("sqlite:")  # a server knows its own place for artefacts
+    local = store_uri().startswith("sqlite:")  # a server knows its own place for artifacts
     place = (_root() / "mlartifacts" / run.task).as_uri() if local else None
     return client.create_experiment(_experiment_name(run), artifact_location=place)
 
@@ -177,7 +177,7 @@ def _numbers(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 def main() -> None:
     """Register every record in `reports/runs`."""
-    paths = [path for path in sorted(FOLDER.glob("*/*.json")) if not absence(path)]
+    paths = [path for path in sorted(RUNS.glob("*/*.json")) if not skip_reason(path)]
     tracked = register([read_run(path.parent.name, path.stem) for path in paths]) if paths else {}
     print(f"{len(tracked)} of {len(paths)} runs are in {store_uri()}")
 

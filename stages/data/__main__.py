@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 
 from stages.core.stage import stage
-from stages.data.manifest import LABELLED, SPLITS, Manifest, write
-from stages.data.paper import read_pets_of, read_voc
-from stages.data.scenes.source import write_pets, write_scenes
+from stages.data.manifest import LABELED, SPLITS, Manifest, write_manifest
+from stages.data.paper import read_paper_pets, read_paper_voc
+from stages.data.scenes.source import write_object_images, write_scenes
 from stages.data.voc_folder import read_folder
 from stages.params.experiment import Experiment, load_experiment
 
-SCENES, PETS = Path("data/scenes"), Path("data/pets")
+SCENES, PETS = Path("data/scenes"), Path("data/objects")
 
 
 def source(experiment: Experiment) -> Manifest:
@@ -18,19 +18,19 @@ def source(experiment: Experiment) -> Manifest:
     if experiment.profile == "folder":
         return read_folder(experiment.folder.path)
     if experiment.profile == "paper":
-        return read_voc(experiment.paper)
+        return read_paper_voc(experiment.paper)
     write_scenes(SCENES, experiment.embedded.seed, {"train": experiment.embedded.train, "val": experiment.embedded.val})
     return read_folder(SCENES)
 
 
-def labelled(experiment: Experiment, manifest: Manifest) -> Manifest:
+def labeled(experiment: Experiment, manifest: Manifest) -> Manifest:
     """The manifest that classifiers are fine-tuned on: pictures of one thing each, or a folder's own images again."""
     if experiment.profile == "paper":
-        return read_pets_of(experiment.paper, PETS / "SegmentationClass")
+        return read_paper_pets(experiment.paper, PETS / "SegmentationClass")
     if experiment.profile == "folder":
         return manifest
-    counts = {"train": experiment.embedded.pets_train, "val": experiment.embedded.pets_val}
-    write_pets(PETS, experiment.embedded.seed, counts)
+    counts = {"train": experiment.embedded.objects_train, "val": experiment.embedded.objects_val}
+    write_object_images(PETS, experiment.embedded.seed, counts)
     return read_folder(PETS)
 
 
@@ -40,9 +40,9 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left some of another seed's
         folder.mkdir(parents=True)  # DVC asks for the output whatever the profile
     manifest = source(experiment)
-    write(manifest)
-    classified = labelled(experiment, manifest)
-    write(classified, LABELLED)
+    write_manifest(manifest)
+    classified = labeled(experiment, manifest)
+    write_manifest(classified, LABELED)
     print(facts(manifest, f"{len(manifest.classes)} classes"))
     print(facts(classified, f"{len(classified.labels)} labels"))
 

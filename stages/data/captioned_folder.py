@@ -8,36 +8,36 @@ COCO's own           annotations/captions_train*.json and captions_val*.json
 from pathlib import Path
 
 from stages.core.stage import InputError
-from stages.data.captions import captions_in, layout_of, read_json
-from stages.data.images import SUFFIXES
-from stages.data.manifest import SPLITS, Faults, Manifest, Row, validate
+from stages.data.captions import collect_layout_errors, parse_captions, read_json
+from stages.data.images import IMAGE_SUFFIXES
+from stages.data.manifest import SPLITS, Manifest, Problems, Row, validate_manifest
 
 KARPATHY = {"train": "train", "restval": "train", "val": "val"}
 EXPECTED = "expected VOC's layout, Karpathy's dataset*.json or COCO's annotations/captions_{train,val}*.json"
 
 
-def read_captioned(root: Path) -> Manifest:
+def read_captioned_folder(root: Path) -> Manifest:
     """The validated manifest of such a folder; raises `InputError` listing all that is wrong with it."""
-    faults, told = Faults(), {}
+    faults, told = Problems(), {}
     listed: dict[str, list[str]] = {split: [] for split in SPLITS}
     for file, split in _files(root).items():
         held = read_json(file, faults)
         if held is None:
             continue
-        told |= captions_in(held, file, faults)
-        with layout_of(file, faults):
+        told |= parse_captions(held, file, faults)
+        with collect_layout_errors(file, faults):
             for one in held["images"]:
                 if split:
                     listed[split].append(one["file_name"])
                 elif one["split"] in KARPATHY:
                     listed[KARPATHY[one["split"]]].append(one["filename"])
-    images = {path.name: path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES}
+    images = {path.name: path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
     rows = [
         Row(Path(name).stem, split, str(images.get(name, root / name)), captions=told.get(Path(name).stem, ()))
         for split, names in listed.items()
         for name in names
     ]
-    return validate(Manifest(tuple(rows), str(root), ()), faults)
+    return validate_manifest(Manifest(tuple(rows), str(root), ()), faults)
 
 
 def _files(root: Path) -> dict[Path, str | None]:

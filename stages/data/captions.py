@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.data.manifest import Faults, read_text
+from stages.data.manifest import Problems, read_text_file
 
 LAYOUTS = (
     "{id: caption}, {id: [captions]}, COCO's {images, annotations} or Karpathy's {images: [{filename, sentences}]}"
 )
 
 
-def read_captions(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
+def read_captions(path: Path, faults: Problems) -> dict[str, tuple[str, ...]]:
     """Captions by image id, a file's name without its suffix; what is wrong is added to `faults`.
 
     COCO's JSON is that of `captions_val2017.json`, Karpathy's that of `dataset_coco.json`, `dataset_flickr8k.json` and
@@ -21,19 +21,19 @@ def read_captions(path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     captions is not.
     """
     told = read_json(path, faults)
-    return {} if told is None else captions_in(told, path, faults)
+    return {} if told is None else parse_captions(told, path, faults)
 
 
-def captions_in(told: dict, path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
+def parse_captions(told: dict, path: Path, faults: Problems) -> dict[str, tuple[str, ...]]:
     """Captions by image id, of what a JSON file at `path` holds."""
-    with layout_of(path, faults):
+    with collect_layout_errors(path, faults):
         by_id = _by_id(told)
         return _checked(by_id, path, faults)
     return {}
 
 
 @contextmanager
-def layout_of(path: Path, faults: Faults) -> Iterator[None]:
+def collect_layout_errors(path: Path, faults: Problems) -> Iterator[None]:
     """Whatever a file lacks of its layout becomes a fault."""
     try:
         yield
@@ -41,7 +41,7 @@ def layout_of(path: Path, faults: Faults) -> Iterator[None]:
         faults.add(path, f"is neither COCO's nor Karpathy's layout: {type(fault).__name__} {fault}")
 
 
-def _checked(by_id: dict[str, Any], path: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
+def _checked(by_id: dict[str, Any], path: Path, faults: Problems) -> dict[str, tuple[str, ...]]:
     captions = {}
     for image_id, value in by_id.items():
         if isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value):
@@ -51,10 +51,10 @@ def _checked(by_id: dict[str, Any], path: Path, faults: Faults) -> dict[str, tup
     return captions
 
 
-def read_json(path: Path, faults: Faults) -> dict | None:
+def read_json(path: Path, faults: Problems) -> dict | None:
     """The object in a JSON file, or None with a fault added."""
     before = len(faults.lines)
-    text = read_text(path, faults)
+    text = read_text_file(path, faults)
     if len(faults.lines) > before:
         return None
     try:

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.core.stage import InputError
 from stages.data.images import read_image, read_mask
 from stages.data.voc import VOID
 
 MANIFEST = Path("data/manifest.parquet")
-LABELLED = Path("data/labelled.parquet")  # the images that classifiers are fine-tuned on
+LABELED = Path("data/labeled.parquet")  # the images that classifiers are fine-tuned on
 SPLITS = ("train", "val")
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
 
 SCHEMA = pa.schema(
     [
@@ -59,26 +59,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Rows, with what is known of them all: names of mask classes, names of labels, licence, source."""
+    """Rows, with what is known of them all: names of mask classes, names of labels, license, source."""
 
     rows: tuple[Row, ...]
     source: str
     classes: tuple[str, ...]
     labels: tuple[str, ...] = ()
-    licence: str = "unknown"
+    license: str = "unknown"
 
     def split(self, name: str) -> tuple[Row, ...]:
         """The rows of one split, in the source's order."""
         return tuple(row for row in self.rows if row.split == name)
 
 
-def spread(rows: tuple[Row, ...], count: int) -> tuple[Row, ...]:
+def evenly_spaced(rows: tuple[Row, ...], count: int) -> tuple[Row, ...]:
     """Images spread evenly over a split."""
     return tuple(rows[index] for index in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
 
 
 @dataclass
-class Faults:
+class Problems:
     """What is wrong with a source, gathered in one pass."""
 
     lines: list[str] = field(default_factory=list)
@@ -86,14 +86,14 @@ class Faults:
     def add(self, where: object, reason: object) -> None:
         self.lines.append(f"{where}: {reason}")
 
-    def refuse(self, source: str) -> None:
+    def raise_if_any(self, source: str) -> None:
         """Raise `InputError` with a line a fault, if there is one."""
         if self.lines:
             count = f"{len(self.lines)} fault{'s' if len(self.lines) > 1 else ''}"
             raise InputError("\n  ".join([f"{source}: {count}, nothing written", *self.lines]))
 
 
-def read_text(path: Path, faults: Faults) -> str:
+def read_text_file(path: Path, faults: Problems) -> str:
     """The text of a file; "" with a fault added where it is no UTF-8 (a byte order mark is fine)."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -102,13 +102,13 @@ def read_text(path: Path, faults: Faults) -> str:
         return ""
 
 
-def validate(manifest: Manifest, faults: Faults | None = None) -> Manifest:
+def validate_manifest(manifest: Manifest, faults: Problems | None = None) -> Manifest:
     """Look at every file once; return the manifest with image sizes, or raise `InputError` listing all faults.
 
     `faults` holds what reading the source has found already. Where the source names no classes, they are numbered
     from the masks' values; images without masks have none.
     """
-    faults = faults or Faults()
+    faults = faults or Problems()
     for image_id, count in Counter(row.image_id for row in manifest.rows).items():
         if count > 1:
             faults.add(image_id, f"duplicate id, listed {count} times")
@@ -131,7 +131,7 @@ def validate(manifest: Manifest, faults: Faults | None = None) -> Manifest:
         if beyond:
             allowed = f"0..{len(classes) - 1} and {VOID} (void)"
             faults.add(look.row.mask, f"mask value {beyond} out of range; allowed {allowed}")
-    faults.refuse(manifest.source)
+    faults.raise_if_any(manifest.source)
     return replace(manifest, rows=tuple(look.row for look in looks), classes=classes)
 
 
@@ -148,7 +148,7 @@ def _look(row: Row) -> _Look:
     try:
         width, height = read_image(Path(row.image)).size
         row = replace(row, height=height, width=width, content=_content(row))
-    except UNREADABLE as fault:
+    except IMAGE_ERRORS as fault:
         faults.append(f"{row.image}: {_reason(fault)}")
     if row.mask is not None:
         try:
@@ -158,7 +158,7 @@ def _look(row: Row) -> _Look:
                 faults.append(
                     f"{row.mask}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {row.width}x{row.height} pixels"
                 )
-        except UNREADABLE as fault:
+        except IMAGE_ERRORS as fault:
             faults.append(f"{row.mask}: {_reason(fault)}")
     return _Look(row, values, tuple(faults))
 
@@ -179,28 +179,28 @@ def _numbered(looks: Iterable[_Look]) -> tuple[str, ...]:
     return tuple(f"class {index}" for index in range(max(values, default=-1) + 1))
 
 
-def write(manifest: Manifest, path: Path = MANIFEST) -> None:
+def write_manifest(manifest: Manifest, path: Path = MANIFEST) -> None:
     """Write a validated manifest."""
     facts = {
         "source": manifest.source,
         "classes": json.dumps(manifest.classes),
         "labels": json.dumps(manifest.labels),
-        "licence": manifest.licence,
+        "license": manifest.license,
     }
     table = pa.Table.from_pylist([asdict(row) for row in manifest.rows], schema=SCHEMA.with_metadata(facts))
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         pq.write_table(table, beside)
 
 
-def fingerprint(path: Path = MANIFEST) -> str:
+def manifest_hash(path: Path = MANIFEST) -> str:
     """SHA-256 of a manifest on disk: what is made from it is bound to it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read(path: Path = MANIFEST) -> Manifest:
+def read_manifest(path: Path = MANIFEST) -> Manifest:
     """Read a manifest of `write`. Raises `OSError` where there is none."""
     table = pq.read_table(path)
     facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     rows = tuple(Row(**{**row, "captions": tuple(row["captions"])}) for row in table.to_pylist())
     classes, labels = (tuple(json.loads(facts[key])) for key in ("classes", "labels"))
-    return Manifest(rows, facts["source"], classes, labels, facts["licence"])
+    return Manifest(rows, facts["source"], classes, labels, facts["license"])

@@ -12,16 +12,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.data.images import read_mask
-from stages.data.manifest import UNREADABLE, Faults, Manifest, Row, read_text, validate
-from stages.data.voc import BACKGROUND, COLOUR_MAP, VOID
+from stages.data.manifest import IMAGE_ERRORS, Manifest, Problems, Row, read_text_file, validate_manifest
+from stages.data.voc import BACKGROUND, COLOR_MAP, VOID
 
 LISTS = {"train": "trainval.txt", "val": "test.txt"}
 CLASSES = (BACKGROUND, "animal")
 MEANT = np.full(256, VOID, np.uint8)  # by a trimap's values
 MEANT[[1, 2]] = CLASSES.index("animal"), CLASSES.index(BACKGROUND)
-LICENCE = "CC BY-SA 4.0"
+LICENSE = "CC BY-SA 4.0"
 
 
 def read_pets(images: Path, annotations: Path, masks: Path, expected: Mapping[str, int]) -> Manifest:
@@ -29,7 +29,7 @@ def read_pets(images: Path, annotations: Path, masks: Path, expected: Mapping[st
 
     Raises `InputError` listing all that is wrong, numbers of images other than `expected` among it.
     """
-    faults, rows, names = Faults(), [], {}
+    faults, rows, names = Problems(), [], {}
     for split, file in LISTS.items():
         lines = _lines(annotations / file, faults)
         if len(lines) != expected[split]:
@@ -45,28 +45,28 @@ def read_pets(images: Path, annotations: Path, masks: Path, expected: Mapping[st
         faults.add(annotations, f"classes {sorted(number + 1 for number in names)}; expected 1 to {len(labels)}")
     for row in tqdm(rows, "read trimaps", unit="image", mininterval=1):
         _write_mask(annotations / "trimaps" / f"{row.image_id}.png", Path(row.mask), faults)
-    return validate(Manifest(tuple(rows), str(images.parent), CLASSES, labels, LICENCE), faults)
+    return validate_manifest(Manifest(tuple(rows), str(images.parent), CLASSES, labels, LICENSE), faults)
 
 
-def _lines(path: Path, faults: Faults) -> list[tuple[str, str]]:
+def _lines(path: Path, faults: Problems) -> list[tuple[str, str]]:
     """Name and class number a line."""
     if not path.is_file():
         faults.add(path, "missing")
         return []
-    words = [line.split() for line in read_text(path, faults).splitlines() if not line.startswith("#")]
+    words = [line.split() for line in read_text_file(path, faults).splitlines() if not line.startswith("#")]
     wrong = [" ".join(one) for one in words if one and not (len(one) > 1 and one[1].isdecimal() and int(one[1]))]
     if wrong:
         faults.add(path, f"'{wrong[0]}' is no line of a name and a class")
     return [(one[0], one[1]) for one in words if one and " ".join(one) not in wrong]
 
 
-def _write_mask(trimap: Path, mask: Path, faults: Faults) -> None:
+def _write_mask(trimap: Path, mask: Path, faults: Problems) -> None:
     try:
         values = read_mask(trimap)
-    except UNREADABLE as fault:
+    except IMAGE_ERRORS as fault:
         faults.add(trimap, "missing" if isinstance(fault, FileNotFoundError) else fault)
         return
     made = Image.fromarray(MEANT[values], mode="P")
-    made.putpalette(COLOUR_MAP.tobytes())
-    with replacing(mask) as beside:
+    made.putpalette(COLOR_MAP.tobytes())
+    with atomic_write(mask) as beside:
         made.save(beside, format="PNG")

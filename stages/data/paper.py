@@ -9,17 +9,17 @@ from stages.data import voc
 from stages.data.manifest import Manifest
 from stages.data.oxford_pets import read_pets
 from stages.data.voc_folder import read_folder
-from stages.fetch.archive import extract
-from stages.fetch.download import fetch
+from stages.fetch.archive import extract_archive
+from stages.fetch.download import download_file
 from stages.params.experiment import Paper
-from stages.params.model_source import is_address
-from stages.params.remote_file import Remote
+from stages.params.model_source import is_url
+from stages.params.remote_file import RemoteFile
 
-VOC_LICENCE = "Flickr's terms of use, see host.robots.ox.ac.uk/pascal/VOC/voc2012"
+VOC_LICENSE = "Flickr's terms of use, see host.robots.ox.ac.uk/pascal/VOC/voc2012"
 VOC_PARTS = ("/JPEGImages/", "/SegmentationClass/", "/ImageSets/Segmentation/")  # of an archive with much more
 
 
-def read_voc(paper: Paper) -> Manifest:
+def read_paper_voc(paper: Paper) -> Manifest:
     """VOC 2012's segmentation lists, with captions where `paper.captions` has them. Raises `InputError`."""
     captions = _captions(paper)
     if paper.voc_root:
@@ -27,10 +27,10 @@ def read_voc(paper: Paper) -> Manifest:
     else:
         (unpacked,) = _unpacked(paper, [paper.voc_archive], lambda name: any(part in f"/{name}" for part in VOC_PARTS))
         root = _holding("JPEGImages", [unpacked]).parent
-    return read_folder(root, voc.CLASSES, captions, paper.voc_images.model_dump(), VOC_LICENCE)
+    return read_folder(root, voc.CLASSES, captions, paper.voc_images.model_dump(), VOC_LICENSE)
 
 
-def read_pets_of(paper: Paper, masks: Path) -> Manifest:
+def read_paper_pets(paper: Paper, masks: Path) -> Manifest:
     """Oxford-IIIT Pet; writes masks in VOC's values to `masks`. Raises `InputError`."""
     if paper.pets_root:
         folders = [_in_place(paper.pets_root, "pets_root", "images", "annotations")]
@@ -43,8 +43,8 @@ def read_pets_of(paper: Paper, masks: Path) -> Manifest:
 def _captions(paper: Paper) -> Path | None:
     if paper.captions is None:
         return None
-    if is_address(paper.captions):
-        return fetch(Remote.parse(paper.captions), paper.downloads, paper.mirrors)
+    if is_url(paper.captions):
+        return download_file(RemoteFile.parse(paper.captions), paper.downloads, paper.mirrors)
     if not Path(paper.captions).is_file():
         raise InputError(f"paper.captions = '{paper.captions}': no such file; a JSON of captions, its address, or null")
     return Path(paper.captions)
@@ -61,15 +61,15 @@ def _unpacked(paper: Paper, addresses: Sequence[str], wanted: Callable[[str], bo
     """A folder an archive, each downloaded and unpacked unless it is there."""
     folders = []
     for address in addresses:
-        remote = Remote.parse(address)
+        remote = RemoteFile.parse(address)
         folder = unpacked_folder(paper, remote)
         if not folder.is_dir():
-            extract(fetch(remote, paper.downloads, paper.mirrors), folder, wanted)
+            extract_archive(download_file(remote, paper.downloads, paper.mirrors), folder, wanted)
         folders.append(folder)
     return folders
 
 
-def unpacked_folder(paper: Paper, remote: Remote) -> Path:
+def unpacked_folder(paper: Paper, remote: RemoteFile) -> Path:
     """Where an archive is unpacked to: another archive of the same name goes elsewhere."""
     told = remote.digest[1] if remote.digest else hashlib.sha256(remote.url.encode()).hexdigest()
     return paper.downloads / "unpacked" / f"{remote.name.split('.tar')[0]}-{told[:12]}"

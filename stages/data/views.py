@@ -37,12 +37,12 @@ def random_view(rng: np.random.Generator, height: int, width: int, short_side: t
     return View(*resized, top, left, crop, crop, bool(rng.random() < 0.5))
 
 
-def cut_image(image: Image.Image, view: View) -> np.ndarray:
+def crop_image(image: Image.Image, view: View) -> np.ndarray:
     """`(crop_height, crop_width, 3)` uint8, resized bilinearly with antialiasing."""
     return _cut(image, view, Image.Resampling.BILINEAR, fill=(0, 0, 0))
 
 
-def cut_mask(mask: np.ndarray, view: View) -> np.ndarray:
+def crop_mask(mask: np.ndarray, view: View) -> np.ndarray:
     """`(crop_height, crop_width)` uint8 of class indices, resized to the nearest."""
     return _cut(Image.fromarray(mask), view, Image.Resampling.NEAREST, fill=VOID)
 

@@ -1,19 +1,19 @@
-"""PASCAL VOC's conventions for masks: class names, the void label, the colour map (Everingham et al., 2010)."""
+"""PASCAL VOC's conventions for masks: class names, the void label, the color map (Everingham et al., 2010)."""
 
 import numpy as np
 
 
-def _colour_map() -> np.ndarray:
+def _color_map() -> np.ndarray:
     """`(256, 3)` uint8: bits 0, 1, 2 of the index, then 3, 4, 5 and so on, fill R, G, B from the top bit down.
 
     The rule of the VOC devkit's `VOCcolormap.m`.
     """
     index = np.arange(256)
-    colours = np.zeros((256, 3), np.uint8)
+    colors = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    return colours
+            colors[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return colors
 
 
 CLASSES = (
@@ -41,4 +41,4 @@ CLASSES = (
 )  # of mask values 0 to 20
 BACKGROUND = "background"  # the name of what is no object
 VOID = 255  # pixels that are never counted
-COLOUR_MAP = _colour_map()
+COLOR_MAP = _color_map()

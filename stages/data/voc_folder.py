@@ -5,7 +5,7 @@ ImageSets/Segmentation/train.txt, val.txt                one id a line
 classes.txt     optional: names of mask values 0, 1, ... one a line
 captions.json   optional: {id: caption or list of captions}, COCO's or Karpathy's layout
 labels.csv      optional: image_id,label with a name or a number for a label
-licence.txt     optional: one line on whose the images are
+license.txt     optional: one line on whose the images are
 """
 
 import csv
@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
-from stages.data.captioned_folder import read_captioned
+from stages.data.captioned_folder import read_captioned_folder
 from stages.data.captions import read_captions
-from stages.data.images import SUFFIXES
-from stages.data.manifest import SPLITS, Faults, Manifest, Row, read_text, validate
+from stages.data.images import IMAGE_SUFFIXES
+from stages.data.manifest import SPLITS, Manifest, Problems, Row, read_text_file, validate_manifest
 
 NAMED = 12  # images that are named in a fault
 
@@ -26,17 +26,17 @@ def read_folder(
     classes: tuple[str, ...] = (),
     captions: Path | None = None,
     expected: Mapping[str, int] | None = None,
-    licence: str = "unknown",
+    license: str = "unknown",
 ) -> Manifest:
     """The validated manifest of a VOC-like directory; raises `InputError` listing all that is wrong with it.
 
-    `classes` names the mask values, and `licence` says whose the images are, where the directory does not. `captions`
+    `classes` names the mask values, and `license` says whose the images are, where the directory does not. `captions`
     is a file in place of the directory's, which must have every image; `expected` are the numbers of images of its
     splits.
     """
     if not (root / "JPEGImages").is_dir():
-        return read_captioned(root)
-    faults = Faults()
+        return read_captioned_folder(root)
+    faults = Problems()
     images, masks = _by_stem(root / "JPEGImages"), _by_stem(root / "SegmentationClass")
     masked = (root / "SegmentationClass").is_dir()
     listed = {split: _ids(root / "ImageSets" / "Segmentation" / f"{split}.txt", faults) for split in SPLITS}
@@ -55,31 +55,31 @@ def read_folder(
     named = _lines(root / "classes.txt", faults)
     if "" in named:
         faults.add(root / "classes.txt", f"line {named.index('') + 1} is empty; a line is a mask value's name")
-    licence = " ".join(_lines(root / "licence.txt", faults)) or licence
-    return validate(Manifest(tuple(rows), str(root), named or classes, label_names, licence), faults)
+    license = " ".join(_lines(root / "license.txt", faults)) or license
+    return validate_manifest(Manifest(tuple(rows), str(root), named or classes, label_names, license), faults)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
-def _ids(path: Path, faults: Faults) -> list[str]:
+def _ids(path: Path, faults: Problems) -> list[str]:
     if not path.is_file():
         faults.add(path, "missing")
         return []
     return [line.split()[0] for line in _lines(path, faults) if line]
 
 
-def _lines(path: Path, faults: Faults) -> tuple[str, ...]:
+def _lines(path: Path, faults: Problems) -> tuple[str, ...]:
     """Lines without the space around them, none after the last one with text; () where there is no file."""
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in read_text(path, faults).rstrip().splitlines())
+    return tuple(line.strip() for line in read_text_file(path, faults).rstrip().splitlines())
 
 
-def _captions(root: Path, asked: Path | None, listed: set[str], faults: Faults) -> dict[str, tuple[str, ...]]:
+def _captions(root: Path, asked: Path | None, listed: set[str], faults: Problems) -> dict[str, tuple[str, ...]]:
     """The directory's own captions, where it has some, or those that were asked for, of all images that are listed."""
     own = root / "captions.json"
     if asked is None:
@@ -91,12 +91,12 @@ def _captions(root: Path, asked: Path | None, listed: set[str], faults: Faults) 
     return told
 
 
-def _labels(root: Path, listed: set[str], faults: Faults) -> tuple[dict[str, int], tuple[str, ...]]:
+def _labels(root: Path, listed: set[str], faults: Problems) -> tuple[dict[str, int], tuple[str, ...]]:
     """Label index by image id, of the images that are `listed`, and the names behind the indices, sorted."""
     path = root / "labels.csv"
     if not path.is_file():
         return {}, ()
-    table = csv.DictReader(read_text(path, faults).splitlines())
+    table = csv.DictReader(read_text_file(path, faults).splitlines())
     if not {"image_id", "label"} <= set(table.fieldnames or ()):
         faults.add(path, f"columns {table.fieldnames}; expected image_id,label")
         return {}, ()

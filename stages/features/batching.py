@@ -1,4 +1,4 @@
-"""Neighbours that are alike, as batches."""
+"""Neighbors that are alike, as batches."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby, islice
@@ -8,10 +8,8 @@ Item = TypeVar("Item")
 Key = TypeVar("Key")
 
 
-def batches_alike(
-    items: Iterable[Item], key: Callable[[Item], Key], most: Callable[[Key], int]
-) -> Iterator[list[Item]]:
-    """Runs of neighbours with one `key`, in their order, at most `most(key)` long. Takes items as it needs them."""
+def batch_by_key(items: Iterable[Item], key: Callable[[Item], Key], most: Callable[[Key], int]) -> Iterator[list[Item]]:
+    """Runs of neighbors with one `key`, in their order, at most `most(key)` long. Takes items as it needs them."""
     for shared, run in groupby(items, key):
         while batch := list(islice(run, most(shared))):
             yield batch

@@ -13,7 +13,7 @@ from stages.features.shards import Shards
 Batch = tuple[list[int], Tensor]  # which views, and their pixels
 
 
-def by_shard(
+def iterate_shards(
     shards: Shards, views: Dataset, batches_of: Callable[[range], Iterable[list[int]]], workers: int, name: str
 ) -> Iterator[tuple[Path, Iterator[Batch]]]:
     """The file of every shard that is missing, with the batches that belong in it; a progress bar counts views.
@@ -38,7 +38,7 @@ def _arriving(loader: Iterator, count: int, bar: tqdm) -> Iterator[Batch]:
         bar.update(len(indices))
 
 
-def in_turn(span: range, size: int) -> Iterator[list[int]]:
+def chunked(span: range, size: int) -> Iterator[list[int]]:
     """A shard's views, `size` at a time."""
     for start in range(span.start, span.stop, size):
         yield list(range(start, min(start + size, span.stop)))

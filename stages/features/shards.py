@@ -27,7 +27,7 @@ class Shards:
 
     target: Path
     count: int
-    made_with: Mapping[str, object]
+    metadata: Mapping[str, object]
     size: int = SHARD
     waiting: Path = WAITING
 
@@ -38,7 +38,7 @@ class Shards:
 
     def missing(self) -> list[tuple[Path, range]]:
         """The file of every shard that is still to be made, and which views it holds."""
-        facts = json.dumps({**self.made_with, "count": self.count, "size": self.size, "code": _code()}, sort_keys=True)
+        facts = json.dumps({**self.metadata, "count": self.count, "size": self.size, "code": _code()}, sort_keys=True)
         kept = self.folder / FACTS
         if not (kept.is_file() and kept.read_text() == facts):
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -52,7 +52,7 @@ class Shards:
         """The shards that are there, in their order."""
         return sorted(self.folder.glob("*.parquet"))
 
-    def deliver(self) -> None:
+    def commit(self) -> None:
         """Move all to `target`, in place of what was there."""
         shutil.rmtree(self.target, ignore_errors=True)
         self.target.parent.mkdir(parents=True, exist_ok=True)

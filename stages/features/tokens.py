@@ -19,21 +19,21 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.core.stage import InputError
 from stages.data.views import View
-from stages.features.batching import batches_alike
+from stages.features.batching import batch_by_key
 
 GROUP = 32  # views in a row group: what is read at once
 
 
 @dataclass(frozen=True)
-class Provenance:
+class FeatureMetadata:
     """What a table's tokens were made with."""
 
     backbone: str
     weights: str  # SHA-256 of the backbone's weights
-    transform: str  # how a view was cut, and normalised
+    transform: str  # how a view was cut, and normalized
     dim: int
     heads: int  # attention heads of the backbone
     patch: str  # "rows x columns" of pixels behind one token
@@ -43,7 +43,7 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Features:
+class ViewFeatures:
     """The tokens of one view, `(rows, columns, dim)` float16, and how it was cut."""
 
     image_id: str
@@ -55,7 +55,7 @@ class Features:
 _VIEW_TYPES = {field.name: pa.bool_() if field.type is bool else pa.int32() for field in fields(View)}
 
 
-def _schema(provenance: Provenance) -> pa.Schema:
+def _schema(provenance: FeatureMetadata) -> pa.Schema:
     metadata = {key: str(value) for key, value in asdict(provenance).items()}
     token = pa.field("token", pa.binary(2 * provenance.dim), nullable=False, metadata={"shape": str(provenance.dim)})
     columns = [
@@ -74,9 +74,9 @@ class FeatureWriter:
 
     def __init__(self, writer: pq.ParquetWriter):
         self._writer = writer
-        self._waiting: list[Features] = []
+        self._waiting: list[ViewFeatures] = []
 
-    def add(self, features: Features) -> None:
+    def add(self, features: ViewFeatures) -> None:
         """Queue one view; tokens are stored as half floats, whatever they came as."""
         if self._waiting and self._waiting[0].view_index != features.view_index:
             self.flush()
@@ -91,7 +91,7 @@ class FeatureWriter:
             self._waiting = []
 
 
-def _table(rows: list[Features], schema: pa.Schema) -> pa.Table:
+def _table(rows: list[ViewFeatures], schema: pa.Schema) -> pa.Table:
     flat = [row.tokens.to("cpu", torch.float16).flatten(0, 1).contiguous() for row in rows]
     tokens = np.concatenate([one.numpy() for one in flat])  # (tokens of all rows, dim)
     offsets = np.cumsum([0, *(len(one) for one in flat)]).astype(np.int32)
@@ -109,10 +109,10 @@ def _table(rows: list[Features], schema: pa.Schema) -> pa.Table:
 
 
 @contextmanager
-def feature_writer(path: Path, provenance: Provenance) -> Iterator[FeatureWriter]:
+def open_feature_writer(path: Path, provenance: FeatureMetadata) -> Iterator[FeatureWriter]:
     """Write one shard of a table to `path`; it appears there whole, or not at all."""
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    with replacing(path) as beside, pq.ParquetWriter(beside, _schema(provenance), **options) as parquet:
+    with atomic_write(path) as beside, pq.ParquetWriter(beside, _schema(provenance), **options) as parquet:
         writer = FeatureWriter(parquet)
         yield writer
         writer.flush()
@@ -132,18 +132,18 @@ class FeatureTable:
         made_with = {_provenance(one) for one in self._files}
         if len(made_with) > 1:
             raise InputError(f"{path}: shards that were made with different settings; run `dvc repro` to extract anew")
-        self.provenance = made_with.pop()
+        self.metadata = made_with.pop()
         self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
         for key, expected in expect.items():
-            if getattr(self.provenance, key) != expected:
-                found = getattr(self.provenance, key)
+            if getattr(self.metadata, key) != expected:
+                found = getattr(self.metadata, key)
                 raise InputError(f"{path}: {key} is {found!r}, expected {expected!r}; run `dvc repro` to extract anew")
 
     def __len__(self) -> int:
         return sum(file.metadata.num_rows for file in self._files)
 
     @property
-    def groups(self) -> int:
+    def num_groups(self) -> int:
         """How many row groups there are."""
         return len(self._groups)
 
@@ -158,25 +158,25 @@ class FeatureTable:
         grids = pa.concat_tables(file.read(columns=["grid_rows", "grid_columns"]) for file in self._files)
         return pc.min(grids["grid_rows"]).as_py(), pc.min(grids["grid_columns"]).as_py()
 
-    def groups_of(self, view: int) -> list[int]:
+    def groups_for_view(self, view: int) -> list[int]:
         """The row groups that hold a view index."""
         return [group for group, index in enumerate(self.group_views) if index == view]
 
-    def batches(self, count: int) -> Iterator[list[Features]]:
-        """All views in their order, at most `count` neighbours with a grid of one shape at a time."""
-        rows = (one for group in range(self.groups) for one in self.group(group))
-        return batches_alike(rows, lambda one: one.tokens.shape, lambda _: count)
+    def batches(self, count: int) -> Iterator[list[ViewFeatures]]:
+        """All views in their order, at most `count` neighbors with a grid of one shape at a time."""
+        rows = (one for group in range(self.num_groups) for one in self.read_group(group))
+        return batch_by_key(rows, lambda one: one.tokens.shape, lambda _: count)
 
-    def group(self, index: int) -> list[Features]:
+    def read_group(self, index: int) -> list[ViewFeatures]:
         """The views of one row group; their tokens are windows into the group's own memory."""
         file, number = self._groups[index]
         table = file.read_row_group(number).combine_chunks()
         tokens = table.column("tokens").chunk(0)
-        memory = _as_tensor(tokens.values, self.provenance.dim)
+        memory = _as_tensor(tokens.values, self.metadata.dim)
         starts = tokens.offsets.to_pylist()
         columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "tokens"}
         return [
-            Features(
+            ViewFeatures(
                 columns["image_id"][row],
                 columns["view"][row],
                 View(**{name: columns[name][row] for name in _VIEW_TYPES}),
@@ -188,9 +188,9 @@ class FeatureTable:
         ]
 
 
-def _provenance(file: pq.ParquetFile) -> Provenance:
+def _provenance(file: pq.ParquetFile) -> FeatureMetadata:
     metadata = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
-    return Provenance(**{field.name: field.type(metadata[field.name]) for field in fields(Provenance)})
+    return FeatureMetadata(**{field.name: field.type(metadata[field.name]) for field in fields(FeatureMetadata)})
 
 
 def _as_tensor(values: pa.FixedSizeBinaryArray, dim: int) -> Tensor:

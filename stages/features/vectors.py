@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.core.stage import InputError
 
 
@@ -24,7 +24,7 @@ class Vectors:
     image_ids: list[str]
     indices: list[int]
     values: Tensor
-    made_with: dict[str, str]
+    metadata: dict[str, str]
 
 
 def write_vectors(path: Path, vectors: Vectors) -> None:
@@ -32,18 +32,18 @@ def write_vectors(path: Path, vectors: Vectors) -> None:
     values = vectors.values.detach().cpu().half().contiguous().numpy()
     kind = pa.binary(values.itemsize * values.shape[1])
     fields = [("image_id", pa.string(), False), ("index", pa.int16(), False), ("vector", kind, False)]
-    schema = pa.schema([pa.field(*field) for field in fields], metadata=vectors.made_with)
+    schema = pa.schema([pa.field(*field) for field in fields], metadata=vectors.metadata)
     packed = pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
     table = pa.table([pa.array(vectors.image_ids), pa.array(vectors.indices, pa.int16()), packed], schema=schema)
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         pq.write_table(table, beside, compression="none", use_dictionary=False, write_statistics=False)
 
 
-def joined(paths: list[Path]) -> Vectors:
+def concat_vectors(paths: list[Path]) -> Vectors:
     """Tables that were made with the same, one behind the other."""
     tables = [read_vectors(path) for path in paths]
     ids, indices = ([one for table in tables for one in getattr(table, key)] for key in ("image_ids", "indices"))
-    return Vectors(ids, indices, torch.cat([table.values for table in tables]), tables[0].made_with)
+    return Vectors(ids, indices, torch.cat([table.values for table in tables]), tables[0].metadata)
 
 
 def read_vectors(path: Path, **expect: str) -> Vectors:

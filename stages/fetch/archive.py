@@ -49,7 +49,7 @@ class _Entry:
     read: Callable[[], BinaryIO]
 
 
-def extract(
+def extract_archive(
     archive: Path,
     folder: Path,
     only: Callable[[str], bool] | None = None,

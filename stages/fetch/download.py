@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError, TimeoutError
 
 from stages.core.atomic import write_text
 from stages.core.stage import InputError
-from stages.params.remote_file import Remote
+from stages.params.remote_file import RemoteFile
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60  # without one byte
@@ -50,7 +50,9 @@ class _RefusedError(Exception):
     """This source will not do; the next one may."""
 
 
-def fetch(remote: Remote, folder: Path, mirrors: Mapping[str, str] = NO_MIRRORS, label: str | None = None) -> Path:
+def download_file(
+    remote: RemoteFile, folder: Path, mirrors: Mapping[str, str] = NO_MIRRORS, label: str | None = None
+) -> Path:
     """The path of `remote` in `folder`, downloaded where it is not there yet; `label` goes on the progress bar.
 
     `mirrors` has URL prefixes and what may stand for them; they are asked in its order, after the URL itself.
@@ -70,7 +72,7 @@ def fetch(remote: Remote, folder: Path, mirrors: Mapping[str, str] = NO_MIRRORS,
     return target
 
 
-def size_of(remote: Remote, mirrors: Mapping[str, str] = NO_MIRRORS) -> int | None:
+def remote_size(remote: RemoteFile, mirrors: Mapping[str, str] = NO_MIRRORS) -> int | None:
     """Bytes of `remote` as it or the first server that answers says; None where nobody does within seconds."""
     if remote.size is not None:
         return remote.size
@@ -83,7 +85,7 @@ def size_of(remote: Remote, mirrors: Mapping[str, str] = NO_MIRRORS) -> int | No
     return None
 
 
-def _in_place(remote: Remote, target: Path) -> bool:
+def _in_place(remote: RemoteFile, target: Path) -> bool:
     """Whether the file is there. Raises `InputError` where another one has its name."""
     if not target.exists():
         return False
@@ -233,7 +235,7 @@ def _sources(url: str, mirrors: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys([url, *others]))
 
 
-def _download(remote: Remote, target: Path, mirrors: Mapping[str, str], label: str) -> None:
+def _download(remote: RemoteFile, target: Path, mirrors: Mapping[str, str], label: str) -> None:
     algorithm = remote.digest[0] if remote.digest else "sha256"
     reasons = []
     with tqdm(total=remote.size, desc=label, unit="B", unit_scale=True, unit_divisor=1024, mininterval=1) as bar:
@@ -259,7 +261,7 @@ def _ensure_room(part: _Part, size: int | None) -> None:
         raise InputError(f"{part.path.parent}: {needed} bytes are needed for {part.path.stem}, {free} bytes are free")
 
 
-def _take_from(url: str, part: _Part, remote: Remote) -> None:
+def _take_from(url: str, part: _Part, remote: RemoteFile) -> None:
     """Complete `part` from `url` and check it; a part that is wrong is removed. Raises `_RefusedError`."""
     inherited = part.length > 0
     _read_whole(url, part, remote)
@@ -273,7 +275,7 @@ def _take_from(url: str, part: _Part, remote: Remote) -> None:
         raise _RefusedError(wrong)
 
 
-def _mismatch(part: _Part, remote: Remote) -> str | None:
+def _mismatch(part: _Part, remote: RemoteFile) -> str | None:
     if remote.size not in (None, part.length):
         return f"sent {part.length} bytes, expected {remote.size}"
     algorithm, expected = remote.digest or ("sha256", None)
@@ -281,7 +283,7 @@ def _mismatch(part: _Part, remote: Remote) -> str | None:
     return None if expected in (None, found) else f"sent {algorithm} {found}, expected {expected}"
 
 
-def _read_whole(url: str, part: _Part, remote: Remote) -> None:
+def _read_whole(url: str, part: _Part, remote: RemoteFile) -> None:
     """Ask `url` until `part` is complete. Raises `_RefusedError`, at the latest after `ATTEMPTS` without progress."""
     spent, restarts_before = 0, part.restarts
     while True:
@@ -299,7 +301,7 @@ def _read_whole(url: str, part: _Part, remote: Remote) -> None:
             time.sleep(pause)
 
 
-def _request(url: str, part: _Part, remote: Remote) -> None:
+def _request(url: str, part: _Part, remote: RemoteFile) -> None:
     """One request for what is missing, written as it comes. Raises `_PassingError` or `_RefusedError`."""
     headers = PLAIN | _range(url, part, remote)
     timeout = (CONNECT_SECONDS, READ_SECONDS)
@@ -319,7 +321,7 @@ def _request(url: str, part: _Part, remote: Remote) -> None:
         raise _PassingError(f"cut off after {part.length} of {total} bytes")
 
 
-def _range(url: str, part: _Part, remote: Remote) -> dict[str, str]:
+def _range(url: str, part: _Part, remote: RemoteFile) -> dict[str, str]:
     validator = part.validator_at(url)
     if not part.length or (validator is None and remote.digest is None):
         return {}  # nothing would tell if the rest were another file's
@@ -359,7 +361,7 @@ def _is_complete(response: requests.Response, part: _Part) -> bool:
     raise _PassingError("has another length than the part of it that was there")
 
 
-def _begin(url: str, response: requests.Response, part: _Part, remote: Remote) -> int | None:
+def _begin(url: str, response: requests.Response, part: _Part, remote: RemoteFile) -> int | None:
     """Make `part` ready for what `response` brings; the bytes it will have in the end, where that is known."""
     status = response.status_code
     if status in PASSING or status >= 500:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
-DECODING = Path("data/features/captioning")  # validation images' hidden states, for the decoder
-COMPARED = Path("data/features/retrieval")  # class-token states of views and captions, and the provided projections
-DRAWN = "captions/drawn"  # names the seed that draws the one caption that stands for an image
+DECODER_STATES = Path("data/features/captioning")  # validation images' hidden states, for the decoder
+RETRIEVAL_VECTORS = Path(
+    "data/features/retrieval"
+)  # class-token states of views and captions, and the provided projections
+REFERENCE_SEED = "captions/drawn"  # names the seed that draws the one caption that stands for an image

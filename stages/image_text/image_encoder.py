@@ -10,7 +10,7 @@ from stages.image_text.pixels import val_view
 from stages.image_text.towers import load_towers
 from stages.models import catr
 from stages.models.checkpoints.record import read_checkpoint
-from stages.models.compute import device
+from stages.models.compute import get_device
 from stages.params.experiment import Experiment
 
 
@@ -20,10 +20,10 @@ def load_encoder(experiment: Experiment) -> Callable[[Image.Image], Tensor]:
     if experiment.captioning.model == "blip":
         towers = load_towers(checkpoint, experiment.compute)
         return lambda image: towers.image_states(val_view(image, towers.pixels.side)[None])[:, None].float()
-    model = catr.load(checkpoint.file / catr.WEIGHTS).to(device())
+    model = catr.load(checkpoint.file / catr.WEIGHTS).to(get_device())
 
     @torch.inference_mode()
     def seen(image: Image.Image) -> Tensor:
-        return model.memory(catr.pixels(image)[None].to(device()))
+        return model.memory(catr.preprocess(image)[None].to(get_device()))
 
     return seen

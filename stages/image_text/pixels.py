@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-GREY = 128  # what a turned or shifted image leaves empty, in BLIP's own augmentation
+GRAY = 128  # what a turned or shifted image leaves empty, in BLIP's own augmentation
 
 
 class BlipRandAugment(v2.RandAugment):
@@ -33,7 +33,7 @@ class BlipRandAugment(v2.RandAugment):
     }
 
     def __init__(self, operations: int = 2, magnitude: int = 5):
-        super().__init__(operations, magnitude, 11, interpolation=InterpolationMode.BILINEAR, fill=GREY)
+        super().__init__(operations, magnitude, 11, interpolation=InterpolationMode.BILINEAR, fill=GRAY)
 
 
 def val_view(image: Image.Image, side: int) -> Tensor:

@@ -5,10 +5,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.data.manifest import Row
-from stages.features.loading import by_shard
+from stages.features.loading import iterate_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureTable
-from stages.features.vectors import Vectors, joined, write_vectors
+from stages.features.vectors import Vectors, concat_vectors, write_vectors
 from stages.image_text.towers import Towers
 from stages.image_text.views import Views, in_batches
 
@@ -22,23 +22,25 @@ def encode_views(
 
     `seeds` augment the views. Comes in shards, which are kept until the caller throws them away.
     """
-    made_with, views = dict(shards.made_with), Views(rows, towers.pixels.side, seeds)
-    for path, arriving in by_shard(shards, views, in_batches, towers.workers, f"encode {shards.target.name} views"):
+    made_with, views = dict(shards.metadata), Views(rows, towers.pixels.side, seeds)
+    for path, arriving in iterate_shards(
+        shards, views, in_batches, towers.workers, f"encode {shards.target.name} views"
+    ):
         found, states = [], []
         for some, pixels in arriving:
             found += some
             states.append(towers.image_states(pixels)[:, 0].half().cpu())
         ids = [rows[index].image_id for index in found]
         write_vectors(path, Vectors(ids, [numbers[index] for index in found], torch.cat(states), made_with))
-    return joined(shards.files())
+    return concat_vectors(shards.files())
 
 
 def class_tokens(table: FeatureTable, made_with: dict[str, str]) -> Vectors:
     """What retrieval needs of the hidden states of whole images."""
     found = [
         (row.image_id, row.tokens[0, 0].clone())  # a window would keep its group in memory
-        for group in range(table.groups)
-        for row in table.group(group)
+        for group in range(table.num_groups)
+        for row in table.read_group(group)
     ]
     ids, states = zip(*found, strict=True)
     return Vectors(list(ids), [0] * len(ids), torch.stack(states), made_with)

@@ -9,7 +9,7 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from stages.models import blip, vit
 from stages.models.checkpoints.record import Checkpoint
-from stages.models.compute import device, mixed_precision, ready
+from stages.models.compute import get_device, mixed_precision, prepare_model
 from stages.params.compute import Compute
 
 LONGEST = 35  # tokens of a caption, as in the protocol
@@ -24,7 +24,7 @@ class Towers:
 
     model: BlipForImageTextRetrieval | BlipForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
-    pixels: blip.Pixels
+    pixels: blip.Preprocessing
     compute: Compute | None = None
     lacks: str | None = None
 
@@ -46,7 +46,7 @@ class Towers:
 
         Their first column is what retrieval compares: `pooler_output` would go through the last norm twice.
         """
-        pixels = vit.normalise(pixels.to(self.device, non_blocking=True), self.pixels.mean, self.pixels.std)
+        pixels = vit.normalize(pixels.to(self.device, non_blocking=True), self.pixels.mean, self.pixels.std)
         with self._precision():
             return self.model.vision_model(pixels).last_hidden_state.float()
 
@@ -70,5 +70,5 @@ def load_towers(checkpoint: Checkpoint, compute: Compute) -> Towers:
         model = blip.load(BlipForImageTextRetrieval, folder)
     except blip.PartsMissingError as fault:
         model, lacks = blip.load(BlipForConditionalGeneration, folder), f"{checkpoint.source} {fault}"
-    ready(model.vision_model, compute)
-    return Towers(model.to(device()), blip.load_tokenizer(folder), blip.load_pixels(folder), compute, lacks)
+    prepare_model(model.vision_model, compute)
+    return Towers(model.to(get_device()), blip.load_tokenizer(folder), blip.load_preprocessing(folder), compute, lacks)

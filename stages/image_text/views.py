@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from stages.data.images import read_image
 from stages.data.manifest import Row
-from stages.features.loading import in_turn
+from stages.features.loading import chunked
 from stages.image_text.pixels import train_view, val_view
 
 BATCH = 32  # views that the image tower sees at once
@@ -32,4 +32,4 @@ class Views(Dataset):
 
 def in_batches(span: range) -> Iterator[list[int]]:
     """A shard's views as the image tower takes them."""
-    return in_turn(span, BATCH)
+    return chunked(span, BATCH)

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from stages.core.atomic import replacing, write_text
+from stages.core.atomic import atomic_write, write_text
 from stages.models import vit
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -66,7 +66,7 @@ class Stem(nn.Module):
 def small_config(architecture: vit.Architecture, vocabulary: int, layers: int = 3, projection: int = 64) -> BlipConfig:
     """BLIP shrunk to the size of a small ViT, with a text side as wide and `layers` deep.
 
-    Vision configs' `initializer_range` is 1e-10 by default, as they expect a checkpoint: nothing would be learnt.
+    Vision configs' `initializer_range` is 1e-10 by default, as they expect a checkpoint: nothing would be learned.
     """
     shared = {"hidden_size": architecture.dim, "num_attention_heads": architecture.heads}
     shared |= {"intermediate_size": 4 * architecture.dim, "initializer_range": 0.02}
@@ -94,7 +94,7 @@ def build(kind: type[Model], config: BlipConfig) -> Model:
     model = kind(config)
     asked = getattr(config.vision_config, "stem", None)
     if asked:
-        model.vision_model.embeddings.patch_embedding = Stem(vit.Architecture.of(asked))
+        model.vision_model.embeddings.patch_embedding = Stem(vit.Architecture.from_dict(asked))
     return model
 
 
@@ -130,7 +130,7 @@ def save(
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_text(folder / CONFIG, captioner.config.to_json_string())
-    with replacing(folder / WEIGHTS) as beside:
+    with atomic_write(folder / WEIGHTS) as beside:
         save_file(weights, beside)
 
 
@@ -186,18 +186,18 @@ def _own_config(source: str) -> BlipConfig | None:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """What the image tower wants: squares of `side` pixels, normalised by `mean` and `std`."""
+class Preprocessing:
+    """What the image tower wants: squares of `side` pixels, normalized by `mean` and `std`."""
 
     side: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def load_pixels(source: str) -> Pixels:
+def load_preprocessing(source: str) -> Preprocessing:
     """The image side of a folder of `save`, or of a model on the hub."""
     processor = BlipImageProcessorPil.from_pretrained(source)
-    return Pixels(processor.size["height"], tuple(processor.image_mean), tuple(processor.image_std))
+    return Preprocessing(processor.size["height"], tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextEmbeddings
 
 from stages.models import blip
-from stages.models.weights import read_weights, some
+from stages.models.weights import read_weights, summarize_names
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, as BLIP took them
 SIDE = 384  # of the images that BLIP is evaluated on; it was pretrained on 224
@@ -300,7 +300,7 @@ def _require_keys(
         "has unknown keys": [name for name in present if name not in expected],
         "has wrong shapes:": wrong,
     }
-    told = [f"{what} {some(names)}" for what, names in faults.items() if names]
+    told = [f"{what} {summarize_names(names)}" for what, names in faults.items() if names]
     if told:
         raise ValueError("; ".join(told))
 
@@ -313,7 +313,7 @@ def _require_same(weights: dict[str, Tensor], pairs: Iterable[tuple[str, str]]) 
         if weights[one] is not weights[other] and not torch.equal(weights[one], weights[other])
     ]
     if unlike:
-        raise ValueError(f"differ, though BLIP shares them: {some(unlike)}")
+        raise ValueError(f"differ, though BLIP shares them: {summarize_names(unlike)}")
 
 
 def _load(model: BlipForConditionalGeneration | BlipForImageTextRetrieval, weights: dict[str, Tensor]) -> None:

@@ -22,9 +22,9 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from transformers import BertTokenizerFast
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.models.catr_transformer import CatrCache, Decoder, Embeddings, Encoder, SharedImages, sine_positions
-from stages.models.weights import read_weights, some
+from stages.models.weights import read_weights, summarize_names
 
 LONGER_SIDE = 299  # of an image, in pixels
 PATCH = 16  # pixels behind a cell, of the dilated v3
@@ -56,7 +56,7 @@ class CatrConfig:
             raise ValueError(f"hidden {self.hidden} is not a multiple of 4 and of its {self.heads} heads")
 
 
-class Grid(nn.Module):
+class ResNetGrid(nn.Module):
     """A ResNet up to its last stage: `(B, 2048, rows, columns)` of `(B, 3, H, W)`, a cell for every 16 pixels begun.
 
     Its batch norm is frozen: four buffers, no count of batches. Its epsilon is 1e-5 in the published code and
@@ -114,7 +114,7 @@ class Catr(nn.Module):
         self.config = config
         self.start, self.end, self.pad = config.start, config.end, config.pad
         width = (config.hidden, config.heads, config.feedforward)
-        self.backbone = nn.Sequential(Grid(config))
+        self.backbone = nn.Sequential(ResNetGrid(config))
         self.input_proj = nn.Conv2d(512 * Bottleneck.expansion, config.hidden, kernel_size=1)
         self.transformer = nn.ModuleDict(
             {
@@ -131,7 +131,7 @@ class Catr(nn.Module):
                 nn.init.xavier_uniform_(weight)
 
     def memory(self, pixels: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The encoder's output `(B, rows, columns, hidden)` of normalised float `pixels` `(B, 3, H, W)`.
+        """The encoder's output `(B, rows, columns, hidden)` of normalized float `pixels` `(B, 3, H, W)`.
 
         A padded image only comes near to the same image alone: what the convolutions make of padding is not the zero
         that they see beyond an image's edge, and flows back over it; and a cell counts as valid by the one pixel
@@ -192,7 +192,7 @@ class Catr(nn.Module):
         return sine_positions(valid, self.config.hidden, precision).flatten(1, 2), _over_keys(mask, valid)
 
 
-def pixels(image: Image.Image) -> Tensor:
+def preprocess(image: Image.Image) -> Tensor:
     """An image as CATR was validated on: float `(3, H, W)` in -1..1, the longer side 299 pixels.
 
     Sides are cut down to whole pixels, by which the longer one may lose one too (datasets/coco.py, `under_max`).
@@ -235,7 +235,7 @@ def convert_file(source: Path, vocabulary: Path, folder: Path) -> None:
     if len(tokenizer) != model.config.vocabulary:
         raise ValueError(f"{vocabulary} has {len(tokenizer)} word pieces, {source} embeds {model.config.vocabulary}")
     tokenizer.save_pretrained(folder)
-    with replacing(folder / WEIGHTS) as beside:  # last: a folder with weights is whole
+    with atomic_write(folder / WEIGHTS) as beside:  # last: a folder with weights is whole
         save_file({name: weight.contiguous() for name, weight in model.state_dict().items()}, beside)
 
 
@@ -290,4 +290,4 @@ def _faults(state: dict[str, Tensor], expected: dict[str, Tensor]) -> Iterator[s
     }
     for kind, names in kinds.items():
         if names:
-            yield f"{len(names)} {kind}: {some(names)}"
+            yield f"{len(names)} {kind}: {summarize_names(names)}"

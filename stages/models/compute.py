@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from stages.params.compute import Compute
 
 
-def device() -> torch.device:
+def get_device() -> torch.device:
     """The GPU where there is one. Its float32 is float32: by default, convolutions would use TF32 in its place."""
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -17,15 +17,15 @@ def mixed_precision(compute: Compute) -> torch.autocast:
     """Products in `compute.precision`, on whatever device; everything else, and all weights, stay float32."""
     kind = getattr(torch, compute.precision)
     on = kind != torch.float32
-    return torch.autocast(device().type, kind if on else torch.bfloat16, enabled=on)
+    return torch.autocast(get_device().type, kind if on else torch.bfloat16, enabled=on)
 
 
-def ready(model: nn.Module, compute: Compute) -> nn.Module:
+def prepare_model(model: nn.Module, compute: Compute) -> nn.Module:
     """The model on its device; where that was asked for, every layer that it has several of is compiled.
 
     Layers alone, as timm guards the height of every image: the whole of a ViT would be compiled anew for each.
     """
-    model.to(device())
+    model.to(get_device())
     if compute.compile:
         for layer in _repeated(model):
             layer.compile(dynamic=True)
@@ -38,7 +38,7 @@ def _repeated(model: nn.Module) -> list[nn.Module]:
     return [layer for one in lists if len({type(layer) for layer in one}) == 1 for layer in one]
 
 
-class MixedTraining:
+class MixedPrecision:
     """Steps of an optimizer in `compute.precision`.
 
     Gradients of float16 products are scaled up before they are taken, and down again before the step, as small ones
@@ -47,7 +47,7 @@ class MixedTraining:
 
     def __init__(self, compute: Compute):
         self.compute = compute
-        self.scaler = torch.amp.GradScaler(device().type, enabled=compute.precision == "float16")
+        self.scaler = torch.amp.GradScaler(get_device().type, enabled=compute.precision == "float16")
 
     def products(self) -> torch.autocast:
         """Where the model is called."""

@@ -27,9 +27,9 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.models.weights import read_weights
-from stages.params.model_source import is_file, split_revision
+from stages.params.model_source import is_checkpoint_file, split_revision
 
 HEAD_WIDTH = 64  # of an attention head, in ViTs whose checkpoints do not say
 OTHER_HEADS = (1280,)  # widths whose heads are wider: ViT-H has 16
@@ -42,7 +42,7 @@ class Architecture:
 
     The stem (convolutions, batch norm, ReLU, then 1x1 to `dim`; Xiao et al. 2021, "Early convolutions help
     transformers see better") is what lets so small a ViT learn on a CPU. Its halving convolutions have even kernels:
-    with the usual 3x3, padded by 1, three of them centre a token's window 3.5 pixels above and left of its patch,
+    with the usual 3x3, padded by 1, three of them center a token's window 3.5 pixels above and left of its patch,
     and every mask that a head draws lands that far off (12 points of a linear head's mIoU).
     """
 
@@ -56,7 +56,7 @@ class Architecture:
     outputs: int = 0  # of the classification layer on the class token; 0 for none
 
     @classmethod
-    def of(cls, fields: dict) -> "Architecture":
+    def from_dict(cls, fields: dict) -> "Architecture":
         """What `asdict` made, and JSON brought back with lists for tuples."""
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
@@ -91,7 +91,7 @@ def build(architecture: Architecture) -> VisionTransformer:
 def save(path: Path, model: VisionTransformer, architecture: Architecture) -> None:
     """Write weights with the architecture that they belong to."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         save_file(weights, beside, metadata={"architecture": json.dumps(asdict(architecture))})
 
 
@@ -101,10 +101,10 @@ def read_architecture(path: Path) -> Architecture:
         metadata = checkpoint.metadata() or {}
     if "architecture" not in metadata:
         raise ValueError(f"{path} carries no architecture; expected a checkpoint that stages/models wrote")
-    return Architecture.of(json.loads(metadata["architecture"]))
+    return Architecture.from_dict(json.loads(metadata["architecture"]))
 
 
-def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """Float `(B, 3, H, W)` from uint8 `images` of the same shape."""
     mean, std = (images.new_tensor(stats, dtype=torch.float32).view(3, 1, 1) for stats in (mean, std))
     return (images.float() / 255 - mean) / std
@@ -122,7 +122,7 @@ class Tokens:
 
 
 class Backbone(nn.Module):
-    """A frozen ViT on uint8 images, which it normalises itself.
+    """A frozen ViT on uint8 images, which it normalizes itself.
 
     Sides that are no multiple of the patch lose the remainder at the right and the bottom. `architecture` is what a
     checkpoint of `save` carries. Register tokens, where a model has them, stay inside.
@@ -165,10 +165,12 @@ class Backbone(nn.Module):
         """
         found: list[Tensor] = []
         asked = range(len(self.vit.blocks))[block]
-        self.watch(images, lambda number, weights: found.append(weights), [asked])
+        self.capture_attention(images, lambda number, weights: found.append(weights), [asked])
         return found[0]
 
-    def watch(self, images: Tensor, note: Callable[[int, Tensor], None], blocks: Sequence[int] | None = None) -> None:
+    def capture_attention(
+        self, images: Tensor, note: Callable[[int, Tensor], None], blocks: Sequence[int] | None = None
+    ) -> None:
         """Pass `images` through, and `note` the number and the attention weights of one block after another.
 
         Weights are `(B, heads, tokens, tokens)`, prefix tokens first; rows sum to 1. `blocks` are all, if not told.
@@ -194,7 +196,7 @@ class Backbone(nn.Module):
         if not (rows and columns):
             raise ValueError(f"a {height}x{width} image is smaller than one {self.patch[0]}x{self.patch[1]} patch")
         whole = images[..., : rows * self.patch[0], : columns * self.patch[1]]
-        return normalise(whole, self.mean, self.std), (rows, columns)
+        return normalize(whole, self.mean, self.std), (rows, columns)
 
 
 @contextmanager
@@ -216,7 +218,7 @@ def load(source: str, path: Path | None = None) -> Backbone:
     `save`, or holds a plain ViT under DINO's and timm's names. Raises `FileNotFoundError` for a missing file and
     `ValueError` for a name that timm does not know, a model that is no ViT, or weights that do not fit one key for key.
     """
-    if not is_file(source):
+    if not is_checkpoint_file(source):
         return _from_timm(*split_revision(source), path)
     path = path or Path(source)
     if not path.is_file():
@@ -230,7 +232,7 @@ def load(source: str, path: Path | None = None) -> Backbone:
         except (RuntimeError, TypeError) as fault:
             raise ValueError(f"{path} is no whole checkpoint of ours: {' '.join(str(fault).split())[:300]}") from fault
         return Backbone(network, architecture)
-    return Backbone(plain(weights, str(path)))
+    return Backbone(build_plain_vit(weights, str(path)))
 
 
 def pretrained_config(name: str) -> PretrainedCfg:
@@ -267,7 +269,7 @@ def _metadata(path: Path) -> dict[str, str]:
         return checkpoint.metadata() or {}
 
 
-def plain(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:
+def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:
     """A plain ViT from weights under DINO's and timm's names; sizes are told by shapes.
 
     A training's wrappers (`module.`, `backbone.`) and a projection `head` are taken off. `outputs` keeps a

@@ -31,11 +31,11 @@ def read_weights(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
         raise ValueError(f"{path} holds a {type(held).__name__}; expected tensors by name")
     strange = [str(name) for name, weight in held.items() if not isinstance(weight, Tensor)]
     if strange:
-        raise ValueError(f"{path} holds other things than tensors: {some(strange)}")
+        raise ValueError(f"{path} holds other things than tensors: {summarize_names(strange)}")
     return {name: weight for name, weight in held.items() if wanted(name)}
 
 
-def some(names: list[str]) -> str:
+def summarize_names(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

@@ -11,14 +11,14 @@ Ids = Annotated[list[str], Field(min_length=1)]
 Pictures = either(Count, Ids, "a list of image ids")  # how many, spread over the split, or which
 
 
-class LookedAt(Section):
+class ExampleImages(Section):
     """Which validation images a profile shows."""
 
     class_token: Pictures
     captions: Pictures
 
 
-class Positions(Section):
+class PositionEmbeddings(Section):
     """`grids`: rows and columns that the position embeddings are resampled to, beside their own grid.
 
     `others`: more ViTs, timm's by name or files of ours, beside the profile's.
@@ -28,7 +28,7 @@ class Positions(Section):
     others: list[str]
 
 
-class ClassToken(Section):
+class ClassTokenAttention(Section):
     """`setting` names the fine-tuned classifier that is looked into beside the pretrained ViT."""
 
     block: Index
@@ -36,7 +36,7 @@ class ClassToken(Section):
     setting: Name
 
 
-class Words(Section):
+class CaptionAttention(Section):
     """Whose words: a cell of `captioning.cells`. `head` is a number, or `mean` of all."""
 
     cell: Name
@@ -47,6 +47,6 @@ class Words(Section):
 class Attention(Section):
     """The pictures of attention, and what is measured on the validation split with them."""
 
-    positions: Positions
-    class_token: ClassToken
-    captions: Words
+    positions: PositionEmbeddings
+    class_token: ClassTokenAttention
+    captions: CaptionAttention

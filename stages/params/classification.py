@@ -40,7 +40,7 @@ class Setting(Section):
     lr: or_named(Rate, "base", "high")
     augment: StrictBool
     size: or_named(Count, "base", "large")
-    batch: Count
+    batch_size: Count
     accumulate: Count
     epochs: Count
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.attention import Attention, LookedAt
+from stages.params.attention import Attention, ExampleImages
 from stages.params.captioning import Captioning
 from stages.params.classification import Classification, Classifier
 from stages.params.compute import Compute
@@ -14,7 +14,7 @@ from stages.params.paper import Address, FileOrAddress, Images
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.retrieval import Retrieval
-from stages.params.section import PARAMS, Count, Name, Rate, Section, Seed, Weight, read, validate
+from stages.params.section import PARAMS, Count, Name, Rate, Section, Seed, Weight, read_params, validate_params
 
 MOST_PETS = 20_000  # a thousand of each class: numbers of `val` begin behind them
 
@@ -45,7 +45,7 @@ class Profile(Section):
     catr: str | None
     classifier: Classifier
     view: ViewParams
-    look_at: LookedAt
+    examples: ExampleImages
 
 
 class Embedded(Profile):
@@ -54,8 +54,8 @@ class Embedded(Profile):
     seed: Seed
     train: Count
     val: Count
-    pets_train: Annotated[Count, Field(le=MOST_PETS)]
-    pets_val: Count
+    objects_train: Annotated[Count, Field(le=MOST_PETS)]
+    objects_val: Count
 
 
 class Folder(Profile):
@@ -109,7 +109,7 @@ class Segmentation(Section):
 
     views: Count
     epochs: Count
-    batch: Count
+    batch_size: Count
     lr: Rate
     weight_decay: Weight
     heads: dict[Name, Head] = Field(min_length=1)
@@ -160,15 +160,15 @@ class Experiment(Section):
         return self.active.catr if self.captioning.model == "catr" else self.active.blip
 
     @property
-    def captioned(self) -> bool:
+    def has_captions(self) -> bool:
         """Whether there can be captions: the paper's VOC has those that params name."""
         return self.profile != "paper" or self.paper.captions is not None
 
-    def seed_of(self, run: str) -> int:
+    def seed_for(self, run: str) -> int:
         """The seed of a run, from its name, so that no run's numbers hang on what ran before it."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{run}".encode()).digest()[:4])
 
 
 def load_experiment(path: Path = PARAMS) -> Experiment:
     """Read and validate `params.yaml`; raises `InputError` with one line on the first fault."""
-    return validate(Experiment, read(path))
+    return validate_params(Experiment, read_params(path))

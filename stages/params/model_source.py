@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-def is_address(source: str) -> bool:
+def is_url(source: str) -> bool:
     """Whether a source is to be fetched from the web."""
     return source.startswith(("http://", "https://"))
 
 
-def is_file(source: str) -> bool:
+def is_checkpoint_file(source: str) -> bool:
     """Whether a source is a checkpoint's file or address, rather than a name or a folder."""
     return PurePosixPath(_path(source)).suffix in FILES
 
@@ -22,13 +22,13 @@ def split_revision(source: str) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def called(source: str) -> str:
+def display_name(source: str) -> str:
     """What people call it: an address's file, a name without its revision; a path as it is."""
-    if is_address(source):
+    if is_url(source):
         return PurePosixPath(_path(source)).name
-    return source if is_file(source) else split_revision(source)[0]
+    return source if is_checkpoint_file(source) else split_revision(source)[0]
 
 
 def _path(source: str) -> str:
     """An address's path without what comes behind it; a file's as it is."""
-    return urlsplit(source).path if is_address(source) else source
+    return urlsplit(source).path if is_url(source) else source

@@ -4,13 +4,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from stages.params.model_source import is_address
-from stages.params.remote_file import Remote
+from stages.params.model_source import is_url
+from stages.params.remote_file import RemoteFile
 from stages.params.section import Count, Section
 
 
 def _address(value: str) -> str:
-    Remote.parse(value)
+    RemoteFile.parse(value)
     return value
 
 
@@ -18,7 +18,7 @@ Address = Annotated[str, AfterValidator(_address)]  # URL#sha256=HEX&size=BYTES
 
 
 def _file_or_address(value: str) -> str:
-    return _address(value) if is_address(value) else value
+    return _address(value) if is_url(value) else value
 
 
 FileOrAddress = Annotated[str, AfterValidator(_file_or_address)]

@@ -8,7 +8,7 @@ class Pretrain(Section):
 
     seed: Seed
     images: Count
-    batch: Count
+    batch_size: Count
     lr: Rate
     muon_lr: Rate
     weight_decay: Weight

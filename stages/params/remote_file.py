@@ -8,7 +8,7 @@ HEX_DIGITS = {"md5": 32, "sha256": 64}
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file on the web: `digest` is (algorithm, lower-case hex) and `size` is in bytes, where they are known."""
 
     url: str
@@ -17,7 +17,7 @@ class Remote:
     name: str
 
     @classmethod
-    def parse(cls, text: str) -> "Remote":
+    def parse(cls, text: str) -> "RemoteFile":
         """Read `URL#sha256=HEX&md5=HEX&size=BYTES`; each of the three may be left out, sha256 goes before md5.
 
         Raises `ValueError` with one line that names what is wrong.

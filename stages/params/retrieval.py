@@ -9,7 +9,7 @@ from stages.params.section import Count, Name, Rate, Section, Weight
 TABLE4 = {"provided", "scratch", "finetuned"}  # the names of its rows
 
 
-class Recipe(Section):
+class TrainingParams(Section):
     """One training. `lr` falls linearly to 0, a step a batch; the last partial batch of an epoch is dropped."""
 
     lr: Rate
@@ -19,22 +19,22 @@ class Recipe(Section):
     batch_size: Count
 
 
-class Row(Recipe):
+class GridRow(TrainingParams):
     """One row of the grid, complete in itself. `init` says where the projections start."""
 
     init: Literal["scratch", "provided"]
 
 
-class Retrieval(Recipe):
+class Retrieval(TrainingParams):
     """The retrieval task. Its own recipe is Table 4's training from scratch, `finetune` the other's."""
 
     views: Count
-    finetune: Recipe
-    grid: dict[Name, Row] = Field(min_length=1)
+    finetune: TrainingParams
+    grid: dict[Name, GridRow] = Field(min_length=1)
 
     @field_validator("grid")
     @classmethod
-    def _names_of_its_own(cls, grid: dict[str, Row]) -> dict[str, Row]:
+    def _names_of_its_own(cls, grid: dict[str, GridRow]) -> dict[str, GridRow]:
         taken = sorted(set(grid) & TABLE4)
         if taken:
             raise ValueError(f"'{taken[0]}' is a row of Table 4; give the grid's row another name")
@@ -48,6 +48,6 @@ class Retrieval(Recipe):
         return self
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TrainingParams:
         """Table 4's training from scratch."""
-        return Recipe(**{key: getattr(self, key) for key in Recipe.model_fields})
+        return TrainingParams(**{key: getattr(self, key) for key in TrainingParams.model_fields})

@@ -67,7 +67,7 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
-def read(path: Path = PARAMS) -> dict[str, Any]:
+def read_params(path: Path = PARAMS) -> dict[str, Any]:
     """The raw content of a params file. Reads YAML 1.2, where `1e-5` is a number (in PyYAML it is a string)."""
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def read(path: Path = PARAMS) -> dict[str, Any]:
     return content
 
 
-def validate(model: type[S], content: Any, prefix: str = "") -> S:
+def validate_params(model: type[S], content: Any, prefix: str = "") -> S:
     """`content` as `model`. Raises `InputError`, one line with the first fault's key, value and what is allowed."""
     try:
         return model.model_validate(content)
@@ -88,12 +88,12 @@ def validate(model: type[S], content: Any, prefix: str = "") -> S:
         raise InputError(_line(faults[0], model, prefix) + more) from error
 
 
-def load(model: type[S], key: str) -> S:
+def load_section(model: type[S], key: str) -> S:
     """One section of `params.yaml`, for a stage that needs no other."""
-    content = read()
+    content = read_params()
     if key not in content:
         raise InputError(f"{PARAMS} has no section '{key}'")
-    return validate(model, content[key], f"{key}.")
+    return validate_params(model, content[key], f"{key}.")
 
 
 def _line(fault: dict[str, Any], model: type[Section], prefix: str) -> str:

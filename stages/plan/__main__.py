@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from stages.core.stage import InputError, stage
 from stages.params.experiment import Experiment
-from stages.params.section import PARAMS, read, validate
+from stages.params.section import PARAMS, read_params, validate_params
 from stages.plan.downloads import Download, downloads_of
 from stages.plan.placeholder_models import models_of
 from stages.plan.sizes import Images, images_of
@@ -109,7 +109,7 @@ def facts(experiment: Experiment, images: Images, pets: Images, counted: bool) -
 
 def asked(profile: str | None, changes: list[str]) -> Experiment:
     """`params.yaml` with a profile and `KEY=VALUE`, as `dvc exp run -S` would change it. Raises `InputError`."""
-    content = read()
+    content = read_params()
     if profile:
         content["profile"] = profile
     for change in changes:
@@ -124,7 +124,7 @@ def asked(profile: str | None, changes: list[str]) -> Experiment:
             section[last] = YAML(typ="safe", pure=True).load(value)
         except YAMLError as fault:
             raise InputError(f"{key} = {value}: no YAML") from fault
-    return validate(Experiment, content)
+    return validate_params(Experiment, content)
 
 
 def main(profile: str | None, changes: list[str]) -> None:

@@ -7,11 +7,11 @@ import timm
 import torch
 
 from stages.data.paper import unpacked_folder
-from stages.fetch.download import size_of
+from stages.fetch.download import remote_size
 from stages.models import vit
 from stages.params.experiment import Experiment, Paper
-from stages.params.model_source import called, is_address, is_file, split_revision
-from stages.params.remote_file import Remote
+from stages.params.model_source import display_name, is_checkpoint_file, is_url, split_revision
+from stages.params.remote_file import RemoteFile
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ def downloads_of(experiment: Experiment) -> list[Download]:
             found.append(_file("VOC 2012", paper.voc_archive, paper))
         if paper.pets_root is None:
             found += [_file("Oxford-IIIT Pet", address, paper) for address in paper.pets_archives]
-        if paper.captions and is_address(paper.captions):
+        if paper.captions and is_url(paper.captions):
             found.append(_file("captions", paper.captions, paper))
     active = experiment.active
     asked = {"backbone": active.backbone, "classifier": active.classifier.backbone}
-    if experiment.captioned:
+    if experiment.has_captions:
         asked["BLIP"] = active.blip
     if experiment.captioning.model == "catr" and active.catr:
         asked["CATR"] = active.catr
@@ -47,21 +47,21 @@ def downloads_of(experiment: Experiment) -> list[Download]:
 
 
 def _file(what: str, address: str, paper: Paper) -> Download:
-    remote = Remote.parse(address)
+    remote = RemoteFile.parse(address)
     target, size = paper.downloads / remote.name, remote.size
     if target.is_file() or unpacked_folder(paper, remote).is_dir():
         size = target.stat().st_size if target.is_file() else remote.size
         return Download(what, _host(address), target, size, "", True)
     if size is not None:
         return Download(what, _host(address), target, size, "", False)
-    size = size_of(remote, paper.mirrors)
+    size = remote_size(remote, paper.mirrors)
     return Download(what, _host(address), target, size, "asked", False)
 
 
 def _model(name: str, source: str, experiment: Experiment) -> Download | None:
-    if is_address(source):
-        return _file(f"{name} {called(source)}", source, experiment.paper)
-    if is_file(source) or Path(source).is_dir():
+    if is_url(source):
+        return _file(f"{name} {display_name(source)}", source, experiment.paper)
+    if is_checkpoint_file(source) or Path(source).is_dir():
         return None
     bare, _ = split_revision(source)
     repository = bare if bare.count("/") == 1 else vit.pretrained_config(bare).hf_hub_id

@@ -12,7 +12,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 from stages.models import blip, vit
 from stages.models.blip_original import SIDE
 from stages.params.experiment import Experiment
-from stages.params.model_source import is_file, split_revision
+from stages.params.model_source import is_checkpoint_file, split_revision
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -45,7 +45,7 @@ def models_of(experiment: Experiment) -> Models:
     active = experiment.active
     if Path(active.blip).is_dir():
         retriever, decoder = blip.load(BlipForImageTextRetrieval, active.blip), blip.load_decoder(active.blip)
-        side = blip.load_pixels(active.blip).side
+        side = blip.load_preprocessing(active.blip).side
     else:
         tower = LARGE if "large" in active.blip.rpartition("/")[2].replace("capfilt_large", "") else BASE
         text = {**BASE, "encoder_hidden_size": tower["hidden_size"], "vocab_size": VOCABULARY}
@@ -57,7 +57,7 @@ def models_of(experiment: Experiment) -> Models:
 
 
 def _vit(source: str) -> vit.Backbone | None:
-    if is_file(source):
+    if is_checkpoint_file(source):
         return vit.load(source) if Path(source).is_file() else None
     name = split_revision(source)[0]
     vit.pretrained_config(name)  # raises for what timm does not know

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stages.core.stage import InputError
 from stages.data import manifest as manifests
-from stages.data.manifest import LABELLED, MANIFEST
+from stages.data.manifest import LABELED, MANIFEST
 from stages.params.experiment import Experiment
 
 VOC_SIDES = (375, 500)  # height and width of most of VOC's images, in pixels
@@ -23,9 +23,9 @@ class Images:
 
 def images_of(experiment: Experiment) -> tuple[Images, Images, bool]:
     """All tasks' images and classification's, and whether they were counted (else they are what params expect)."""
-    found = [_counted(manifests.read(path)) for path in (MANIFEST, LABELLED) if path.is_file()]
+    found = [_counted(manifests.read_manifest(path)) for path in (MANIFEST, LABELED) if path.is_file()]
     if experiment.profile == "folder":
-        if len(found) < 2 or manifests.read().source != str(experiment.folder.path):
+        if len(found) < 2 or manifests.read_manifest().source != str(experiment.folder.path):
             raise InputError(f"{experiment.folder.path} is not read yet; run `dvc repro data`, then plan")
         return *found, True
     expected = _expected(experiment)
@@ -42,7 +42,7 @@ def _expected(experiment: Experiment) -> tuple[Images, Images]:
         return Images(paper.voc_images.train, paper.voc_images.val, VOC_SIDES, captions), pets
     own, side = experiment.embedded, experiment.embedded.view.crop
     scenes = Images(own.train, own.val, (side, side), 5 * (own.train + own.val))
-    return scenes, Images(own.pets_train, own.pets_val, (side, side), 0)
+    return scenes, Images(own.objects_train, own.objects_val, (side, side), 0)
 
 
 def _agree(found: Images, expected: Images) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from stages.params.experiment import Experiment
-from stages.params.model_source import is_file
+from stages.params.model_source import is_checkpoint_file
 from stages.plan.placeholder_models import Models
 from stages.plan.sizes import Images
 
@@ -51,7 +51,7 @@ def stored_by(experiment: Experiment, images: Images, pets: Images, models: Mode
             Stored("data/features/retrieval", vectors * dim * HALF, f"{vectors} vectors of {dim} half floats"),
         ]
         blip = sum(one.numel() for part in (models.blip, models.decoder) for one in part.parameters()) * 4
-        if is_file(experiment.active.blip):
+        if is_checkpoint_file(experiment.active.blip):
             found.append(Stored("data/downloads/converted", blip, "BLIP in the layout that is loaded"))
     settings, weights = len(experiment.classification.settings), models.classifier_bytes
     if pets.train and weights:

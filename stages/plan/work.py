@@ -14,14 +14,14 @@ from PIL import Image
 from torch.nn import functional as F
 
 from stages.captioning.caption import IMAGES
-from stages.captioning.decoding import Decoder, Lengths
-from stages.captioning.text_decoders import BlipLanguage
+from stages.captioning.decoding import CaptionGenerator, Lengths
+from stages.captioning.text_decoders import BlipDecoder
 from stages.classification.pixels import augmented_view, plain_view
-from stages.data.views import cut_image, random_view
+from stages.data.views import crop_image, random_view
 from stages.image_text.pixels import train_view, val_view
 from stages.image_text.towers import Towers
 from stages.models import blip, vit
-from stages.models.compute import MixedTraining, device, mixed_precision, ready
+from stages.models.compute import MixedPrecision, get_device, mixed_precision, prepare_model
 from stages.params.experiment import Experiment
 from stages.plan.placeholder_models import Models
 from stages.plan.sizes import Images
@@ -74,9 +74,9 @@ def work_of(experiment: Experiment, images: Images, pets: Images, models: Models
 def _segmentation(experiment: Experiment, images: Images, models: Models) -> Iterator[Work]:
     task, view, photograph = experiment.segmentation, experiment.active.view, _photograph(images.sides)
     backbone, workers = models.backbone, max(1, experiment.compute.workers)
-    ready(backbone, experiment.compute)
+    prepare_model(backbone, experiment.compute)
     rng, short_side = np.random.default_rng(0), (view.short_side_min, view.short_side_max)
-    cutting = seconds_of(lambda: cut_image(photograph, random_view(rng, *images.sides, short_side, view.crop)))
+    cutting = seconds_of(lambda: crop_image(photograph, random_view(rng, *images.sides, short_side, view.crop)))
     seeing = _forward(backbone, view.crop, view.crop, experiment)
     yield Work(
         "extract_segmentation",
@@ -88,18 +88,18 @@ def _segmentation(experiment: Experiment, images: Images, models: Models) -> Ite
         "extract_segmentation", "val images, native", images.val, _forward(backbone, *images.sides, experiment, 1)
     )
     for name, head in task.heads.items():
-        each = _head(head.model_dump(), backbone, view.crop, images.sides, task.batch)
+        each = _head(head.model_dump(), backbone, view.crop, images.sides, task.batch_size)
         count = task.epochs * (images.train + images.val)
         yield Work(f"train_head@{name}", f"{task.epochs} epochs, train and val images", count, each)
 
 
 def _head(asked: dict, backbone: vit.Backbone, crop: int, sides: tuple[int, int], batch: int) -> float:
     """Seconds an image: half of them trained on, half judged."""
-    head = build_head(dim=backbone.dim, classes=21, heads=backbone.heads, **asked).to(device())
+    head = build_head(dim=backbone.dim, classes=21, heads=backbone.heads, **asked).to(get_device())
     optimizer = torch.optim.AdamW(head.parameters(), fused=True)
-    tokens = torch.randn(batch, *backbone.grid(crop, crop), backbone.dim, device=device())
-    masks = torch.randint(0, 21, (batch, crop, crop), device=device())
-    whole = torch.randn(1, *backbone.grid(*sides), backbone.dim, device=device())
+    tokens = torch.randn(batch, *backbone.grid(crop, crop), backbone.dim, device=get_device())
+    masks = torch.randint(0, 21, (batch, crop, crop), device=get_device())
+    whole = torch.randn(1, *backbone.grid(*sides), backbone.dim, device=get_device())
 
     def step() -> None:
         pixel_loss(head(tokens), masks).backward()
@@ -115,9 +115,9 @@ def _head(asked: dict, backbone: vit.Backbone, crop: int, sides: tuple[int, int]
 
 def _image_text(experiment: Experiment, images: Images, models: Models) -> Iterator[Work]:
     photograph, side, workers = _photograph(images.sides), models.side, max(1, experiment.compute.workers)
-    model, count = ready(models.blip, experiment.compute), _at_once()
+    model, count = prepare_model(models.blip, experiment.compute), _at_once()
     pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    towers = Towers(model, None, blip.Pixels(side, vit.MEAN, vit.STD), experiment.compute)
+    towers = Towers(model, None, blip.Preprocessing(side, vit.MEAN, vit.STD), experiment.compute)
     seeing = seconds_of(lambda: towers.image_states(pixels).half().cpu(), count)
     augmenting, resizing = (
         seconds_of(lambda: train_view(photograph, side, 1)),
@@ -126,7 +126,7 @@ def _image_text(experiment: Experiment, images: Images, models: Models) -> Itera
     views = images.train * experiment.retrieval.views
     yield Work("encode_image_text", f"train views of {side}x{side}", views, max(augmenting / workers, seeing))
     yield Work("encode_image_text", f"val images of {side}x{side}", images.val, max(resizing / workers, seeing))
-    texts = torch.randint(1, 50, (count, 14), device=device())
+    texts = torch.randint(1, 50, (count, 14), device=get_device())
     reading = seconds_of(lambda: _read(towers, texts), count)
     yield Work("encode_image_text", "captions", images.captions, reading)
     task = experiment.captioning
@@ -144,10 +144,10 @@ def _read(towers: Towers, texts: torch.Tensor) -> None:
 
 def _decode(experiment: Experiment, models: Models, cells: list) -> float:
     """Seconds a caption, of a few images' all cells, each written to its greatest length."""
-    task, decoder = experiment.captioning, models.decoder.to(device())
-    writer = Decoder(BlipLanguage(decoder), Lengths(task.max_length, task.max_length))
+    task, decoder = experiment.captioning, models.decoder.to(get_device())
+    writer = CaptionGenerator(BlipDecoder(decoder), Lengths(task.max_length, task.max_length))
     count, dim = IMAGES if torch.cuda.is_available() else 2, models.blip.config.vision_config.hidden_size
-    states = torch.randn(count, 1, models.blip_tokens, dim, device=device())
+    states = torch.randn(count, 1, models.blip_tokens, dim, device=get_device())
     chance = np.random.default_rng(0).random((count, len(cells), task.max_length))
     prompts = [[5, 6, 7]] * len(cells)
     return seconds_of(lambda: writer.sample(states, prompts, cells, chance), count * len(cells))
@@ -158,14 +158,14 @@ def _classification(experiment: Experiment, pets: Images, models: Models) -> Ite
     network = models.classifier.vit
     for name, asked in experiment.classification.settings.items():
         setting = asked.resolved(experiment.active.classifier)
-        key = (setting.size, setting.augment, setting.batch)
+        key = (setting.size, setting.augment, setting.batch_size)
         if key not in measured:
             cut = (
                 (lambda size=setting.size: augmented_view(photograph, size, 1))
                 if setting.augment
                 else (lambda size=setting.size: plain_view(photograph, size))
             )
-            training = max(seconds_of(cut) / workers, _step(network, setting.size, setting.batch, experiment))
+            training = max(seconds_of(cut) / workers, _step(network, setting.size, setting.batch_size, experiment))
             measured[key] = training, _forward(models.classifier, setting.size, setting.size, experiment)
         training, judging = measured[key]
         yield Work(
@@ -177,9 +177,9 @@ def _classification(experiment: Experiment, pets: Images, models: Models) -> Ite
 
 
 def _step(network: torch.nn.Module, size: int, batch: int, experiment: Experiment) -> float:
-    network.to(device()).requires_grad_(True).train()
-    optimizer, mixed = torch.optim.Adam(network.parameters(), lr=0.0, fused=True), MixedTraining(experiment.compute)
-    pixels = torch.randn(batch, 3, size, size, device=device())
+    network.to(get_device()).requires_grad_(True).train()
+    optimizer, mixed = torch.optim.Adam(network.parameters(), lr=0.0, fused=True), MixedPrecision(experiment.compute)
+    pixels = torch.randn(batch, 3, size, size, device=get_device())
 
     def step() -> None:
         with mixed.products():
@@ -198,13 +198,13 @@ def _forward(
     backbone: vit.Backbone, height: int, width: int, experiment: Experiment, count: int | None = None
 ) -> float:
     """Seconds an image through a frozen backbone."""
-    backbone.to(device())
+    backbone.to(get_device())
     count = count or _at_once()
     pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
 
     def see() -> None:
         with mixed_precision(experiment.compute):
-            backbone(pixels.to(device())).patches.half().cpu()
+            backbone(pixels.to(get_device())).patches.half().cpu()
 
     return seconds_of(see, count)
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from transformers import BlipConfig
 
 from stages.core.atomic import write_text
+from stages.core.train_state import TrainState
 from stages.data.scenes import web
 from stages.params.pretrain_blip import PretrainBlip
-from stages.pretraining.training import Progress
 from stages.pretraining.vit_card import SOURCES, draw_curve, made_by
 
 MEASURES = {
     "R@1": "the scene's caption is the nearest of all (R@1, image to text)",
     "class named": "a greedy caption names the class of the largest thing",
-    "colour named": "... with its colour",
+    "color named": "... with its color",
 }
 
 
@@ -29,7 +29,7 @@ class Facts:
 
 
 def write_card(
-    folder: Path, recipe: PretrainBlip, facts: Facts, progress: Progress, judged: dict[str, dict[str, float]]
+    folder: Path, recipe: PretrainBlip, facts: Facts, progress: TrainState, judged: dict[str, dict[str, float]]
 ) -> None:
     """Write `README.md` and `curve.png` into `folder`; `judged` holds `MEASURES` by style of scenes and captions."""
     draw_curve(folder / "curve.png", progress, "share of held-out scenes", list(MEASURES))

@@ -1,11 +1,10 @@
 """Pretrain the embedded ViT on generated scenes, from image-level labels alone (no masks).
 
-Two losses: presence of the 20 classes and 8 colours from the class token, and presence of the classes as
+Two losses: presence of the 20 classes and 8 colors from the class token, and presence of the classes as
 multiple-instance learning over patches (the logsumexp of a patch classifier's logits). Every scene is drawn
 on the fly, once. A killed run goes on from its last evaluation and ends in the same weights.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from stages.core.stage import stage
-from stages.data.scenes import digits, grounds, scene, shapes
-from stages.data.scenes.scene import CLASSES, COLOURS, Style, draw
+from stages.core.train_state import TrainState
+from stages.data.scenes import scene
+from stages.data.scenes.scene import CLASSES, COLORS, Style, draw_scene
 from stages.models import vit
 from stages.params.pretrain import Pretrain
-from stages.params.section import load
-from stages.pretraining.training import Progress, asked_for, follow, optimizers
+from stages.params.section import load_section
+from stages.pretraining.training import build_optimizers, fit
 from stages.pretraining.vit_card import Facts, describe, write_card
 
 FOLDER = Path("data/checkpoints/vit_scenes")
@@ -32,7 +32,7 @@ ZOOM = (0.9, 1.25)  # a training view shows a scene up to 300 / 256 times enlarg
 
 
 class PretrainScenes(Dataset):
-    """Scene `i` of a split: image `(3, side, side)` uint8 and presence `(28,)` of classes, then colours."""
+    """Scene `i` of a split: image `(3, side, side)` uint8 and presence `(28,)` of classes, then colors."""
 
     def __init__(self, writers: str, seed: int, first: int, count: int, style: Style):
         self.writers, self.seed, self.first, self.count, self.style = writers, seed, first, count, style
@@ -43,15 +43,15 @@ class PretrainScenes(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         stream = list(self.writers.encode())
         rng = np.random.default_rng([self.seed, *stream, self.first + index])
-        drawn = draw(rng, self.writers, self.style)
+        drawn = draw_scene(rng, self.writers, self.style)
         flip = rng.random() < 0.5 and self.writers == "pretrain"
         pixels = drawn.image[:, ::-1] if flip else drawn.image
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _presence(drawn.things)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _presence(drawn.objects)
 
 
-def _presence(things: tuple[scene.Thing, ...]) -> Tensor:
-    present = {thing.name for thing in things} | {thing.colour for thing in things}
-    return torch.tensor([float(name in present) for name in (*CLASSES[1:], *COLOURS)])
+def _presence(things: tuple[scene.SceneObject, ...]) -> Tensor:
+    present = {thing.name for thing in things} | {thing.color for thing in things}
+    return torch.tensor([float(name in present) for name in (*CLASSES[1:], *COLORS)])
 
 
 class Pretrainer(nn.Module):
@@ -65,7 +65,7 @@ class Pretrainer(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Presence logits from uint8 `images`: `(B, 28)` from the class token, `(B, 20)` from the patches."""
-        tokens = self.vit.forward_features(vit.normalise(images))
+        tokens = self.vit.forward_features(vit.normalize(images))
         patches = self.patch_head(tokens[:, self.vit.num_prefix_tokens :])  # (B, patches, 20)
         return self.vit.forward_head(tokens), patches.logsumexp(1)
 
@@ -79,15 +79,15 @@ def presence_loss(outputs: tuple[Tensor, Tensor], present: Tensor) -> Tensor:
     )
 
 
-def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Architecture, Progress]:
+def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Architecture, TrainState]:
     """Train as `recipe` says, from the last saved evaluation where there is one of the same recipe."""
-    architecture = vit.Architecture(outputs=len(CLASSES) - 1 + len(COLOURS))
+    architecture = vit.Architecture(outputs=len(CLASSES) - 1 + len(COLORS))
     style = Style(side=architecture.side, zoom=ZOOM)
     torch.manual_seed(recipe.seed)
     model = Pretrainer(architecture).to(device, memory_format=torch.channels_last)
-    both = optimizers(model, model.vit.blocks.parameters(), recipe)
+    both = build_optimizers(model, model.vit.blocks.parameters(), recipe)
     held_out = _held_out(recipe, style)
-    progress = follow(
+    progress = fit(
         recipe,
         "pretrain",
         model,
@@ -95,7 +95,7 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
         lambda first, count: PretrainScenes("pretrain", recipe.seed, first, count, style),
         lambda batch: presence_loss(model(batch[0]), batch[1]),
         lambda: {"mAP": mean_average_precision(model, held_out, device)},
-        asked_for(recipe, sys.modules[__name__], vit, digits, grounds, scene, shapes),
+        recipe.model_dump(),
         RESUME,
     )
     return model, architecture, progress
@@ -122,14 +122,14 @@ def mean_average_precision(model: Pretrainer, held_out: tuple[Tensor, Tensor], d
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    recipe = load(Pretrain, "pretrain")
+    recipe = load_section(Pretrain, "pretrain")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, architecture, progress = pretrain(recipe, device)
     held_out = _held_out(recipe, Style(side=architecture.side))
     scores = class_scores(model.eval(), held_out[0], device)
     average = average_precision_score(held_out[1], scores, average=None)
     vit.save(FOLDER / "model.safetensors", model.vit.cpu(), architecture)
-    names = (*CLASSES[1:], *COLOURS)
+    names = (*CLASSES[1:], *COLORS)
     facts = Facts(architecture, sum(weight.numel() for weight in model.vit.parameters()), HELD_OUT, describe(device))
     write_card(FOLDER, recipe, facts, progress, dict(zip(names, average.tolist(), strict=True)))
     RESUME.unlink(missing_ok=True)

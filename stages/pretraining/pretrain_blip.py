@@ -7,7 +7,6 @@ from its last evaluation and ends in the same weights.
 """
 
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,14 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
 from stages.core.stage import stage
-from stages.data.scenes import captions, digits, grounds, scene, shapes, web
+from stages.core.train_state import TrainState
+from stages.data.scenes import captions, web
 from stages.data.scenes.captions import mentions
-from stages.data.scenes.scene import CLASSES, COLOURS, Scene, Style, draw
+from stages.data.scenes.scene import CLASSES, COLORS, Scene, Style, draw_scene
 from stages.models import blip, vit
 from stages.params.pretrain_blip import PretrainBlip
-from stages.params.section import load
+from stages.params.section import load_section
 from stages.pretraining.blip_card import Facts, write_card
-from stages.pretraining.training import Progress, asked_for, follow, optimizers
+from stages.pretraining.training import build_optimizers, fit
 from stages.pretraining.vit_card import describe
 
 FOLDER = Path("data/checkpoints/blip_scenes")
@@ -39,7 +39,7 @@ MATCHED = 8  # images of a batch that are matched with a right and a wrong capti
 LENGTH = 24  # tokens; no caption of scenes has more
 PROMPT = "a picture of"
 
-TOKENIZER = blip.word_tokenizer(web.words())
+TOKENIZER = blip.word_tokenizer(web.vocabulary())
 
 Teller = Callable[[np.random.Generator, Scene], str]
 
@@ -47,7 +47,7 @@ Teller = Callable[[np.random.Generator, Scene], str]
 class CaptionedScenes(Dataset):
     """Scene `i` of a stream: image `(3, side, side)` uint8, token ids `(TOLD, LENGTH)`, its largest thing's looks.
 
-    The looks are the indices of its class and of its colour. `tell` captions a scene; `foreign` is the share of
+    The looks are the indices of its class and of its color. `tell` captions a scene; `foreign` is the share of
     scenes whose captions belong to another one.
     """
 
@@ -62,12 +62,12 @@ class CaptionedScenes(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, *self.writers.encode(), self.first + index])
-        seen = draw(rng, self.writers, self.style)
-        told = draw(rng, self.writers, self.style) if rng.random() < self.foreign else seen
+        seen = draw_scene(rng, self.writers, self.style)
+        told = draw_scene(rng, self.writers, self.style) if rng.random() < self.foreign else seen
         texts = [self.tell(rng, told) for _ in range(TOLD)]
         ids = TOKENIZER(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
-        largest = max(seen.things, key=lambda thing: thing.radius)
-        looks = torch.tensor([CLASSES.index(largest.name), list(COLOURS).index(largest.colour)])
+        largest = max(seen.objects, key=lambda thing: thing.radius)
+        looks = torch.tensor([CLASSES.index(largest.name), list(COLORS).index(largest.color)])
         return torch.from_numpy(seen.image.transpose(2, 0, 1).copy()), ids, looks
 
 
@@ -95,7 +95,7 @@ class Pretrainer(nn.Module):
 
     def states(self, images: Tensor) -> Tensor:
         """`(B, 1 + patches, dim)` of uint8 `images`."""
-        return self.captioner.vision_model(vit.normalise(images)).last_hidden_state
+        return self.captioner.vision_model(vit.normalize(images)).last_hidden_state
 
     def images_compared(self, states: Tensor) -> Tensor:
         """`(B, projection)`, of length 1, from the image tower's `states`."""
@@ -144,7 +144,7 @@ def _told(ids: Tensor) -> Tensor:
 def judge(model: Pretrainer, held_out: list[Tensor]) -> dict[str, float]:
     """On held-out scenes: R@1 from image to caption, and shares of greedy captions that name the largest thing right.
 
-    `class named` asks for its class, `colour named` for its class with its colour.
+    `class named` asks for its class, `color named` for its class with its color.
     """
     images, ids, looks = held_out
     device = next(model.parameters()).device
@@ -158,15 +158,15 @@ def judge(model: Pretrainer, held_out: list[Tensor]) -> dict[str, float]:
     starts = start.repeat(len(images), 1)
     told = model.captioner.text_decoder.generate(starts, encoder_hidden_states=states, **asked)
     texts = [TOKENIZER.decode(one, skip_special_tokens=True) for one in told]
-    named, coloured = [], []
-    for text, (name, colour) in zip(texts, looks.tolist(), strict=True):
+    named, colored = [], []
+    for text, (name, color) in zip(texts, looks.tolist(), strict=True):
         found = [mention for mention in mentions(text.split()) if mention.name == CLASSES[name]]
         named.append(bool(found))
-        coloured.append(any(mention.colour == list(COLOURS)[colour] for mention in found))
+        colored.append(any(mention.color == list(COLORS)[color] for mention in found))
     return {
         "R@1": first.float().mean().item(),
         "class named": float(np.mean(named)),
-        "colour named": float(np.mean(coloured)),
+        "color named": float(np.mean(colored)),
     }
 
 
@@ -176,35 +176,36 @@ def hold_out(recipe: PretrainBlip, style: Style, tell: Teller) -> list[Tensor]:
     return next(iter(DataLoader(scenes, len(scenes), num_workers=1)))
 
 
-def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Progress]:
+def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, TrainState]:
     """Train as `recipe` says, from the last saved evaluation where there is one of the same recipe."""
     torch.manual_seed(recipe.seed)
     model = Pretrainer(vit.read_architecture(TOWER), recipe)
     blip.start_from_vit(model.captioner, load_file(TOWER))
     model.to(device)
-    held_out = hold_out(recipe, web.STYLE, web.caption)
-    progress = follow(
+    held_out = hold_out(recipe, web.STYLE, web.web_caption)
+    progress = fit(
         recipe,
         "pretrain_blip",
         model,
-        optimizers(model, model.blocks, recipe),
+        build_optimizers(model, model.blocks, recipe),
         lambda first, count: CaptionedScenes(
-            "pretrain", recipe.seed, first, count, web.STYLE, web.caption, web.Noise.foreign
+            "pretrain", recipe.seed, first, count, web.STYLE, web.web_caption, web.Noise.foreign
         ),
         lambda batch: model.loss(batch[0], batch[1]),
         lambda: judge(model, held_out),
-        asked_for(recipe, sys.modules[__name__], blip, vit, captions, digits, grounds, scene, shapes, web)
-        | {"tower": hashlib.sha256(TOWER.read_bytes()).hexdigest()},
+        recipe.model_dump() | {"tower": hashlib.sha256(TOWER.read_bytes()).hexdigest()},
         RESUME,
     )
     return model.eval(), progress
 
 
-def ship(model: Pretrainer, recipe: PretrainBlip, progress: Progress, machine: str) -> None:
+def ship(model: Pretrainer, recipe: PretrainBlip, progress: TrainState, machine: str) -> None:
     """Judge a pretrained model in both styles; write weights, tokenizer, config and card."""
     judged = {
-        "the style it was pretrained on": judge(model, hold_out(recipe, web.STYLE, web.caption)),
-        "the task's style": judge(model, hold_out(recipe, Style(), lambda rng, seen: captions.captions(rng, seen)[0])),
+        "the style it was pretrained on": judge(model, hold_out(recipe, web.STYLE, web.web_caption)),
+        "the task's style": judge(
+            model, hold_out(recipe, Style(), lambda rng, seen: captions.scene_captions(rng, seen)[0])
+        ),
     }
     config = model.captioner.config
     side = config.vision_config.image_size
@@ -216,7 +217,7 @@ def ship(model: Pretrainer, recipe: PretrainBlip, progress: Progress, machine: s
 
 def main() -> None:
     torch.set_flush_denormal(True)
-    recipe = load(PretrainBlip, "pretrain_blip")
+    recipe = load_section(PretrainBlip, "pretrain_blip")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, progress = pretrain(recipe, device)
     ship(model, recipe, progress, describe(device))

@@ -10,10 +10,10 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from stages.core.atomic import replacing, write_text
+from stages.core.atomic import atomic_write, write_text
+from stages.core.train_state import TrainState
 from stages.models.vit import Architecture
 from stages.params.pretrain import Pretrain
-from stages.pretraining.training import Progress
 
 SOURCES = (
     "The digits come from scikit-learn's `load_digits` (UCI, CC BY 4.0), the photographs from its "
@@ -32,7 +32,7 @@ class Facts:
 
 
 def write_card(
-    folder: Path, recipe: Pretrain, facts: Facts, progress: Progress, average_precision: dict[str, float]
+    folder: Path, recipe: Pretrain, facts: Facts, progress: TrainState, average_precision: dict[str, float]
 ) -> None:
     """Write `README.md` and `curve.png` into `folder` from a finished pretraining of the ViT."""
     draw_curve(folder / "curve.png", progress, "mAP of 20 classes, held out", ["mAP"])
@@ -43,7 +43,7 @@ def write_card(
         "",
         f"A Vision Transformer ({vit.side}x{vit.side} images, {patch}x{patch} patches behind a convolutional stem, "
         f"{vit.dim} wide, {vit.depth} blocks, {vit.heads} heads, {facts.parameters:,} parameters) pretrained from "
-        "image-level labels alone: which of 20 classes and 8 colours a scene holds. It saw no mask, and no digit that "
+        "image-level labels alone: which of 20 classes and 8 colors a scene holds. It saw no mask, and no digit that "
         "the task's `train` and `val` splits use (their writers are others: `stages/data/scenes/digits.py`).",
         "",
         made_by("pretrain", recipe, progress, facts.machine),
@@ -67,7 +67,7 @@ def write_card(
     write_text(folder / "README.md", "\n".join(lines))
 
 
-def made_by(stage: str, recipe: Pretrain, progress: Progress, machine: str) -> str:
+def made_by(stage: str, recipe: Pretrain, progress: TrainState, machine: str) -> str:
     """What made a checkpoint, from how many scenes, in how many seconds."""
     asked = ", ".join(f"{key} {value}" for key, value in recipe.model_dump().items())
     return (
@@ -83,7 +83,7 @@ def describe(device: torch.device) -> str:
     return f"a CPU with {torch.get_num_threads()} threads"
 
 
-def draw_curve(path: Path, progress: Progress, measure: str, keys: list[str]) -> None:
+def draw_curve(path: Path, progress: TrainState, measure: str, keys: list[str]) -> None:
     """Training loss, and beside it the shares that `keys` of the curve hold, against images seen."""
     images = [point["images"] / 1000 for point in progress.curve]
     figure, loss = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -98,6 +98,6 @@ def draw_curve(path: Path, progress: Progress, measure: str, keys: list[str]) ->
     loss.set_ylim(bottom=0)
     if len(keys) > 1:
         share.legend(fontsize=8, frameon=False, loc="center right")
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         figure.savefig(beside, dpi=120, format="png")
     plt.close(figure)

@@ -10,14 +10,14 @@ from stages.captioning import BOOTSTRAP as CAPTIONING
 from stages.classification import BOOTSTRAP as CLASSIFICATION
 from stages.core import tracking
 from stages.core.atomic import write_text
-from stages.core.runs import FOLDER as RUNS
+from stages.core.runs import RUNS as RUNS
 from stages.core.runs import Run, package_versions, record_path
-from stages.core.skipped import absence
+from stages.core.skipped import skip_reason
 from stages.core.stage import TIMINGS, stage
 from stages.data import manifest as manifests
-from stages.data.manifest import LABELLED, SPLITS, Manifest
+from stages.data.manifest import LABELED, SPLITS, Manifest
 from stages.params.experiment import Experiment, load_experiment
-from stages.params.model_source import called
+from stages.params.model_source import display_name
 from stages.report import attention, captioning, classification, retrieval, segmentation
 from stages.report.results import Result, collect
 from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Section
@@ -65,7 +65,7 @@ def facts(manifest: Manifest) -> list[str]:
     counts = ", ".join(f"{len(manifest.split(split))} {split}" for split in SPLITS)
     classes = f"{len(manifest.classes)} classes: {', '.join(manifest.classes)}" if manifest.classes else "No masks"
     return [
-        f"- Source: `{manifest.source}`; licence: {manifest.licence}",
+        f"- Source: `{manifest.source}`; license: {manifest.license}",
         f"- Images: {counts}; {sizes} pixels",
         f"- {classes}",
         f"- Captions: {captions or 'none'}; labels: {len(manifest.labels) or 'none'}",
@@ -74,7 +74,7 @@ def facts(manifest: Manifest) -> list[str]:
 
 def _weights(runs: list[Run]) -> dict[str, str]:
     """Hashes of the models' weights."""
-    return {called(run.inputs["backbone"]): run.inputs["weights"] for run in runs}
+    return {display_name(run.inputs["backbone"]): run.inputs["weights"] for run in runs}
 
 
 def _manifests(runs: list[Run]) -> dict[str, str]:
@@ -107,42 +107,42 @@ def asked_runs(experiment: Experiment) -> dict[str, list[str]]:
         names |= {"classification": [], "class_attention": ["pretrained"]}
     if undone("segmentation", experiment.segmentation.heads):
         names["segmentation"] = []
-    return {task: asked for task, asked in names.items() if asked and not absence(RUNS / task)}
+    return {task: asked for task, asked in names.items() if asked and not skip_reason(RUNS / task)}
 
 
 def undone(task: str, names: Iterable[str]) -> str | None:
     """Why a task's runs had nothing to do, or None where they had."""
-    return next(filter(None, (absence(record_path(task, name)) for name in names)), None)
+    return next(filter(None, (skip_reason(record_path(task, name)) for name in names)), None)
 
 
 def sections_of(
-    results: dict[str, list[Result]], manifest: Manifest, labelled: Manifest, experiment: Experiment
+    results: dict[str, list[Result]], manifest: Manifest, labeled: Manifest, experiment: Experiment
 ) -> dict[str, Section]:
     """Every task's part of the page."""
     made = {}
     if "segmentation" in results:
-        seed = experiment.seed_of(SEGMENTATION)
+        seed = experiment.seed_for(SEGMENTATION)
         made["segmentation"] = segmentation.section(results["segmentation"], manifest, seed)
     else:
         reason = undone("segmentation", experiment.segmentation.heads)
         made["segmentation"] = left_out("Segmentation", "Table 1 is", reason)
     if "captioning" in results:
-        made["captioning"] = captioning.section(results["captioning"], manifest, experiment.seed_of(CAPTIONING))
+        made["captioning"] = captioning.section(results["captioning"], manifest, experiment.seed_for(CAPTIONING))
     else:
-        made["captioning"] = left_out("Captioning", "Tables 2 and 3 are", absence(RUNS / "captioning"))
+        made["captioning"] = left_out("Captioning", "Tables 2 and 3 are", skip_reason(RUNS / "captioning"))
     if {"retrieval", "retrieval_grid"} <= results.keys():
-        seed = experiment.seed_of(RETRIEVAL)
+        seed = experiment.seed_for(RETRIEVAL)
         made["retrieval"] = retrieval.section(results["retrieval"], results["retrieval_grid"], manifest, seed)
     else:
-        made["retrieval"] = left_out("Retrieval", "Tables 4 and 5 are", absence(RUNS / "retrieval"))
+        made["retrieval"] = left_out("Retrieval", "Tables 4 and 5 are", skip_reason(RUNS / "retrieval"))
     if "classification" in results:
-        settings, seed = experiment.classification.settings, experiment.seed_of(CLASSIFICATION)
-        made["classification"] = classification.section(results["classification"], labelled, settings, seed)
+        settings, seed = experiment.classification.settings, experiment.seed_for(CLASSIFICATION)
+        made["classification"] = classification.section(results["classification"], labeled, settings, seed)
     else:
         made["classification"] = left_out(
             "Classification", "The table is", undone("classification", experiment.classification.settings)
         )
-    absent = {task: reason for task in attention.TASKS if (reason := absence(RUNS / task))}
+    absent = {task: reason for task in attention.TASKS if (reason := skip_reason(RUNS / task))}
     made["attention"] = attention.section(results, absent)
     return made
 
@@ -153,12 +153,12 @@ def left_out(title: str, what: str, reason: str | None) -> Section:
 
 
 def main() -> None:
-    experiment, manifest, labelled = load_experiment(), manifests.read(), manifests.read(LABELLED)
+    experiment, manifest, labeled = load_experiment(), manifests.read_manifest(), manifests.read_manifest(LABELED)
     for folder in (FIGURES, TABLES, CURVES):
         shutil.rmtree(folder, ignore_errors=True)  # a run that is gone leaves no figure behind
         folder.mkdir(parents=True)  # DVC asks for it, whatever there is to show
     results, from_store = collect(asked_runs(experiment))
-    sections = sections_of(results, manifest, labelled, experiment)
+    sections = sections_of(results, manifest, labeled, experiment)
     tables = {name: table for section in sections.values() for name, table in section.tables.items()}
     for name, table in tables.items():
         table.write_csv(TABLES / f"{name}.csv")
@@ -170,7 +170,7 @@ def main() -> None:
     write_text(ROOT / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     lines = [line for section in sections.values() for line in section.lines]
     runs = [one.run for some in results.values() for one in some]
-    data = [manifest] if labelled.source == manifest.source else [manifest, labelled]
+    data = [manifest] if labeled.source == manifest.source else [manifest, labeled]
     write_text(ROOT / "report.md", page(data, experiment.profile, lines, from_store, runs))
     print(
         "",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stages.attention import short_name
-from stages.params.model_source import called
+from stages.params.model_source import display_name
 from stages.report.results import Result
 from stages.report.section import Section, image
 from stages.report.tables import Table
@@ -13,7 +13,7 @@ TASKS = ("position_similarity", "class_attention", "caption_attention")
 CLASS_TITLE, WORD_TITLE = "### Class token", "### Captions, word by word"
 KINDS = {
     "class": "Names of classes",
-    "colour": "Colours",
+    "color": "Colors",
     "end": "`<end>`, on all objects",
     "other": "Other words, on all objects",
 }
@@ -25,25 +25,25 @@ def positions_lines(results: list[Result]) -> list[str]:
     for one in results:
         numbers = one.metrics
         if not numbers:
-            lines += [f"`{called(one.run.inputs['backbone'])}` has no learnt position embeddings to show.", ""]
+            lines += [f"`{display_name(one.run.inputs['backbone'])}` has no learned position embeddings to show.", ""]
             continue
         lines += [
-            f"`{called(one.run.inputs['backbone'])}`: for {numbers['neighbours']:.0f} % of the patches the most "
+            f"`{display_name(one.run.inputs['backbone'])}`: for {numbers['neighbors']:.0f} % of the patches the most "
             f"similar other one touches them (by chance {numbers['by_chance']:.0f} %); the rank correlation of "
             f"similarity and distance is {numbers['rank_correlation']:+.2f}. The report says that the embeddings "
             f"show the image's grid structure: {grid_verdict(numbers)}.",
             "",
         ]
-        pictures = [(size, Path(path)) for size, path in one.run.artefacts.items()]
+        pictures = [(size, Path(path)) for size, path in one.run.artifacts.items()]
         lines += [line for size, path in pictures for line in (image(f"Position embeddings, {size} patches", path), "")]
     return lines
 
 
 def grid_verdict(numbers: dict[str, float]) -> str:
-    """How clearly neighbours are alike."""
-    if numbers["neighbours"] > 90 and numbers["rank_correlation"] < -0.5:
+    """How clearly neighbors are alike."""
+    if numbers["neighbors"] > 90 and numbers["rank_correlation"] < -0.5:
         return "so do these"
-    if numbers["neighbours"] > 2 * numbers["by_chance"] and numbers["rank_correlation"] < 0:
+    if numbers["neighbors"] > 2 * numbers["by_chance"] and numbers["rank_correlation"] < 0:
         return "these do faintly"
     return "these do not"
 
@@ -96,7 +96,7 @@ def class_lines(results: list[Result], made: Table) -> list[str]:
     else:
         lines += ["Not measured: no masks tell objects from a class `background`.", ""]
     for one in results:
-        lines += [image(f"Attention of the class token, {one.run.name}", Path(one.run.artefacts["picture"])), ""]
+        lines += [image(f"Attention of the class token, {one.run.name}", Path(one.run.artifacts["picture"])), ""]
     return lines
 
 
@@ -134,7 +134,7 @@ def word_lines(result: Result, made: Table) -> list[str]:
     if made.rows:
         told = [
             f"{words}: {verdict(numbers, kind)}"
-            for kind, words in (("class", "names of classes"), ("colour", "colours"), ("end", "`<end>` on all objects"))
+            for kind, words in (("class", "names of classes"), ("color", "colors"), ("end", "`<end>` on all objects"))
             if f"{kind}_mass" in numbers
         ]
         layer = "last layer" if asked["layer"] == -1 else f"layer {asked['layer']}"
@@ -144,7 +144,7 @@ def word_lines(result: Result, made: Table) -> list[str]:
             "",
             f"Cross attention of the decoder's {layer}, {head}, in the step that writes a word, over "
             f"{numbers['images']} validation images' `{asked['cell']}` captions. A word that names a class, or the "
-            "colour of one, is held against that object's mask, where the image has it; *other words' mass* is what "
+            "color of one, is held against that object's mask, where the image has it; *other words' mass* is what "
             f"the rest of the caption puts on the same mask. {_elsewhere(numbers)}Intervals are "
             "bootstraps over images.",
             "",
@@ -152,7 +152,7 @@ def word_lines(result: Result, made: Table) -> list[str]:
             f"surroundings. Here: {'; '.join(told)}.",
             "",
         ]
-    pictures = [(name, Path(path)) for name, path in result.run.artefacts.items() if path.endswith(".png")]
+    pictures = [(name, Path(path)) for name, path in result.run.artifacts.items() if path.endswith(".png")]
     return lines + [line for name, path in pictures for line in (image(f"{name}, word by word", path), "")]
 
 
@@ -174,7 +174,7 @@ def section(results: dict[str, list[Result]], absent: dict[str, str]) -> Section
     every = [*positions, *tokens, *captions]
     metrics = {f"{one.run.task}/{one.run.name}": dict(one.metrics) for one in every if one.metrics}
     figures = {
-        one.run.identity: [Path(path) for path in one.run.artefacts.values() if path.endswith(".png")] for one in every
+        one.run.identity: [Path(path) for path in one.run.artifacts.values() if path.endswith(".png")] for one in every
     }
     return Section(lines, tables, metrics, figures)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.captioning.bleu import bleu_draws, count
+from stages.captioning.bleu import bootstrap_bleu, count_ngrams
 from stages.data.manifest import Manifest
-from stages.params.model_source import called
+from stages.params.model_source import display_name
 from stages.report.claims import Claim, answerable
 from stages.report.contact_sheets import draw_bleu, draw_captions
 from stages.report.numbers import beside, plain, starred
-from stages.report.original import reference
+from stages.report.original import load_original
 from stages.report.results import Result
 from stages.report.section import FIGURES, Section, image
 from stages.report.tables import Table
@@ -41,7 +41,7 @@ def reported(result: Result) -> float | None:
     """What the report prints for this cell, if the cell is still set as there."""
     lengths = tuple(result.run.params[key] for key in ("min_length", "max_length"))
     for name in (TABLE2, TABLE3):
-        row = reference()[name]["rows"].get(result.run.name)
+        row = load_original()[name]["rows"].get(result.run.name)
         if row and row[:4] == _settings(result) and lengths == LENGTHS:
             return row[4]
     return None
@@ -54,18 +54,18 @@ def _settings(result: Result) -> list:
 
 def table(name: str, title: str, results: list[Result], star: bool) -> Table:
     """The report's rows in its order; what it has not, in Table 3, behind them."""
-    rows = reference()[name]["rows"]
-    others = reference()[TABLE2]["rows"]
+    rows = load_original()[name]["rows"]
+    others = load_original()[TABLE2]["rows"]
     own = [result for row in rows for result in results if result.run.name == row]
     if name == TABLE3:
         own += [result for result in results if result.run.name not in rows and result.run.name not in others]
     scores = [result.metrics["bleu"] for result in own]
     printed = starred(scores) if star else [f"{score:.2f}" for score in scores]
-    columns = (*reference()[name]["columns"], "95 % interval", "Report", "Difference")
+    columns = (*load_original()[name]["columns"], "95 % interval", "Report", "Difference")
     naming = bool(own) and "class_named" in own[0].metrics
-    columns += ("Class named (%)", "Colour named (%)") if naming else ()
+    columns += ("Class named (%)", "Color named (%)") if naming else ()
     lines = [_row(result, score, naming) for result, score in zip(own, printed, strict=True)]
-    return Table(f"{title}. {reference()[name]['caption']}", columns, tuple(lines))
+    return Table(f"{title}. {load_original()[name]['caption']}", columns, tuple(lines))
 
 
 def _row(result: Result, score: str, naming: bool) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def _row(result: Result, score: str, naming: bool) -> tuple[str, ...]:
     between = f"{numbers['bleu_low']:.2f} to {numbers['bleu_high']:.2f}"
     cells = (label, width, plain(temperature), f'"{prompt}"', score, between)
     cells += beside(numbers["bleu"], reported(result))
-    return cells + ((f"{numbers['class_named']:.1f}", f"{numbers['colour_named']:.1f}") if naming else ())
+    return cells + ((f"{numbers['class_named']:.1f}", f"{numbers['color_named']:.1f}") if naming else ())
 
 
 @cache
@@ -101,11 +101,11 @@ def claims(results: list[Result], seed: int) -> list[str]:
 @cache
 def _counts(path: Path, cell: str):
     pairs = read_captions(path)[cell].values()
-    return count([caption for caption, _ in pairs], [[reference] for _, reference in pairs])
+    return count_ngrams([caption for caption, _ in pairs], [[reference] for _, reference in pairs])
 
 
 def _draws(result: Result, seed: int) -> np.ndarray:
-    return bleu_draws(_counts(Path(result.run.artefacts["predictions"]), result.run.name), seed=seed)
+    return bootstrap_bleu(_counts(Path(result.run.artifacts["predictions"]), result.run.name), seed=seed)
 
 
 def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
@@ -115,7 +115,7 @@ def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
     curve, sheet = folder / "bleu_against_temperature.png", folder / "captions.png"
     draw_bleu(curve, results)
     best = max(results, key=lambda result: result.metrics["bleu"])
-    captions = read_captions(Path(best.run.artefacts["predictions"]))
+    captions = read_captions(Path(best.run.artifacts["predictions"]))
     by_name = {result.run.name: result for result in results}
     shown = dict.fromkeys(name for name in (*SHOWN, best.run.name) if name in by_name)
     columns = {describe(by_name[name]) + " (best)" * (name == best.run.name): captions[name] for name in shown}
@@ -125,7 +125,7 @@ def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
     lines = [
         "## Captioning",
         "",
-        f"Captions of {results[0].metrics['images']} validation images by `{called(asked.inputs['backbone'])}`, "
+        f"Captions of {results[0].metrics['images']} validation images by `{display_name(asked.inputs['backbone'])}`, "
         f"{asked.params['min_length']} to {asked.params['max_length']} tokens with the prompt, which is removed from "
         "what is scored; every cell and image has a random stream of its own.",
         "",
@@ -140,7 +140,7 @@ def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
         image("Validation images with their captions", sheet),
         "",
     ]
-    kept = ("bleu", "bleu_low", "bleu_high", "bleu_all_references", "class_named", "colour_named")
+    kept = ("bleu", "bleu_low", "bleu_high", "bleu_all_references", "class_named", "color_named")
     metrics = {one.run.name: {key: one.metrics[key] for key in kept if key in one.metrics} for one in results}
     return Section(lines, tables, metrics, {best.run.identity: [curve, sheet]})
 
@@ -149,8 +149,8 @@ def _naming(results: list[Result]) -> str:
     if "class_named" not in results[0].metrics:
         return ""
     return (
-        " *Class named* is the share of captions that name the class of the largest thing in the scene, *colour named* "
-        "of those that name it with its colour: BLEU hides a wrong class behind the right words around it."
+        " *Class named* is the share of captions that name the class of the largest thing in the scene, *color named* "
+        "of those that name it with its color: BLEU hides a wrong class behind the right words around it."
     )
 
 

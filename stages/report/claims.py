@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.bootstrap import interval
+from stages.core.bootstrap import confidence_interval
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Claim:
 
         The verdict is about the direction alone; how large a difference is, its number says.
         """
-        low, high = interval(draws)
+        low, high = confidence_interval(draws)
         direction = "the same direction" if found * self.sign > 0 else "the other direction"
         verdict = "no difference that the images could not explain" if low <= 0 <= high else direction
         reported = there if isinstance(there, str) else f"{there:+.2f}"

@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 from matplotlib.ticker import MaxNLocator
 
 from stages.core.atomic import write_text
-from stages.core.bootstrap import mean_draws
+from stages.core.bootstrap import bootstrap_means
 from stages.core.figures import figure
 from stages.data.images import read_image
-from stages.data.manifest import Manifest, spread
+from stages.data.manifest import Manifest, evenly_spaced
 from stages.params.classification import Setting
-from stages.params.model_source import called
+from stages.params.model_source import display_name
 from stages.report.claims import Claim, answerable
 from stages.report.numbers import scientific
-from stages.report.original import reference
+from stages.report.original import load_original
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.tables import Table
@@ -42,19 +42,19 @@ CLAIMS = {
 
 def reported(name: str, settings: dict[str, Setting]) -> list | None:
     """The report's label and accuracy of a row, if the row is still set as there."""
-    asked = settings[name].model_dump(exclude={"batch"})
-    return reference()[TABLE]["rows"][name] if AS_REPORTED.get(name) == asked else None
+    asked = settings[name].model_dump(exclude={"batch_size"})
+    return load_original()[TABLE]["rows"][name] if AS_REPORTED.get(name) == asked else None
 
 
 def table(results: list[Result], settings: dict[str, Setting]) -> Table:
     """The report's rows in its order, then any others."""
-    order = list(reference()[TABLE]["rows"])
+    order = list(load_original()[TABLE]["rows"])
     ranked = sorted(results, key=lambda one: order.index(one.run.name) if one.run.name in order else len(order))
     own = ("Learning Rate", "Input", "Images a step", "Steps", "Train loss")
-    label, accuracy = reference()[TABLE]["columns"]
+    label, accuracy = load_original()[TABLE]["columns"]
     columns = (label, *own, accuracy, "95 % interval", "Best epoch", "Report", "Difference")
     return Table(
-        f"Classification. {reference()[TABLE]['caption']}", columns, tuple(_row(one, settings) for one in ranked)
+        f"Classification. {load_original()[TABLE]['caption']}", columns, tuple(_row(one, settings) for one in ranked)
     )
 
 
@@ -66,7 +66,7 @@ def _row(result: Result, settings: dict[str, Setting]) -> tuple[str, ...]:
         label,
         scientific(asked["lr"]),
         f"{size}, augmented" if asked["augment"] else size,
-        str(asked["batch"] * asked["accumulate"]),
+        str(asked["batch_size"] * asked["accumulate"]),
         str(numbers["steps"]),
         f"{numbers['train_loss']:.2f}",
         f"{numbers['accuracy']:.2f}",
@@ -83,14 +83,14 @@ def claims(results: list[Result], settings: dict[str, Setting], seed: int) -> li
     for claim in answerable(CLAIMS, by_name):
         first, second = by_name[claim.first], by_name[claim.second]
         hits = _hits(first) - _hits(second)
-        draws = mean_draws(hits, seed=seed)
+        draws = bootstrap_means(hits, seed=seed)
         lines.append(claim.line(CLAIMS[claim], first.metrics["accuracy"] - second.metrics["accuracy"], draws))
     return lines
 
 
 def _hits(result: Result) -> np.ndarray:
     """100 for every image whose label was told, else 0."""
-    found = read_predictions(Path(result.run.artefacts["predictions"]))
+    found = read_predictions(Path(result.run.artifacts["predictions"]))
     return np.array([100.0 * (row["predicted"] == row["label"]) for row in found])
 
 
@@ -104,7 +104,7 @@ def why(results: list[Result]) -> list[str]:
     """Which settings were still learning when they ended, and after how many steps."""
     told = [
         f"`{one.run.name}`, training loss {one.metrics['train_loss']:.2f} after {one.metrics['steps']} steps of "
-        f"{one.run.params['batch'] * one.run.params['accumulate']} images"
+        f"{one.run.params['batch_size'] * one.run.params['accumulate']} images"
         for one in results
         if _learning(one)
     ]
@@ -119,7 +119,7 @@ def untrained(labels: list[str]) -> list[str]:
 
 
 def _learning(result: Result) -> bool:
-    """Whether the training loss was still falling in the last epoch, between what is learnt and what is chance."""
+    """Whether the training loss was still falling in the last epoch, between what is learned and what is chance."""
     *_, before, last = [row["train_loss"] for row in result.run.history[:1] + result.run.history]
     return 0.5 < last < min(before, math.log(len(result.run.metrics["confusion"])))
 
@@ -137,7 +137,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
     lines = [
         "## Classification",
         "",
-        f"`{called(asked.inputs['backbone'])}` with a new classification layer, all of it fine-tuned with Adam on "
+        f"`{display_name(asked.inputs['backbone'])}` with a new classification layer, all of it fine-tuned with Adam on "
         f"{asked.inputs['train_images']} images of {len(manifest.labels)} labels from `{asked.inputs['source']}`; "
         f"accuracy on {best.metrics['images']} others.",
         "",
@@ -145,7 +145,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
         "",
         "Accuracy in percent after the last epoch, with Wilson's interval for a share of so many images; it does not "
         "hold the randomness of training. *Best epoch* is the highest accuracy and its epoch, chosen on these very "
-        f"images. *Report* is what {reference()[TABLE]['source']}, states, at its own learning rates; ours stand "
+        f"images. *Report* is what {load_original()[TABLE]['source']}, states, at its own learning rates; ours stand "
         "beside. Batch norm, where the ViT has any, keeps its pretrained statistics, so that accumulated steps are "
         "those of one large batch.",
         "",
@@ -165,7 +165,7 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
 
 
 def draw_curves(path: Path, results: list[Result]) -> None:
-    """Validation accuracy per epoch, and both losses, a colour a setting."""
+    """Validation accuracy per epoch, and both losses, a color a setting."""
     labels = len(results[0].run.metrics["confusion"])
     with figure(path, 1, 2, figsize=(10.4, 3.6)) as (drawn, (left, right)):
         for number, one in enumerate(results):
@@ -190,15 +190,15 @@ def draw_curves(path: Path, results: list[Result]) -> None:
 
 
 def draw_confusion(path: Path, result: Result, labels: tuple[str, ...]) -> None:
-    """Counts of every true label's predictions; colours are shares of a row."""
+    """Counts of every true label's predictions; colors are shares of a row."""
     counts = np.array(result.run.metrics["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 2.2 + 0.27 * len(labels)
     with figure(path, figsize=(side + 0.8, side)) as (drawn, axis):
         shown = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
         for row, column in zip(*counts.nonzero(), strict=True):
-            colour = "white" if shares[row, column] > 0.55 else "black"
-            axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=colour)
+            color = "white" if shares[row, column] > 0.55 else "black"
+            axis.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
         axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8, parse_math=False)
         axis.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
         axis.set(xlabel="predicted", ylabel="true")
@@ -208,11 +208,11 @@ def draw_confusion(path: Path, result: Result, labels: tuple[str, ...]) -> None:
 
 def draw_mistakes(path: Path, result: Result, manifest: Manifest) -> int:
     """Some of the images that were taken for something else; returns how many those are."""
-    found = {row["image_id"]: row for row in read_predictions(Path(result.run.artefacts["predictions"]))}
+    found = {row["image_id"]: row for row in read_predictions(Path(result.run.artifacts["predictions"]))}
     wrong = tuple(
         row for row in manifest.split("val") if found[row.image_id]["predicted"] != found[row.image_id]["label"]
     )
-    shown = spread(wrong, MISTAKES) if wrong else ()
+    shown = evenly_spaced(wrong, MISTAKES) if wrong else ()
     if not shown:
         return 0
     columns = min(6, len(shown))

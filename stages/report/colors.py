@@ -1,17 +1,17 @@
-"""A colour for every class."""
+"""A color for every class."""
 
 from matplotlib.colors import hsv_to_rgb
 
 from stages.data.voc import BACKGROUND
 
-GOLDEN = 0.618034  # of a turn between the hues of neighbours: any number of hues stay apart
+GOLDEN = 0.618034  # of a turn between the hues of neighbors: any number of hues stay apart
 
 
-def class_colours(classes: tuple[str, ...]) -> dict[str, tuple[float, float, float]]:
-    """A colour for every class name: `background` grey, the others saturated and far from their neighbours."""
+def class_colors(classes: tuple[str, ...]) -> dict[str, tuple[float, float, float]]:
+    """A color for every class name: `background` gray, the others saturated and far from their neighbors."""
     others = [name for name in classes if name != BACKGROUND]
-    colours = {BACKGROUND: (0.45, 0.45, 0.45)}
+    colors = {BACKGROUND: (0.45, 0.45, 0.45)}
     for index, name in enumerate(others):
         hue, light = index * GOLDEN % 1, (1.0, 0.62)[index % 2]
-        colours[name] = tuple(float(part) for part in hsv_to_rgb((hue, 0.85, light)))
-    return colours
+        colors[name] = tuple(float(part) for part in hsv_to_rgb((hue, 0.85, light)))
+    return colors

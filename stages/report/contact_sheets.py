@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMetho
 
 from stages.core.figures import figure
 from stages.data.images import read_image
-from stages.data.manifest import Row, spread
+from stages.data.manifest import Row, evenly_spaced
 from stages.report.results import Result
 
 CAPTIONED = 6  # validation images with their captions
@@ -29,7 +29,7 @@ def draw_bleu(path: Path, results: list[Result]) -> None:
         elif asked["type"] == "greedy":
             level.append((asked["prompt"], numbers["bleu"]))
     prompts = sorted({prompt for _, prompt in lines}, key=lambda one: -sum(prompt == one for _, prompt in lines))
-    colours = {k: plt.get_cmap("viridis")(place) for k, place in _places(sorted({k for k, _ in lines}))}
+    colors = {k: plt.get_cmap("viridis")(place) for k, place in _places(sorted({k for k, _ in lines}))}
     with figure(path, figsize=(6.8, 4)) as (_, axes):
         for number, ((k, prompt), points) in enumerate(sorted(lines.items())):
             temperature, score, low, high = np.array(sorted(points)).T
@@ -41,7 +41,7 @@ def draw_bleu(path: Path, results: list[Result]) -> None:
                 score,
                 [score - low, high - score],
                 label=label,
-                color=colours[k],
+                color=colors[k],
                 capsize=2,
                 **style,
             )
@@ -69,7 +69,7 @@ def _places(values: list) -> list[tuple]:
 
 def draw_captions(path: Path, rows: tuple[Row, ...], columns: dict[str, dict[str, tuple[str, str]]]) -> None:
     """A row an image: the image, the reference, its caption in every column (caption and reference by image id)."""
-    shown = spread(rows, CAPTIONED)
+    shown = evenly_spaced(rows, CAPTIONED)
     titles = ["", "Reference", *columns]
     some = next(iter(columns.values()))
     widths = [1, *[1.75] * (len(titles) - 1)]
@@ -99,11 +99,9 @@ def draw_recall(path: Path, results: list[tuple[str, Result]]) -> None:
                 continue
             epochs = [row["epoch"] for row in one.run.history]
             style = {"marker": "osD^v"[number % 5], "linestyle": ("-", "--")[one.run.task == "retrieval"]}
-            colour = plt.get_cmap("turbo")((number + 0.5) / len(ranked))
+            color = plt.get_cmap("turbo")((number + 0.5) / len(ranked))
             recall = [row[SCORE] for row in one.run.history]
-            axes.plot(
-                epochs, recall, label=f"{label}: {last:.2f}", color=colour, markersize=3.5, linewidth=1.3, **style
-            )
+            axes.plot(epochs, recall, label=f"{label}: {last:.2f}", color=color, markersize=3.5, linewidth=1.3, **style)
         axes.set_xlabel("epoch")
         axes.set_ylabel("R@1, image to text (%)")
         axes.set_ylim(bottom=0)
@@ -117,7 +115,7 @@ def draw_found(path: Path, label: str, rows: tuple[Row, ...], found: list[dict])
     """A row a caption: its words and rank, then the images nearest to it, the right one framed."""
     by_id = {row.image_id: row for row in rows}
     answers = {one["image_id"]: one for one in found}
-    shown = [answers[row.image_id] for row in spread(rows, ASKED)]
+    shown = [answers[row.image_id] for row in evenly_spaced(rows, ASKED)]
     columns = len(shown[0]["nearest"])
     widths = [2.2, *[1] * columns]
     size = (1.2 * sum(widths), 1.32 * len(shown) + 0.5)

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from stages.core.figures import figure
 from stages.core.runs import Run
 from stages.data.voc import BACKGROUND
-from stages.report.colors import class_colours
+from stages.report.colors import class_colors
 
 
 def draw_miou(path: Path, runs: dict[str, Run]) -> None:
@@ -23,14 +23,14 @@ def draw_miou(path: Path, runs: dict[str, Run]) -> None:
 def draw_class_iou(path: Path, label: str, run: Run) -> None:
     """Validation IoU of every class per epoch; the legend is sorted by where each class ends."""
     names = sorted(run.history[-1]["iou"], key=lambda name: -(run.history[-1]["iou"][name] or 0))
-    colours = class_colours(tuple(run.history[0]["iou"]))
+    colors = class_colors(tuple(run.history[0]["iou"]))
     with figure(path, figsize=(8, 4.4)) as (_, axes):
         for name in names:
             values = [row["iou"][name] for row in run.history]
             ends = "absent" if values[-1] is None else f"{values[-1]:.1f}"
             style = "--" if name == BACKGROUND else "-"
             line = [float("nan") if value is None else value for value in values]
-            axes.plot(_epochs(run), line, style, color=colours[name], linewidth=1.4, label=f"{name}  {ends}")
+            axes.plot(_epochs(run), line, style, color=colors[name], linewidth=1.4, label=f"{name}  {ends}")
         _dress(axes, "validation IoU (%)")
         axes.set_title(f"{label}: IoU of every class", fontsize=11)
         columns = 1 if len(names) <= 24 else 2

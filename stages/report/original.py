@@ -1,4 +1,4 @@
-"""What the source reports print, to stand beside our numbers (`reference.json`)."""
+"""What the source reports print, to stand beside our numbers (`original.json`)."""
 
 import json
 from functools import cache
@@ -7,6 +7,6 @@ from typing import Any
 
 
 @cache
-def reference() -> dict[str, Any]:
+def load_original() -> dict[str, Any]:
     """The reports' tables: caption, columns, and rows by run name, in the reports' order."""
-    return json.loads(Path(__file__).with_name("reference.json").read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name("original.json").read_text(encoding="utf-8"))

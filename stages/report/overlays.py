@@ -10,23 +10,23 @@ from stages.core.figures import figure
 from stages.data.images import read_image, read_mask
 from stages.data.manifest import Row
 from stages.data.voc import BACKGROUND, VOID
-from stages.report.colors import class_colours
+from stages.report.colors import class_colors
 
 
 def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...], opacity: float = 0.6) -> np.ndarray:
-    """`pixels` `(H, W, 3)` in 0..1, faded to grey, with each class's colour laid over it and a line around regions.
+    """`pixels` `(H, W, 3)` in 0..1, faded to gray, with each class's color laid over it and a line around regions.
 
     Void and the class `background` are not painted.
     """
-    colours = class_colours(classes)
-    grey = pixels.mean(axis=2, keepdims=True)
-    painted = 0.25 * pixels + 0.75 * grey  # a coloured image would mix with the colours of the classes
+    colors = class_colors(classes)
+    gray = pixels.mean(axis=2, keepdims=True)
+    painted = 0.25 * pixels + 0.75 * gray  # a colored image would mix with the colors of the classes
     for index, name in enumerate(classes):
         inside = mask == index
         if name == BACKGROUND or not inside.any():
             continue
         share = np.where(inside & ~ndimage.binary_erosion(inside, border_value=1), 1.0, opacity)[inside, None]
-        painted[inside] = painted[inside] * (1 - share) + np.array(colours[name]) * share
+        painted[inside] = painted[inside] * (1 - share) + np.array(colors[name]) * share
     return painted
 
 
@@ -51,8 +51,8 @@ def draw_masks(
         for axis, title in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
             axis.set_ylabel(title, fontsize=9)
         drawn.suptitle(label, fontsize=11)
-        colours = class_colours(classes)
-        patches = [Patch(color=colours[name], label=name) for name in names]
+        colors = class_colors(classes)
+        patches = [Patch(color=colors[name], label=name) for name in names]
         if patches:
             drawn.legend(
                 handles=patches, loc="outside lower center", ncols=min(7, len(patches)), fontsize=8, frameon=False

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.core.atomic import write_text
-from stages.core.bootstrap import mean_draws
+from stages.core.bootstrap import bootstrap_means
 from stages.data.manifest import Manifest
-from stages.params.model_source import called
+from stages.params.model_source import display_name
 from stages.report.claims import Claim, answerable
 from stages.report.contact_sheets import SCORE, draw_found, draw_recall
 from stages.report.numbers import beside, plain, scientific, starred
-from stages.report.original import reference
+from stages.report.original import load_original
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
 from stages.report.tables import Table
@@ -47,7 +47,7 @@ def _settings(result: Result) -> list:
 def reported(result: Result) -> float | None:
     """What the report prints for this row, if the row is still set as there."""
     for name in (TABLE4, TABLE5):
-        row = reference()[name]["rows"].get(result.run.name)
+        row = load_original()[name]["rows"].get(result.run.name)
         if row and row[:5] == _settings(result) and result.run.params.get("batch_size", BATCH) == BATCH:
             return row[5]
     return None
@@ -55,13 +55,13 @@ def reported(result: Result) -> float | None:
 
 def table(name: str, title: str, results: list[Result], star: bool) -> Table:
     """The report's rows in its order, then any others."""
-    order = list(reference()[name]["rows"])
+    order = list(load_original()[name]["rows"])
     ranked = sorted(results, key=lambda one: order.index(one.run.name) if one.run.name in order else len(order))
     scores = [result.metrics[SCORE] for result in ranked]
     printed = starred(scores) if star else [f"{score:.2f}" for score in scores]
-    columns = (*reference()[name]["columns"], "95 % interval", "Report", "Difference")
+    columns = (*load_original()[name]["columns"], "95 % interval", "Report", "Difference")
     rows = [_row(result, score) for result, score in zip(ranked, printed, strict=True)]
-    return Table(f"{title}. {reference()[name]['caption']}", columns, tuple(rows))
+    return Table(f"{title}. {load_original()[name]['caption']}", columns, tuple(rows))
 
 
 def _row(result: Result, score: str) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def claims(results: list[Result], seed: int) -> list[str]:
     for claim in answerable(CLAIMS, by_name):
         first, second = by_name[claim.first], by_name[claim.second]
         hits = _hits(first) - _hits(second)
-        draws = mean_draws(hits, seed=seed)
+        draws = bootstrap_means(hits, seed=seed)
         lines.append(
             claim.line(reported(first) - reported(second), first.metrics[SCORE] - second.metrics[SCORE], draws)
         )
@@ -87,7 +87,7 @@ def claims(results: list[Result], seed: int) -> list[str]:
 
 def _hits(result: Result) -> np.ndarray:
     """100 for every image whose caption came first, else 0."""
-    found = read_found(Path(result.run.artefacts["predictions"]))
+    found = read_found(Path(result.run.artifacts["predictions"]))
     return np.array([100.0 * (row["image_to_text_rank"] == 1) for row in found])
 
 
@@ -104,13 +104,13 @@ def section(few: list[Result], grid: list[Result], manifest: Manifest, seed: int
     recall, sheet = folder / "r_at_1_per_epoch.png", folder / "found.png"
     draw_recall(recall, [(_label(one), one) for one in [*few, *grid]])
     best = max([*few, *grid], key=lambda one: one.metrics[SCORE])
-    draw_found(sheet, _label(best), manifest.split("val"), read_found(Path(best.run.artefacts["predictions"])))
+    draw_found(sheet, _label(best), manifest.split("val"), read_found(Path(best.run.artifacts["predictions"])))
     _write_curves([*few, *grid])
     asked, stated = few[0], claims([*few, *grid], seed)
     lines = [
         "## Retrieval",
         "",
-        f"Two linear projections over frozen class-token states of `{called(asked.run.inputs['backbone'])}`, "
+        f"Two linear projections over frozen class-token states of `{display_name(asked.run.inputs['backbone'])}`, "
         f"trained on {asked.run.params['views']} cached views of every training image (epoch e sees view e mod "
         f"{asked.run.params['views']}) with in-batch contrast.",
         "",

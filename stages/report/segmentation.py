@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 from stages.core.atomic import write_text
 from stages.core.runs import Run
 from stages.data.images import read_mask
-from stages.data.manifest import Manifest, spread
-from stages.params.model_source import called
+from stages.data.manifest import Manifest, evenly_spaced
+from stages.params.model_source import display_name
 from stages.report import curves
 from stages.report.claims import Claim, answerable
 from stages.report.numbers import beside
-from stages.report.original import reference
+from stages.report.original import load_original
 from stages.report.overlays import draw_masks
 from stages.report.results import Result
 from stages.report.section import CURVES, FIGURES, Section, image
@@ -37,22 +37,22 @@ class Head:
     @property
     def reported(self) -> float | None:
         """What the report prints for this head."""
-        row = reference()[TABLE]["rows"].get(self.run.name)
+        row = load_original()[TABLE]["rows"].get(self.run.name)
         return row[1] if row else None
 
 
 def head_label(name: str) -> str:
     """The report's label of a head, or its own name where the report has none."""
-    row = reference()[TABLE]["rows"].get(name)
+    row = load_original()[TABLE]["rows"].get(name)
     return row[0] if row else name
 
 
 def table(heads: list[Head]) -> Table:
     """Table 1: the report's heads in its order, then any others."""
-    order = list(reference()[TABLE]["rows"])
+    order = list(load_original()[TABLE]["rows"])
     ranked = sorted(heads, key=lambda head: order.index(head.run.name) if head.run.name in order else len(order))
-    columns = (*reference()[TABLE]["columns"], "95 % interval", "Report", "Difference")
-    return Table(f"Table 1. {reference()[TABLE]['caption']}", columns, tuple(_row(head) for head in ranked))
+    columns = (*load_original()[TABLE]["columns"], "95 % interval", "Report", "Difference")
+    return Table(f"Table 1. {load_original()[TABLE]['caption']}", columns, tuple(_row(head) for head in ranked))
 
 
 def _row(head: Head) -> tuple[str, ...]:
@@ -83,14 +83,14 @@ def claims(heads: list[Head], manifest: Manifest, seed: int) -> list[str]:
 
 def _draws(head: Head, truths: dict[str, np.ndarray], classes: int, seed: int) -> np.ndarray:
     """Bootstrap draws of a head's mIoU, from its predictions; one seed draws the same images for all heads."""
-    predicted = read_predictions(Path(head.run.artefacts["predictions"]))
+    predicted = read_predictions(Path(head.run.artifacts["predictions"]))
     counted = [confusion(truth[None], predicted[image_id][None], classes) for image_id, truth in truths.items()]
     return mean_iou_draws(np.concatenate(counted), seed=seed)
 
 
 def draw(folder: Path, heads: list[Head], manifest: Manifest) -> dict[str, list[Path]]:
     """All figures of the section; returns each head's files by name, and the overview's under an empty name."""
-    shown = spread(manifest.split("val"), PICTURES)
+    shown = evenly_spaced(manifest.split("val"), PICTURES)
     overview = folder / "miou_per_epoch.png"
     curves.draw_miou(overview, {head.label: head.run for head in heads})
     files = {"": [overview]}
@@ -98,7 +98,7 @@ def draw(folder: Path, heads: list[Head], manifest: Manifest) -> dict[str, list[
         paths = [folder / f"{head.run.name}_{kind}.png" for kind in ("miou", "class_iou", "masks")]
         curves.draw_miou(paths[0], {head.label: head.run})
         curves.draw_class_iou(paths[1], head.label, head.run)
-        masks = read_predictions(Path(head.run.artefacts["predictions"]))
+        masks = read_predictions(Path(head.run.artifacts["predictions"]))
         draw_masks(paths[2], head.label, shown, masks, manifest.classes)
         files[head.run.name] = paths
     return files
@@ -140,16 +140,16 @@ def _lines(heads: list[Head], stated: list[str], figures: dict[str, list[Path]])
     lines = [
         "## Segmentation",
         "",
-        f"Heads on frozen `{called(heads[0].run.inputs['backbone'])}` patch tokens, {asked['epochs']} epochs of "
+        f"Heads on frozen `{display_name(heads[0].run.inputs['backbone'])}` patch tokens, {asked['epochs']} epochs of "
         f"{asked['views']} cached views (epoch e sees view e mod {asked['views']}), AdamW, learning rate "
         f"{asked['lr']:g} falling linearly to 0, weight decay {asked['weight_decay']:g}, batch {asked['batch']}.",
         "",
         table(heads).markdown(),
         "",
         "mIoU in percent after the last epoch, from intersections and unions summed over the validation set at native "
-        "size; pixels labelled 255 (void) are not counted. The interval is a bootstrap over validation images; it does "
+        "size; pixels labeled 255 (void) are not counted. The interval is a bootstrap over validation images; it does "
         "not hold the randomness of training. *Report* is the number printed in "
-        f"{reference()['source']}; *Difference* is ours minus the report's, "
+        f"{load_original()['source']}; *Difference* is ours minus the report's, "
         + ("on other images and another backbone." if asked["profile"] != "paper" else "on the same images."),
         "",
     ]

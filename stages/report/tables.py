@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Table:
 
     def write_csv(self, path: Path) -> None:
         """The same cells, comma-separated."""
-        with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        with atomic_write(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
 
 

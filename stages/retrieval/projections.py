@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 
 
 class Projections(nn.Module):
@@ -39,11 +39,11 @@ def load_projections(path: Path) -> Projections:
 def save_projections(path: Path, projections: Projections) -> None:
     """Write the weights, whole or not at all."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in projections.state_dict().items()}
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         save_file(weights, beside)
 
 
-class Stack:
+class StackedProjections:
     """The weights of `R` pairs of projections, side by side: one batched product, one optimizer."""
 
     def __init__(self, rows: list[Projections]):
@@ -81,7 +81,7 @@ class StackedAdamW:
     A row's step is AdamW's own step of length 1, shortened to its learning rate; weights decay before it, as there.
     """
 
-    def __init__(self, stack: Stack, rates: list[float], decays: list[float]):
+    def __init__(self, stack: StackedProjections, rates: list[float], decays: list[float]):
         self._weights = list(stack.weights.values())
         self._inner = torch.optim.AdamW(self._weights, lr=1.0, weight_decay=0.0)
         device = self._weights[0].device

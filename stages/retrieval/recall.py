@@ -10,7 +10,7 @@ AT = (1, 5, 10)
 CELLS = 2**25  # similarities held at once: 128 MiB
 
 
-def ranks(queries: Tensor, gallery: Tensor, query_owners: Tensor, gallery_owners: Tensor) -> np.ndarray:
+def compute_ranks(queries: Tensor, gallery: Tensor, query_owners: Tensor, gallery_owners: Tensor) -> np.ndarray:
     """The rank, from 1, of each query's best right answer: `(Q,)` int64.
 
     `queries` `(Q, dim)` and `gallery` `(G, dim)` are compared by dot product; an entry is right where its owner (an
@@ -43,7 +43,7 @@ def _right_places(query_owners: Tensor, gallery_owners: Tensor) -> tuple[Tensor,
     return order[(first[:, None] + step).clamp(max=len(order) - 1)], told
 
 
-def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+def nearest_neighbors(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
     """Gallery places `(Q, count)` of the most similar entries, the best first; ties by place."""
     return torch.cat([_order(similar)[:, :count].clone() for _, similar in _blocks(queries, gallery)])
 
@@ -59,7 +59,7 @@ def _blocks(queries: Tensor, gallery: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield first, queries[first : first + step] @ gallery.T
 
 
-def summary(found: np.ndarray) -> dict[str, float]:
+def recall_summary(found: np.ndarray) -> dict[str, float]:
     """Recall at 1, 5 and 10 in percent, median and mean rank."""
     recall = {f"r_at_{at}": 100 * float((found <= at).mean()) for at in AT}
     return {**recall, "median_rank": float(np.median(found)), "mean_rank": float(found.mean())}

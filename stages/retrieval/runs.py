@@ -7,38 +7,38 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from stages.core.atomic import replacing
-from stages.core.bootstrap import interval, mean_draws
-from stages.core.runs import FOLDER, Run, package_versions, write_run
-from stages.core.skipped import absence, declare_absent
+from stages.core.atomic import atomic_write
+from stages.core.bootstrap import bootstrap_means, confidence_interval
+from stages.core.runs import RUNS, Run, package_versions, write_run
+from stages.core.skipped import mark_skipped, skip_reason
 from stages.core.stage import InputError
 from stages.data import manifest as manifests
-from stages.image_text import COMPARED
+from stages.image_text import RETRIEVAL_VECTORS
 from stages.params.experiment import Experiment, load_experiment
-from stages.params.retrieval import Row
+from stages.params.retrieval import GridRow
 from stages.retrieval import BOOTSTRAP, PREDICTIONS, WEIGHTS
-from stages.retrieval.dataset import Cached
+from stages.retrieval.dataset import RetrievalData
 from stages.retrieval.projections import save_projections
-from stages.retrieval.training import DivergedError, Training, train
+from stages.retrieval.training import DivergedError, ProjectionTraining, train
 
 FACTS = ("backbone", "weights", "transform", "manifest", "unknown_share", "unknown_words")
 
 
-def run_all(task: str, stage: str, asked: dict[str, Row | None]) -> None:
+def train_and_record(task: str, stage: str, asked: dict[str, GridRow | None]) -> None:
     """Train all rows of `asked` from the cached states and leave their records; None stands for the provided ones.
 
     `task` names the folders of records, weights and predictions, which are made anew.
     """
     torch.set_flush_denormal(True)
     experiment = load_experiment()
-    folders = (FOLDER / task, WEIGHTS / task, PREDICTIONS / task)
+    folders = (RUNS / task, WEIGHTS / task, PREDICTIONS / task)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)  # rows that are gone leave nothing behind
-    reason = absence(COMPARED)
+    reason = skip_reason(RETRIEVAL_VECTORS)
     if reason:
-        declare_absent(reason, *folders)
+        mark_skipped(reason, *folders)
         return
-    cached = Cached(experiment, manifests.read())
+    cached = RetrievalData(experiment, manifests.read_manifest())
     trainings = [_training(task, name, row, cached, experiment) for name, row in asked.items()]
     taught = [one for one in trainings if asked[one.name]]
     with tqdm(total=sum(one.recipe.epochs for one in taught), desc=stage, unit="epoch", mininterval=1) as bar:
@@ -50,7 +50,7 @@ def run_all(task: str, stage: str, asked: dict[str, Row | None]) -> None:
         _record(task, stage, one, asked[one.name], cached, experiment)
 
 
-def _diverged(task: str, fault: Exception, asked: dict[str, Row | None]) -> str:
+def _diverged(task: str, fault: Exception, asked: dict[str, GridRow | None]) -> str:
     """Which row's numbers made a training end in nothing."""
     if not isinstance(fault, DivergedError):
         return f"{task}: {fault}"
@@ -62,13 +62,15 @@ def _diverged(task: str, fault: Exception, asked: dict[str, Row | None]) -> str:
     )
 
 
-def _training(task: str, name: str, row: Row | None, cached: Cached, experiment: Experiment) -> Training:
+def _training(
+    task: str, name: str, row: GridRow | None, cached: RetrievalData, experiment: Experiment
+) -> ProjectionTraining:
     if row and row.batch_size > len(cached.pairs):
         most = f"at most {len(cached.pairs)}, the training images"
         raise InputError(f"{stage_key(task, name)}.batch_size = {row.batch_size}: {most}")
-    seed = experiment.seed_of(f"{task}/{name}")
+    seed = experiment.seed_for(f"{task}/{name}")
     scratch = row is not None and row.init == "scratch"
-    return Training(name, row, seed, cached.fresh(seed) if scratch else cached.provided(), [])
+    return ProjectionTraining(name, row, seed, cached.fresh(seed) if scratch else cached.provided(), [])
 
 
 def stage_key(task: str, name: str) -> str:
@@ -78,7 +80,9 @@ def stage_key(task: str, name: str) -> str:
     return "retrieval.finetune" if name == "finetuned" else "retrieval"
 
 
-def _record(task: str, stage: str, one: Training, row: Row | None, cached: Cached, experiment: Experiment) -> Run:
+def _record(
+    task: str, stage: str, one: ProjectionTraining, row: GridRow | None, cached: RetrievalData, experiment: Experiment
+) -> Run:
     """Write a row's weights, predictions and record."""
     weights_path = WEIGHTS / task / f"{one.name}.safetensors"
     predictions = PREDICTIONS / task / f"{one.name}.parquet"
@@ -86,10 +90,10 @@ def _record(task: str, stage: str, one: Training, row: Row | None, cached: Cache
     ranked = cached.val.ranked(one.projections)
     columns = {"image_id": cached.val.image_ids, "caption": cached.val.captions}
     columns |= {f"{direction}_rank": found for direction, found in ranked.items()}
-    with replacing(predictions) as beside:
+    with atomic_write(predictions) as beside:
         pq.write_table(pa.table({**columns, "nearest": cached.val.nearest_images(one.projections)}), beside)
     hits = (ranked["image_to_text"] == 1) * 100.0
-    low, high = interval(mean_draws(hits, seed=experiment.seed_of(BOOTSTRAP)))
+    low, high = confidence_interval(bootstrap_means(hits, seed=experiment.seed_for(BOOTSTRAP)))
     run = Run(
         task=task,
         name=one.name,
@@ -103,8 +107,8 @@ def _record(task: str, stage: str, one: Training, row: Row | None, cached: Cache
             "gallery": len(hits),
         },
         history=one.history,
-        inputs={key: cached.made_with[key] for key in FACTS},
-        artefacts={"weights": str(weights_path), "predictions": str(predictions)},
+        inputs={key: cached.metadata[key] for key in FACTS},
+        artifacts={"weights": str(weights_path), "predictions": str(predictions)},
         versions=package_versions("torch", "transformers", "torchvision", "numpy", "pillow"),
     )
     write_run(run)

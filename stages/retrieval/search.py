@@ -15,20 +15,20 @@ import numpy as np
 import torch
 
 from stages.core.figures import figure
-from stages.core.skipped import absence
+from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
-from stages.data.images import SUFFIXES, read_image
-from stages.data.manifest import UNREADABLE
+from stages.data.images import IMAGE_SUFFIXES, read_image
+from stages.data.manifest import IMAGE_ERRORS
 from stages.image_text.pixels import val_view
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.vocabulary import unknown_words
 from stages.models.checkpoints.record import read_checkpoint
 from stages.params.experiment import load_experiment
 from stages.retrieval import WEIGHTS
-from stages.retrieval.dataset import Cached
+from stages.retrieval.dataset import RetrievalData
 from stages.retrieval.projections import Projections, load_projections
-from stages.retrieval.recall import nearest
+from stages.retrieval.recall import nearest_neighbors
 
 COUNT = 10
 COLUMNS = 5
@@ -36,7 +36,7 @@ COLUMNS = 5
 
 def run_weights(run: str) -> Path:
     """Where a run's projections lie; raises `InputError` listing the runs there are."""
-    reason = absence(WEIGHTS / "retrieval")
+    reason = skip_reason(WEIGHTS / "retrieval")
     if reason:
         raise InputError(f"nothing to search: {reason}")
     path = WEIGHTS / (run if "/" in run else f"retrieval/{run}")
@@ -49,21 +49,23 @@ def run_weights(run: str) -> Path:
 
 
 @torch.inference_mode()
-def images_for(text: str, towers: Towers, projections: Projections, cached: Cached) -> list[tuple[float, str]]:
+def images_for(text: str, towers: Towers, projections: Projections, cached: RetrievalData) -> list[tuple[float, str]]:
     """Similarity and id of the best validation images, the best first."""
     asked = projections.texts(towers.text_states([text]))
     held = projections.images(cached.val.images)
-    places = nearest(asked, held, COUNT)[0]
+    places = nearest_neighbors(asked, held, COUNT)[0]
     return [(float(asked[0] @ held[place]), cached.val.image_ids[place]) for place in places.tolist()]
 
 
 @torch.inference_mode()
-def captions_for(path: Path, towers: Towers, projections: Projections, cached: Cached) -> list[tuple[float, str]]:
+def captions_for(
+    path: Path, towers: Towers, projections: Projections, cached: RetrievalData
+) -> list[tuple[float, str]]:
     """Similarity and text of the best validation captions, the best first."""
     pixels = val_view(read_image(path), towers.pixels.side)[None]
     asked = projections.images(towers.image_states(pixels)[:, 0])
     held = projections.texts(cached.val.texts)
-    places = nearest(asked, held, COUNT)[0]
+    places = nearest_neighbors(asked, held, COUNT)[0]
     return [(float(asked[0] @ held[place]), cached.val.captions[place]) for place in places.tolist()]
 
 
@@ -95,17 +97,17 @@ def main(query: str, run: str, out: Path) -> None:
     """Answer one query."""
     if not query.strip():
         raise InputError('nothing to search for; ask for a sentence or an image file, such as "a red circle"')
-    experiment, manifest = load_experiment(), manifests.read()
+    experiment, manifest = load_experiment(), manifests.read_manifest()
     projections = load_projections(run_weights(run))
     cached, towers = (
-        Cached(experiment, manifest),
+        RetrievalData(experiment, manifest),
         load_towers(read_checkpoint("blip", experiment.active.blip), experiment.compute),
     )
     projections.to(cached.device)
-    if Path(query).suffix.lower() in SUFFIXES:
+    if Path(query).suffix.lower() in IMAGE_SUFFIXES:
         try:
             found = captions_for(Path(query), towers, projections, cached)
-        except UNREADABLE as fault:
+        except IMAGE_ERRORS as fault:
             raise InputError(f"{query}: {'missing' if isinstance(fault, FileNotFoundError) else fault}") from fault
         draw_captions(out, Path(query), found)
     else:

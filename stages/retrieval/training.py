@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from stages.params.retrieval import Recipe
-from stages.retrieval.projections import Projections, Stack, StackedAdamW
+from stages.params.retrieval import TrainingParams
+from stages.retrieval.projections import Projections, StackedAdamW, StackedProjections
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Pairs:
 
 
 @dataclass
-class Training:
+class ProjectionTraining:
     """One recipe, from its first weights to its history (a dict an epoch)."""
 
     name: str
-    recipe: Recipe
+    recipe: TrainingParams
     seed: int
     projections: Projections
     history: list[dict]
@@ -45,18 +45,20 @@ class DivergedError(Exception):
 Evaluate = Callable[[Projections], dict[str, float]]
 
 
-def train(trainings: list[Training], pairs: Pairs, evaluate: Evaluate, bar: tqdm | None = None) -> None:
+def train(trainings: list[ProjectionTraining], pairs: Pairs, evaluate: Evaluate, bar: tqdm | None = None) -> None:
     """Train every one of `trainings` in place; those of one batch size side by side."""
-    alike: dict[int, list[Training]] = {}
+    alike: dict[int, list[ProjectionTraining]] = {}
     for training in trainings:
         alike.setdefault(training.recipe.batch_size, []).append(training)
     for batch, some in alike.items():
         _train_alike(some, pairs, evaluate, batch, bar)
 
 
-def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, batch: int, bar: tqdm | None) -> None:
+def _train_alike(
+    alike: list[ProjectionTraining], pairs: Pairs, evaluate: Evaluate, batch: int, bar: tqdm | None
+) -> None:
     """One batched product, one optimizer. A training that is through stays as it is until the longest one is."""
-    stack, recipes = Stack([one.projections for one in alike]), [one.recipe for one in alike]
+    stack, recipes = StackedProjections([one.projections for one in alike]), [one.recipe for one in alike]
     optimizer = StackedAdamW(stack, [one.lr for one in recipes], [one.weight_decay for one in recipes])
     device, per_epoch = pairs.texts.device, len(pairs) // batch
     temperature = torch.tensor([recipe.temperature for recipe in recipes], device=device)[:, None, None]
@@ -68,7 +70,7 @@ def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, batch:
         losses = []
         for step in range(per_epoch):
             some = order[:, step * batch : (step + 1) * batch]  # (trainings, batch)
-            loss = contrast(stack.images(views[some]), stack.texts(pairs.texts[some]), temperature)
+            loss = contrastive_loss(stack.images(views[some]), stack.texts(pairs.texts[some]), temperature)
             optimizer.step(loss.sum(), (1 - (epoch * per_epoch + step) / lengths).clamp(min=0))
             losses.append(loss.detach())
         stack.write_back()
@@ -79,7 +81,7 @@ def _train_alike(alike: list[Training], pairs: Pairs, evaluate: Evaluate, batch:
             bar.update(len(going))
 
 
-def _note(one: Training, epoch: int, losses: Tensor, evaluate: Evaluate) -> None:
+def _note(one: ProjectionTraining, epoch: int, losses: Tensor, evaluate: Evaluate) -> None:
     """Add an epoch to a training's history; raises `DivergedError` where it has none to tell."""
     weights = torch.cat([weight.flatten() for weight in one.projections.parameters()])
     if not (bool(losses.isfinite().all()) and bool(weights.isfinite().all())):
@@ -87,7 +89,7 @@ def _note(one: Training, epoch: int, losses: Tensor, evaluate: Evaluate) -> None
     one.history.append({"epoch": epoch, "train_loss": losses.mean().item(), **evaluate(one.projections)})
 
 
-def contrast(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
+def contrastive_loss(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
     """InfoNCE in both directions, their mean: `(R,)` of unit vectors `(R, batch, width)`; equal places belong together.
 
     Images of a batch are all different ones, so no caption is held against another of its own image.

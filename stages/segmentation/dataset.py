@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from stages.data.images import read_mask
-from stages.data.views import View, cut_mask
-from stages.features.batching import batches_alike
+from stages.data.views import View, crop_mask
+from stages.features.batching import batch_by_key
 from stages.features.tokens import FeatureTable
 
-PIXELS = 2**16  # whose logits are held at full size at once: 10 images of 80x80, one of 256x256
+MAX_BATCH_PIXELS = 2**16  # whose logits are held at full size at once: 10 images of 80x80, one of 256x256
 
 
 class TrainViews:
@@ -32,18 +32,18 @@ class TrainViews:
         return self._load(epoch % self.views)
 
     def _load_view(self, view: int) -> tuple[Tensor, Tensor]:
-        rows = [row for group in self.table.groups_of(view) for row in self.table.group(group)]
-        masks = np.stack([cut_mask(read_mask(self.masks[row.image_id]), row.view) for row in rows])
+        rows = [row for group in self.table.groups_for_view(view) for row in self.table.read_group(group)]
+        masks = np.stack([crop_mask(read_mask(self.masks[row.image_id]), row.view) for row in rows])
         return torch.stack([row.tokens for row in rows]), torch.from_numpy(masks)
 
 
 def _at_once(view: View) -> int:
     """How many images of a size are predicted at once."""
-    return max(1, PIXELS // (view.crop_height * view.crop_width))
+    return max(1, MAX_BATCH_PIXELS // (view.crop_height * view.crop_width))
 
 
 @dataclass(frozen=True)
-class Alike:
+class ValBatch:
     """Validation images of one size: ids, tokens `(n, rows, columns, dim)`, masks `(n, H, W)` uint8."""
 
     image_ids: list[str]
@@ -57,15 +57,15 @@ class ValImages:
     def __init__(self, table: FeatureTable, masks: dict[str, Path]):
         self.table, self.paths, self._masks = table, masks, {}
 
-    def __iter__(self) -> Iterator[Alike]:
-        for group in range(self.table.groups):
-            for rows in batches_alike(self.table.group(group), lambda row: row.view, _at_once):
+    def __iter__(self) -> Iterator[ValBatch]:
+        for group in range(self.table.num_groups):
+            for rows in batch_by_key(self.table.read_group(group), lambda row: row.view, _at_once):
                 yield self._batch(rows)
 
-    def _batch(self, rows) -> Alike:
+    def _batch(self, rows) -> ValBatch:
         ids = [row.image_id for row in rows]
         masks = np.stack([self._mask(image_id) for image_id in ids])
-        return Alike(ids, torch.stack([row.tokens for row in rows]), masks)
+        return ValBatch(ids, torch.stack([row.tokens for row in rows]), masks)
 
     def _mask(self, image_id: str) -> np.ndarray:
         if image_id not in self._masks:

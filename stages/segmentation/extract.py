@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from stages.core.skipped import declare_absent
+from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.data.images import read_image
 from stages.data.manifest import Manifest, Row
-from stages.data.views import View, cut_image, native_view, random_view
-from stages.features.batching import batches_alike
-from stages.features.loading import by_shard
+from stages.data.views import View, crop_image, native_view, random_view
+from stages.features.batching import batch_by_key
+from stages.features.loading import iterate_shards
 from stages.features.shards import Shards
-from stages.features.tokens import Features, Provenance, feature_writer
+from stages.features.tokens import FeatureMetadata, ViewFeatures, open_feature_writer
 from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
-from stages.models.compute import mixed_precision, ready
+from stages.models.compute import mixed_precision, prepare_model
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment, ViewParams, load_experiment
 from stages.segmentation import FEATURES
@@ -58,18 +58,18 @@ class Views(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         row, _, view = self.views[index]
-        pixels = cut_image(read_image(Path(row.image)), view)
+        pixels = crop_image(read_image(Path(row.image)), view)
         return index, torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
 def batches_of(views: list[tuple[Row, int, View]], span: range, size: int) -> Iterator[list[int]]:
-    """Neighbours in `span` that share one shape and one view index, at most `size` views or `PIXELS` at once."""
+    """Neighbors in `span` that share one shape and one view index, at most `size` views or `PIXELS` at once."""
 
     def shape(index: int) -> tuple[int, int, int]:
         _, number, view = views[index]
         return number, view.crop_height, view.crop_width
 
-    return batches_alike(span, shape, lambda key: max(1, min(size, PIXELS // (key[1] * key[2]))))
+    return batch_by_key(span, shape, lambda key: max(1, min(size, PIXELS // (key[1] * key[2]))))
 
 
 @torch.inference_mode()
@@ -77,7 +77,7 @@ def extract(
     backbone: vit.Backbone,
     views: list[tuple[Row, int, View]],
     shards: Shards,
-    made_with: Provenance,
+    made_with: FeatureMetadata,
     compute: Compute,
     batch: int = BATCH,
 ) -> None:
@@ -87,14 +87,14 @@ def extract(
     def alike(span: range) -> Iterator[list[int]]:
         return batches_of(views, span, batch)
 
-    for path, arriving in by_shard(shards, Views(views), alike, compute.workers, f"extract {shards.target.name}"):
-        with feature_writer(path, made_with) as writer:
+    for path, arriving in iterate_shards(shards, Views(views), alike, compute.workers, f"extract {shards.target.name}"):
+        with open_feature_writer(path, made_with) as writer:
             for indices, pixels in arriving:
                 with mixed_precision(compute):
                     tokens = backbone(pixels.to(device, non_blocking=True)).patches.half().cpu()
                 for index, one in zip(indices, tokens, strict=True):
                     row, number, view = views[index]
-                    writer.add(Features(row.image_id, number, view, one))
+                    writer.add(ViewFeatures(row.image_id, number, view, one))
 
 
 def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: str) -> None:
@@ -107,16 +107,16 @@ def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: 
             raise InputError(f"{row.image}: {row.width}x{row.height} pixels, smaller than one {rows}x{columns} patch")
 
 
-def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -> Provenance:
+def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -> FeatureMetadata:
     """What the tables of this experiment are made with."""
-    return Provenance(
+    return FeatureMetadata(
         backbone=experiment.active.backbone,
         weights=vit.weights_hash(backbone.vit),
         transform=f"{transform}, mean {backbone.mean}, std {backbone.std}",
         dim=backbone.dim,
         heads=backbone.heads,
         patch=f"{backbone.patch[0]}x{backbone.patch[1]}",
-        manifest=manifests.fingerprint(),
+        manifest=manifests.manifest_hash(),
         precision=experiment.compute.precision,
     )
 
@@ -124,22 +124,22 @@ def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -
 def main() -> None:
     torch.set_flush_denormal(True)
     experiment = load_experiment()
-    manifest, params, task = manifests.read(), experiment.active.view, experiment.segmentation
+    manifest, params, task = manifests.read_manifest(), experiment.active.view, experiment.segmentation
     if not all(row.mask for row in manifest.rows):
-        declare_absent(f"{manifest.source} has no masks: no segmentation", FEATURES)
+        mark_skipped(f"{manifest.source} has no masks: no segmentation", FEATURES)
         return
     backbone = load_vit("backbone", experiment)
     check_sizes(manifest, backbone, params.crop, experiment.profile)
     splits = {
         "train": (
-            train_views(manifest.split("train"), task.views, params, experiment.seed_of("segmentation/views")),
+            train_views(manifest.split("train"), task.views, params, experiment.seed_for("segmentation/views")),
             f"{task.views} views, short side {params.short_side_min} to {params.short_side_max}, "
             f"crop {params.crop}, flip",
         ),
         "val": (val_views(manifest.split("val")), "native size"),
     }
     made_with = {split: provenance(experiment, backbone, transform) for split, (_, transform) in splits.items()}
-    ready(backbone, experiment.compute)
+    prepare_model(backbone, experiment.compute)
     shutil.rmtree(FEATURES, ignore_errors=True)  # of another source, perhaps
     asked = {"seed": experiment.seed, "compile": experiment.compute.compile}
     tables = {
@@ -149,7 +149,7 @@ def main() -> None:
     for split, (views, _) in splits.items():
         extract(backbone, views, tables[split], made_with[split], experiment.compute)
     for shards in tables.values():
-        shards.deliver()
+        shards.commit()
 
 
 if __name__ == "__main__":

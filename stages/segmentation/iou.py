@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.bootstrap import weights
+from stages.core.bootstrap import resample_counts
 from stages.data.voc import VOID
 
 
@@ -53,7 +53,7 @@ def mean_iou_draws(matrices: np.ndarray, *, seed: int, draws: int = 1000) -> np.
     The randomness of training is not in them.
     """
     images, flat = len(matrices), matrices.reshape(len(matrices), -1).astype(np.float64)
-    drawn = (weights(images, seed=seed, draws=draws) @ flat).reshape(draws, *matrices.shape[1:])
+    drawn = (resample_counts(images, seed=seed, draws=draws) @ flat).reshape(draws, *matrices.shape[1:])
     return np.array([np.nanmean(_shares(matrix)) for matrix in drawn])
 
 

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from stages.core.atomic import replacing
-from stages.core.bootstrap import interval
+from stages.core.atomic import atomic_write
+from stages.core.bootstrap import confidence_interval
 from stages.core.runs import Run, package_versions, record_path, write_run
-from stages.core.skipped import absence, declare_absent
+from stages.core.skipped import mark_skipped, skip_reason
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.features.tokens import FeatureTable
-from stages.models.compute import device
+from stages.models.compute import get_device
 from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.dataset import TrainViews, ValImages
@@ -41,7 +41,7 @@ def write_weights(path: Path, head: nn.Module, config: dict, classes: tuple[str,
     Both stand under one key of the metadata: safetensors writes several in an order that changes from run to run.
     """
     weights = {key: weight.cpu().contiguous() for key, weight in head.state_dict().items()}
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         save_file(weights, beside, metadata={"head": json.dumps({"config": config, "classes": classes})})
 
 
@@ -49,7 +49,7 @@ def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
     """All validation masks as predicted: `image_id`, `height`, `width`, `mask` (uint8 bytes, row by row)."""
     fields = [("image_id", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("mask", pa.binary())]
     schema = pa.schema(fields)
-    with replacing(path) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+    with atomic_write(path) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         for alike, predicted in predict(head, images):
             sizes = [len(alike.image_ids) * [side] for side in predicted.shape[1:]]
             masks = [mask.numpy().tobytes() for mask in predicted]
@@ -58,17 +58,17 @@ def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
 
 def run_head(experiment: Experiment, name: str) -> Run:
     """Train the head `segmentation.heads.NAME` and write its weights, predictions and record."""
-    task, manifest = experiment.segmentation, manifests.read()
+    task, manifest = experiment.segmentation, manifests.read_manifest()
     if name not in task.heads:
         raise InputError(f"unknown head '{name}'; segmentation.heads has: {', '.join(task.heads)}")
     asked, classes = task.heads[name], len(manifest.classes)
-    expected = {"backbone": experiment.active.backbone, "manifest": manifests.fingerprint()}
+    expected = {"backbone": experiment.active.backbone, "manifest": manifests.manifest_hash()}
     train_table, val_table = (FeatureTable(FEATURES / split, **expected) for split in ("train", "val"))
     _check_fits(name, asked, task, train_table, val_table)
-    made_from, seed = train_table.provenance, experiment.seed_of(f"segmentation/{name}")
+    made_from, seed = train_table.metadata, experiment.seed_for(f"segmentation/{name}")
     config = {"dim": made_from.dim, "classes": classes, "heads": made_from.heads, **asked.model_dump()}
     torch.manual_seed(seed)
-    head = build_head(**config).to(device())
+    head = build_head(**config).to(get_device())
     masks = {row.image_id: Path(row.mask) for row in manifest.rows}
     views, val = TrainViews(train_table, masks, views=task.views, epochs=task.epochs), ValImages(val_table, masks)
     history, matrices = train(head, views, val, classes, task, seed, f"train_head@{name}")
@@ -81,10 +81,10 @@ def run_head(experiment: Experiment, name: str) -> Run:
         name=name,
         stage=f"train_head@{name}",
         params={"profile": experiment.profile, "seed": experiment.seed, **asked_for},
-        metrics=_metrics(history, matrices, manifest.classes, experiment.seed_of(BOOTSTRAP)),
+        metrics=_metrics(history, matrices, manifest.classes, experiment.seed_for(BOOTSTRAP)),
         history=[{**row, "iou": dict(zip(manifest.classes, row["iou"], strict=True))} for row in history],
         inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(made_from)},
-        artefacts={"weights": str(weights), "predictions": str(predictions)},
+        artifacts={"weights": str(weights), "predictions": str(predictions)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow"),
     )
     write_run(run)
@@ -97,8 +97,8 @@ def _check_fits(name: str, asked: Head, task: Segmentation, train_table: Feature
     if views != task.views:
         raise InputError(f"segmentation.views = {task.views}: {train_table.path} holds {views}; run `dvc repro`")
     images = len(train_table) // views
-    if task.batch > images:
-        raise InputError(f"segmentation.batch = {task.batch}: at most {images}, the training images")
+    if task.batch_size > images:
+        raise InputError(f"segmentation.batch_size = {task.batch_size}: at most {images}, the training images")
     side = min(*train_table.smallest_grid, *val_table.smallest_grid)
     if asked.kernel and asked.kernel > side:
         most = f"at most {side}, the side of the smallest grid of patch tokens"
@@ -107,7 +107,7 @@ def _check_fits(name: str, asked: Head, task: Segmentation, train_table: Feature
 
 def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...], seed: int) -> dict:
     last, best = history[-1], max(history, key=lambda row: row["miou"])
-    low, high = interval(mean_iou_draws(matrices, seed=seed))
+    low, high = confidence_interval(mean_iou_draws(matrices, seed=seed))
     return {
         "miou": last["miou"],
         "miou_low": low,
@@ -122,9 +122,9 @@ def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...]
 
 def main(name: str) -> None:
     torch.set_flush_denormal(True)
-    reason = absence(FEATURES)
+    reason = skip_reason(FEATURES)
     if reason:
-        declare_absent(reason, *outputs_of(name), record_path(TASK, name))
+        mark_skipped(reason, *outputs_of(name), record_path(TASK, name))
         return
     run = run_head(load_experiment(), name)
     if run.metrics["absent_classes"]:

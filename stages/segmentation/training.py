@@ -14,7 +14,7 @@ from tqdm import tqdm
 from stages.core.stage import InputError
 from stages.data.voc import VOID
 from stages.params.experiment import Segmentation
-from stages.segmentation.dataset import PIXELS, Alike, TrainViews, ValImages
+from stages.segmentation.dataset import MAX_BATCH_PIXELS, TrainViews, ValBatch, ValImages
 from stages.segmentation.iou import confusion, iou
 
 
@@ -32,7 +32,7 @@ def _weights(logits: Tensor, size: tuple[int, int]) -> list[Tensor]:
 
 @lru_cache(maxsize=256)
 def _bilinear(cells: int, length: int) -> Tensor:
-    """Weights `(length, cells)` of every cell at every pixel along one side, pixel centres at halves."""
+    """Weights `(length, cells)` of every cell at every pixel along one side, pixel centers at halves."""
     with torch.inference_mode(False):  # made while predicting, they must serve training too
         return F.interpolate(torch.eye(cells)[None], size=length, mode="linear", align_corners=False)[0].T.contiguous()
 
@@ -56,7 +56,7 @@ class PixelCrossEntropy(torch.autograd.Function):
         kept = masks != VOID
         count = kept.sum().clamp(min=1)
         down, across = _weights(logits, masks.shape[1:])
-        at_once = max(1, PIXELS // masks[0].numel())
+        at_once = max(1, MAX_BATCH_PIXELS // masks[0].numel())
         loss, gradients = logits.new_zeros(()), []
         for part, labels, counted in zip(*(whole.split(at_once) for whole in (logits, masks, kept)), strict=True):
             index = labels.long().masked_fill(~counted, 0).unsqueeze(3)  # (b, H, W, 1)
@@ -96,7 +96,7 @@ def train_epoch(
 
 
 @torch.inference_mode()
-def predict(head: nn.Module, images: ValImages) -> Iterator[tuple[Alike, Tensor]]:
+def predict(head: nn.Module, images: ValImages) -> Iterator[tuple[ValBatch, Tensor]]:
     """Predicted classes `(n, H, W)` uint8 at full size, batch by batch: logits are stretched first, then argmax."""
     device = next(head.parameters()).device
     head.eval()
@@ -125,7 +125,7 @@ def train(
     with tqdm(range(task.epochs), desc=name, unit="epoch") as bar:
         for epoch in bar:
             tokens, masks = views.epoch(epoch)
-            loss = train_epoch(head, optimizer, tokens, masks, task.batch, shuffle)
+            loss = train_epoch(head, optimizer, tokens, masks, task.batch_size, shuffle)
             if not math.isfinite(loss):
                 raise InputError(
                     f"{name}: training diverged in epoch {epoch + 1} (loss {loss}); try a lower segmentation.lr"

@@ -10,34 +10,34 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from stages.attention import class_attention, short_name
-from stages.attention.attention_share import share_of
+from stages.attention.attention_share import compute_attention_share
 from stages.attention.caption_attention import Reader, measured, metrics_of
-from stages.attention.class_token import Looked, look, whole_patches
-from stages.attention.examples import shown
+from stages.attention.class_token import AttentionMaps, class_token_attention, resize_to_patches
+from stages.attention.examples import select_examples
 from stages.attention.maps import (
     area,
+    attention_mass,
     check_rows,
     class_token_maps,
     density,
-    indexed,
-    mass,
-    middle_of_most,
+    peak_pixel,
     relative,
+    resolve_index,
     rollout,
     upsampled,
 )
 from stages.attention.panels import Panel, draw_positions, draw_rows, overlay
 from stages.attention.position_similarity import draw_source
 from stages.attention.positions import has_positions, position_grid, similarity, structure
-from stages.attention.word_referents import Spoken, spoken_by_name, spoken_of_scene
+from stages.attention.word_referents import Referent, referents_by_class_name, referents_in_scene
 from stages.attention.words import END, Word, attended, words_of
 from stages.captioning.captioner import Captioner
-from stages.captioning.text_decoders import BlipLanguage
+from stages.captioning.text_decoders import BlipDecoder
 from stages.core.stage import InputError
 from stages.data.manifest import Row
-from stages.data.scenes.scene import CLASSES, Thing
+from stages.data.scenes.scene import CLASSES, SceneObject
 from stages.models import blip, vit
-from stages.params.attention import Words
+from stages.params.attention import CaptionAttention
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_rollout_by_hand():
 @pytest.mark.parametrize("size", [(40, 40), (40, 72), (24, 40)])
 def test_maps_of_an_image_of_any_shape(backbone, size):
     pixels = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-    (seen,) = look(backbone, [pixels], -1, roll=True)
+    (seen,) = class_token_attention(backbone, [pixels], -1, roll=True)
     grid = (size[0] // 8, size[1] // 8)
     assert seen.heads.shape == (3, *grid)
     assert seen.rollout.shape == seen.mean.shape == grid
@@ -94,15 +94,15 @@ def test_maps_of_an_image_of_any_shape(backbone, size):
 def test_a_block_that_is_not_there_is_named(backbone):
     pixels = torch.zeros(3, 40, 40, dtype=torch.uint8)
     with pytest.raises(InputError, match=r"attention.class_token.block = 3: there are 3 blocks, 0 to 2"):
-        look(backbone, [pixels], 3, roll=False)
-    assert [indexed(3, one, "k", "w") for one in (0, 2, -1, -3)] == [0, 2, 2, 0]
+        class_token_attention(backbone, [pixels], 3, roll=False)
+    assert [resolve_index(3, one, "k", "w") for one in (0, 2, -1, -3)] == [0, 2, 2, 0]
 
 
 def test_an_image_becomes_whole_patches_of_its_own_shape():
-    assert whole_patches(Image.new("RGB", (320, 240)), 80, (8, 8)).shape == (3, 80, 104)
-    assert whole_patches(Image.new("RGB", (50, 200)), 80, (16, 16)).shape == (3, 320, 80)
+    assert resize_to_patches(Image.new("RGB", (320, 240)), 80, (8, 8)).shape == (3, 80, 104)
+    assert resize_to_patches(Image.new("RGB", (50, 200)), 80, (16, 16)).shape == (3, 320, 80)
     same = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 88, 3), dtype=np.uint8))
-    assert np.array_equal(whole_patches(same, 80, (8, 8)).permute(1, 2, 0).numpy(), np.asarray(same))
+    assert np.array_equal(resize_to_patches(same, 80, (8, 8)).permute(1, 2, 0).numpy(), np.asarray(same))
 
 
 @pytest.mark.parametrize(("size", "grid"), [((60, 100), (3, 5)), ((61, 98), (3, 5)), ((80, 80), (10, 10))])
@@ -123,7 +123,7 @@ def test_the_overlay_of_a_drawn_picture_lies_on_its_image(tmp_path):
     image = Image.new("RGB", (50, 30), (128, 128, 128))
     draw_rows(tmp_path / "p.png", [(image, "image", [Panel("map", at(3, 5, 2, 1))])], "t", shared=True)
     pixels = np.asarray(Image.open(tmp_path / "p.png").convert("RGB")).astype(int)
-    pixels = pixels[:, : int(0.85 * pixels.shape[1])]  # without the colour bar
+    pixels = pixels[:, : int(0.85 * pixels.shape[1])]  # without the color bar
     bluer = pixels[..., 2] - pixels[..., 0]
     rows, columns = (np.flatnonzero((bluer > 60).any(axis)) for axis in (1, 0))
     down, across = np.argwhere(bluer < -60).mean(0) - (rows[0], columns[0])
@@ -146,26 +146,28 @@ def test_mass_and_area_by_hand():
     inside = np.zeros((4, 4), bool)
     inside[2:, 3] = True  # half of the patch with .4
     every = np.ones((4, 4), bool)
-    assert mass(spread, inside, every) == pytest.approx(20)
+    assert attention_mass(spread, inside, every) == pytest.approx(20)
     assert area(inside, every) == pytest.approx(12.5)
     counted = every.copy()
     counted[:2] = False  # void: .3 of the mass and half of the pixels
-    assert mass(spread, inside, counted) == pytest.approx(100 * 0.2 / 0.7)
+    assert attention_mass(spread, inside, counted) == pytest.approx(100 * 0.2 / 0.7)
     assert area(inside, counted) == pytest.approx(25)
 
 
 def test_a_map_is_spread_over_sides_that_are_no_multiple():
     spread = density(np.array([[1.0, 3.0]]), (2, 5))
     assert spread.sum() == pytest.approx(1)
-    assert spread[:, :2].sum() == pytest.approx(0.25)  # the middle column's centre is on the border, and goes right
+    assert spread[:, :2].sum() == pytest.approx(0.25)  # the middle column's center is on the border, and goes right
 
 
 def test_shares_by_hand_and_even_attention_is_one_time():
-    share = share_of(np.array([30.0, 50.0, 10.0]), np.array([10.0, 20.0, 30.0]), np.array([0, 0, 1]), seed=1)
+    share = compute_attention_share(
+        np.array([30.0, 50.0, 10.0]), np.array([10.0, 20.0, 30.0]), np.array([0, 0, 1]), seed=1
+    )
     assert (share.mass, share.area, share.times, share.count) == (30.0, 20.0, 1.5, 3)
     assert share.mass_low <= 30 <= share.mass_high
     assert (share.mass_low, share.mass_high) == (10.0, 40.0)  # one image alone, drawn twice
-    even = share_of(np.array([10.0, 20.0]), np.array([10.0, 20.0]), np.array([0, 1]), seed=1)
+    even = compute_attention_share(np.array([10.0, 20.0]), np.array([10.0, 20.0]), np.array([0, 1]), seed=1)
     assert (even.times, even.times_low, even.times_high) == (1.0, 1.0, 1.0)
 
 
@@ -189,7 +191,7 @@ def test_similarity_by_hand_and_a_grid_that_shows():
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
     waves = torch.stack([f(0.4 * side) for f in (torch.sin, torch.cos) for side in (y, x)], -1)
     found = structure(similarity(waves))
-    assert found.neighbours == 100
+    assert found.neighbors == 100
     assert found.rank_correlation < -0.9
     pairs = 2 * (3 * 6 + 4 * 5 + 2 * 3 * 5)  # beside, above and across, both ways
     assert found.by_chance == pytest.approx(100 * pairs / (24 * 23))
@@ -208,7 +210,7 @@ def test_vits_with_register_tokens(no_embed_class):
     prefix = 0 if no_embed_class else 5
     assert torch.equal(grid[1, 2], registers.pos_embed[0, prefix + 1 * 4 + 2])
     backbone, pixels = vit.Backbone(registers), torch.randint(0, 256, (3, 32, 48), dtype=torch.uint8)
-    (seen,) = look(backbone, [pixels], 0, roll=True)
+    (seen,) = class_token_attention(backbone, [pixels], 0, roll=True)
     assert seen.heads.shape == (3, 4, 6)
     assert torch.allclose(seen.heads, backbone.attention(pixels[None], 0)[0, :, 0, 5:].unflatten(-1, (4, 6)))
 
@@ -246,7 +248,7 @@ def test_a_words_attention_is_that_of_the_step_that_wrote_it(source):
     texts = [[decoder.config.bos_token_id, *one] for one in spelt]
     texts[1].append(decoder.config.sep_token_id)
     for layer, head in ((-1, "mean"), (0, 1)):
-        found = attended(BlipLanguage(decoder), states, texts, 4, layer, head)
+        found = attended(BlipDecoder(decoder), states, texts, 4, layer, head)
         assert [len(one) for one in found] == [3, 2]
         for image, text in enumerate(texts):
             for place in range(4, len(text)):
@@ -256,15 +258,15 @@ def test_a_words_attention_is_that_of_the_step_that_wrote_it(source):
                 expected = weights.mean(0) if head == "mean" else weights[head]
                 torch.testing.assert_close(found[image][place - 4], expected, rtol=1e-4, atol=1e-6)
     with pytest.raises(InputError, match=r"attention.captions.layer = 2: there are 2 layers"):
-        attended(BlipLanguage(decoder), states, texts, 4, 2, "mean")
+        attended(BlipDecoder(decoder), states, texts, 4, 2, "mean")
     with pytest.raises(InputError, match=r"attention.captions.head = 4: there are 4 heads"):
-        attended(BlipLanguage(decoder), states, texts, 4, 0, 4)
+        attended(BlipDecoder(decoder), states, texts, 4, 0, 4)
 
 
 def test_the_end_has_a_panel_unless_the_caption_was_cut_off(source):
-    asked = Words(cell="greedy", layer=-1, head="mean")
+    asked = CaptionAttention(cell="greedy", layer=-1, head="mean")
     tokenizer = blip.load_tokenizer(source)
-    reader = Reader(Captioner(source, BlipLanguage(blip.load_decoder(source)), tokenizer), asked)
+    reader = Reader(Captioner(source, BlipDecoder(blip.load_decoder(source)), tokenizer), asked)
     prompt, red = (tokenizer(text, add_special_tokens=False).input_ids for text in ("a", "red red"))
     whole, cut = reader.words(torch.randn(2, 1, 101, 32), prompt, [red, red * 2], longest=6)
     assert [word.text for word in whole] == ["red", "red", END]
@@ -288,27 +290,27 @@ def test_word_pieces_are_merged_by_summing():
     assert words[1].weights.tolist() == [0, 1, 1, 1, 0]
 
 
-def thing(name, colour):
-    return Thing(name, colour, "large", 10.0, 0.0, 0.0, 0.0)
+def thing(name, color):
+    return SceneObject(name, color, "large", 10.0, 0.0, 0.0, 0.0)
 
 
 def test_what_the_words_of_a_scenes_caption_are_about():
     words = ["a", "red", "disc", "above", "a", "blue", "seven", END]
     seven, circle = CLASSES.index("seven"), CLASSES.index("circle")
-    about = spoken_of_scene(words, (thing("circle", "red"), thing("seven", "pink")))
-    other, end = Spoken("other"), Spoken("end")
+    about = referents_in_scene(words, (thing("circle", "red"), thing("seven", "pink")))
+    other, end = Referent("other"), Referent("end")
     assert about == [
-        *(other, Spoken("colour", circle), Spoken("class", circle), other),
-        *(other, Spoken("colour", seven), Spoken("class", seven), end),
+        *(other, Referent("color", circle), Referent("class", circle), other),
+        *(other, Referent("color", seven), Referent("class", seven), end),
     ]
-    assert spoken_of_scene(words, (thing("circle", "red"),))[5:7] == [None, None]  # there is no seven
+    assert referents_in_scene(words, (thing("circle", "red"),))[5:7] == [None, None]  # there is no seven
 
 
 def test_what_words_are_about_by_the_classes_names():
     classes = ("background", "Cat", "dog")
-    assert spoken_by_name(["A", "Dog", "background", "cat", END], classes, {0, 2, 255}) == [
-        *(Spoken("other"), Spoken("class", 2), Spoken("other")),
-        *(None, Spoken("end")),
+    assert referents_by_class_name(["A", "Dog", "background", "cat", END], classes, {0, 2, 255}) == [
+        *(Referent("other"), Referent("class", 2), Referent("other")),
+        *(None, Referent("end")),
     ]
 
 
@@ -322,7 +324,7 @@ def test_words_are_held_against_their_objects(tmp_path):
         Word("three", torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25]), (2, 2)),
         Word(END, torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0]), (2, 2)),
     ]
-    about = [Spoken("class", 1), Spoken("class", 2), None, Spoken("end")]
+    about = [Referent("class", 1), Referent("class", 2), None, Referent("end")]
     row = Row("i", "val", "i.png", str(tmp_path / "m.png"))
     one, two, end = measured(row, words, about, background=0)
     assert (one["mass"], one["class_token"]) == (pytest.approx(100), pytest.approx(20))
@@ -334,7 +336,7 @@ def test_words_are_held_against_their_objects(tmp_path):
     assert len(measured(row, words, about, background=None)) == 2
     metrics = metrics_of([one, two, end], seed=0)
     assert (metrics["class_count"], metrics["class_mass"], metrics["images"]) == (2, pytest.approx(75), 1)
-    assert "colour_mass" not in metrics
+    assert "color_mass" not in metrics
     alone = measured(row, words[:1], about[:1], background=0)  # a caption of one word has no others
     assert alone[0]["others"] is None
     assert metrics_of([*alone, two], seed=0)["class_count"] == 1
@@ -346,12 +348,12 @@ def test_the_class_tokens_share_of_an_object(tmp_path):
     write_mask(tmp_path / "m.png", mask)
     row = Row("i", "val", "i.png", str(tmp_path / "m.png"))
     heads = torch.stack([at(2, 2, 0, 1), at(2, 2, 1, 0)])  # half on the object, half in the other corner
-    found = class_attention.measured(row, Looked(heads, at(2, 2, 0, 1)), background=0)
+    found = class_attention.measured(row, AttentionMaps(heads, at(2, 2, 0, 1)), background=0)
     assert found["area"] == pytest.approx(100 * 8 / 35)
     assert found["mean_mass"] == pytest.approx(100 * (0.5 * 8 / 9) / (1 - 0.5 / 9))  # a ninth of a patch is void
     assert found["rollout_mass"] == pytest.approx(100)
     assert found["hit"] == 100  # of two equal patches the first
-    away = class_attention.measured(row, Looked(heads[1:], None), background=0)
+    away = class_attention.measured(row, AttentionMaps(heads[1:], None), background=0)
     assert (away["mean_mass"], away["hit"], "rollout_mass" in away) == (0, 0, False)
     metrics = class_attention.metrics_of([found, {**found, "hit": 0.0}], seed=0)
     assert (metrics["hit"], metrics["mean_count"], metrics["images"]) == (50, 2, 2)
@@ -361,15 +363,15 @@ def test_the_class_tokens_share_of_an_object(tmp_path):
 @pytest.mark.parametrize(("size", "expected"), [((2, 5), (1, 3)), ((8, 8), (4, 6))])
 def test_the_middle_of_the_patch_that_gets_most(size, expected):
     """The larger weight wins, however many pixels its patch covers."""
-    assert middle_of_most(torch.tensor([[0.45, 0.55]]), size) == expected
+    assert peak_pixel(torch.tensor([[0.45, 0.55]]), size) == expected
 
 
 def test_images_are_shown_by_name_or_by_number():
     rows = tuple(Row(f"image_{index}", "val", f"{index}.png") for index in range(5))
-    assert [row.image_id for row in shown(rows, 3, "k")] == ["image_0", "image_2", "image_4"]
-    assert [row.image_id for row in shown(rows, ["image_3", "image_1"], "k")] == ["image_3", "image_1"]
-    with pytest.raises(InputError, match="embedded.look_at.captions: no validation image 'imag_1'; there are image_1"):
-        shown(rows, ["imag_1"], "embedded.look_at.captions")
+    assert [row.image_id for row in select_examples(rows, 3, "k")] == ["image_0", "image_2", "image_4"]
+    assert [row.image_id for row in select_examples(rows, ["image_3", "image_1"], "k")] == ["image_3", "image_1"]
+    with pytest.raises(InputError, match="embedded.examples.captions: no validation image 'imag_1'; there are image_1"):
+        select_examples(rows, ["imag_1"], "embedded.examples.captions")
 
 
 def test_pictures_of_many_heads_wrap_and_are_the_same_bytes(tmp_path):

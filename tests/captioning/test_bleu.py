@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from nltk.translate.bleu_score import corpus_bleu
 
-from stages.captioning.bleu import bleu, bleu_draws, count
+from stages.captioning.bleu import bleu, bootstrap_bleu, count_ngrams
 from stages.captioning.bleu import main as command
 
 WORDS = ["a", "red", "Star", "above", "the", "blue", "ring", "left", "of"]
@@ -23,7 +23,7 @@ def made_up(number, seed=0):
 
 
 def test_bleu_by_hand():
-    counts = count(["the cat is on the mat"], [["the cat sat on the mat"]])
+    counts = count_ngrams(["the cat is on the mat"], [["the cat sat on the mat"]])
     assert counts.matched.tolist() == [[5, 3, 1, 0]]  # the, cat, on, the, mat; the cat, on the, the mat; on the mat
     assert counts.possible.tolist() == [[6, 5, 4, 3]]
     assert bleu(counts, 1) == pytest.approx(100 * 5 / 6)
@@ -32,17 +32,17 @@ def test_bleu_by_hand():
 
 
 def test_the_brevity_penalty_by_hand():
-    counts = count(["a b c d"], [["a b c d e f"]])
+    counts = count_ngrams(["a b c d"], [["a b c d e f"]])
     assert bleu(counts) == pytest.approx(100 * exp(1 - 6 / 4))
-    assert bleu(count(["a b c d e f"], [["a b c d"]]), 1) == pytest.approx(100 * 4 / 6)
+    assert bleu(count_ngrams(["a b c d e f"], [["a b c d"]]), 1) == pytest.approx(100 * 4 / 6)
 
 
 def test_case_and_repeated_words_are_clipped():
-    assert bleu(count(["The the THE the the"], [["the cat"]]), 1) == pytest.approx(100 * 1 / 5)
+    assert bleu(count_ngrams(["The the THE the the"], [["the cat"]]), 1) == pytest.approx(100 * 1 / 5)
 
 
 def test_several_references_take_the_closest_length_and_the_best_match():
-    counts = count(["a b c d e"], [["a b", "x c d e y y", "q q q q q q q q q"]])
+    counts = count_ngrams(["a b c d e"], [["a b", "x c d e y y", "q q q q q q q q q"]])
     assert counts.matched[0].tolist() == [5, 3, 1, 0]
     assert counts.reference.tolist() == [6]
 
@@ -51,7 +51,7 @@ def test_several_references_take_the_closest_length_and_the_best_match():
 def test_equal_to_nltk(references):
     predictions, told = made_up(60)
     told = [[text, *made_up(references - 1, seed=index + 1)[1]] for index, text in enumerate(told)]
-    ours = bleu(count(predictions, told))
+    ours = bleu(count_ngrams(predictions, told))
     lower = [[text.lower().split() for text in some] for some in told]
     theirs = 100 * corpus_bleu(lower, [text.lower().split() for text in predictions])
     assert ours == pytest.approx(theirs, abs=1e-9)
@@ -60,17 +60,17 @@ def test_equal_to_nltk(references):
 
 @pytest.mark.filterwarnings("ignore:.*The hypothesis contains 0 counts")
 def test_nothing_matches_and_empty_captions_score_zero():
-    assert bleu(count(["x y", ""], [["a b"], ["c"]])) == 0
-    assert bleu(count([""], [["a b c d"]])) == 0
+    assert bleu(count_ngrams(["x y", ""], [["a b"], ["c"]])) == 0
+    assert bleu(count_ngrams([""], [["a b c d"]])) == 0
 
 
 def test_bootstrap_draws_lie_around_the_score():
     predictions, told = made_up(200)
-    counts = count(predictions, [[text] for text in told])
-    draws = bleu_draws(counts, seed=3)
+    counts = count_ngrams(predictions, [[text] for text in told])
+    draws = bootstrap_bleu(counts, seed=3)
     assert draws.shape == (1000,)
     assert abs(draws.mean() - bleu(counts)) < draws.std()
-    assert np.array_equal(draws, bleu_draws(counts, seed=3))
+    assert np.array_equal(draws, bootstrap_bleu(counts, seed=3))
 
 
 def run(*arguments):

@@ -7,9 +7,9 @@ from conftest import untrained_blip
 from test_catr import untrained as untrained_catr
 
 from stages.captioning import decoding
-from stages.captioning.decoding import Decoder, Lengths
-from stages.captioning.sampling import EVERY, Rules, choose
-from stages.captioning.text_decoders import BlipLanguage, CatrLanguage
+from stages.captioning.decoding import CaptionGenerator, Lengths
+from stages.captioning.sampling import KEEP_ALL, SamplingParams, sample_next
+from stages.captioning.text_decoders import BlipDecoder, CatrDecoder
 from stages.models import blip
 from stages.params.captioning import Cell
 
@@ -58,7 +58,7 @@ def decode(decoder, states, cells=CELLS, images=range(6)):
 
 def test_cached_equals_uncached_token_by_token(model, states):
     """Every token is what the whole text, read anew without a cache, has chosen."""
-    found = decode(Decoder(BlipLanguage(model), Lengths(10, 30)), states)
+    found = decode(CaptionGenerator(BlipDecoder(model), Lengths(10, 30)), states)
     for (image, name), text in found.items():
         row = [model.config.bos_token_id, *(OTHER if name == "p" else PROMPT)]
         uniform = streams([image])[0, list(CELLS).index(name)]
@@ -66,8 +66,8 @@ def test_cached_equals_uncached_token_by_token(model, states):
             logits = model(torch.tensor([row]), encoder_hidden_states=states[image][None]).logits[:, -1]
             if len(row) < 10:
                 logits[:, model.config.sep_token_id] = -torch.inf
-            rules = decoding.rules_of([CELLS[name]], torch.device("cpu"))
-            token = choose(logits, rules, torch.tensor([uniform[len(row)]]), 0)[0].item()
+            rules = decoding.sampling_params([CELLS[name]], torch.device("cpu"))
+            token = sample_next(logits, rules, torch.tensor([uniform[len(row)]]), 0)[0].item()
             if token == model.config.sep_token_id:
                 break
             row.append(token)
@@ -75,7 +75,7 @@ def test_cached_equals_uncached_token_by_token(model, states):
 
 
 def test_greedy_is_transformers_own(model, states):
-    decoder = Decoder(BlipLanguage(model), Lengths(10, 30))
+    decoder = CaptionGenerator(BlipDecoder(model), Lengths(10, 30))
     start = torch.tensor([[model.config.bos_token_id, *PROMPT]]).repeat(6, 1)
     ends = {"eos_token_id": decoder.end, "pad_token_id": decoder.pad}
     told = model.generate(
@@ -88,14 +88,14 @@ def test_greedy_is_transformers_own(model, states):
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_texts_do_not_hang_on_the_batch(model, states, batch):
-    decoder, found = Decoder(BlipLanguage(model), Lengths(10, 30)), {}
+    decoder, found = CaptionGenerator(BlipDecoder(model), Lengths(10, 30)), {}
     for first in range(0, 6, batch):
         found |= decode(decoder, states, images=range(first, min(first + batch, 6)))
     assert found == decode(decoder, states)
 
 
 def test_texts_do_not_hang_on_the_other_cells(model, states):
-    decoder = Decoder(BlipLanguage(model), Lengths(10, 30))
+    decoder = CaptionGenerator(BlipDecoder(model), Lengths(10, 30))
     whole = decode(decoder, states)
     for name in CELLS:
         assert decode(decoder, states, [name]) == {key: text for key, text in whole.items() if key[1] == name}
@@ -103,7 +103,7 @@ def test_texts_do_not_hang_on_the_other_cells(model, states):
 
 def test_sampling_differs_from_greedy_and_between_images_of_one_picture(model, states):
     same = states[:1].expand(6, -1, -1)
-    found = decode(Decoder(BlipLanguage(model), Lengths(10, 30)), same)
+    found = decode(CaptionGenerator(BlipDecoder(model), Lengths(10, 30)), same)
     assert len({tuple(found[image, "greedy"]) for image in range(6)}) == 1
     assert len({tuple(found[image, "k50"]) for image in range(6)}) == 6
 
@@ -114,17 +114,17 @@ def test_no_end_before_the_shortest_and_none_beyond_the_longest(model, states):
     end = model.config.sep_token_id
     with torch.no_grad():
         always.cls.predictions.decoder.bias[end] += 1000
-    texts = decode(Decoder(BlipLanguage(always.eval()), Lengths(10, 30)), states)
+    texts = decode(CaptionGenerator(BlipDecoder(always.eval()), Lengths(10, 30)), states)
     assert {len(text) for text in texts.values()} == {10 - 1 - len(PROMPT)}
     with torch.no_grad():
         always.cls.predictions.decoder.bias[end] -= 2000
-    texts = decode(Decoder(BlipLanguage(always.eval()), Lengths(10, 12)), states)
+    texts = decode(CaptionGenerator(BlipDecoder(always.eval()), Lengths(10, 12)), states)
     assert {len(text) for text in texts.values()} == {12 - 1 - len(PROMPT)}
 
 
 def test_beam_search_finds_likelier_texts_than_greedy(model, states):
-    decoder = Decoder(BlipLanguage(model), Lengths(5, 9))
-    searched = decoder.search(states, PROMPT, beams=4)
+    decoder = CaptionGenerator(BlipDecoder(model), Lengths(5, 9))
+    searched = decoder.beam_search(states, PROMPT, beams=4)
     greedy = decode(decoder, states, ["greedy"])
 
     def likelihood(image, text):
@@ -140,15 +140,15 @@ def test_beam_search_finds_likelier_texts_than_greedy(model, states):
 
 def test_a_choice_too_close_to_call_is_made_in_double_precision(model, states, monkeypatch):
     """However wide the margin that asks for double precision, the texts are the same."""
-    usual = decode(Decoder(BlipLanguage(model), Lengths(10, 30)), states)
+    usual = decode(CaptionGenerator(BlipDecoder(model), Lengths(10, 30)), states)
     monkeypatch.setattr(decoding, "ERROR", 0.5)
-    decoder = Decoder(BlipLanguage(model), Lengths(10, 30))
+    decoder = CaptionGenerator(BlipDecoder(model), Lengths(10, 30))
     assert decode(decoder, states) == usual
-    assert "exact" in vars(decoder.language)  # some were close
+    assert "exact" in vars(decoder.decoder)  # some were close
 
 
-def rules(k=EVERY, temperature=1.0, p=1.0):
-    return Rules(torch.tensor([k]), torch.tensor([temperature]).double(), torch.tensor([p]).double())
+def rules(k=KEEP_ALL, temperature=1.0, p=1.0):
+    return SamplingParams(torch.tensor([k]), torch.tensor([temperature]).double(), torch.tensor([p]).double())
 
 
 @pytest.mark.parametrize(
@@ -170,19 +170,19 @@ def rules(k=EVERY, temperature=1.0, p=1.0):
 )
 def test_choices_by_hand(rule, uniform, expected):
     logits = torch.tensor([[0.25, 0.125, 0.5, 0.125]]).log()
-    assert choose(logits, rule, torch.tensor([uniform]), 0)[0].item() == expected
+    assert sample_next(logits, rule, torch.tensor([uniform]), 0)[0].item() == expected
 
 
 def test_what_could_have_gone_otherwise_is_not_sure():
     logits = torch.tensor([[1.0, 1.0 + 1e-6, -3.0], [1.0, 2.0, -3.0]])
-    both = Rules(torch.tensor([1, 1]), torch.ones(2).double(), torch.ones(2).double())
-    assert choose(logits, both, torch.tensor([0.5, 0.5]), 1e-4)[1].tolist() == [False, True]
+    both = SamplingParams(torch.tensor([1, 1]), torch.ones(2).double(), torch.ones(2).double())
+    assert sample_next(logits, both, torch.tensor([0.5, 0.5]), 1e-4)[1].tolist() == [False, True]
     close = torch.tensor([[2.0, 1.0, 1.0 + 1e-6, -3.0]])  # which of the two does p let in?
-    assert choose(close, rules(p=0.7), torch.tensor([0.9]), 1e-4)[1].item() is False
-    assert choose(close, rules(p=0.5), torch.tensor([0.9]), 1e-4)[1].item() is True
+    assert sample_next(close, rules(p=0.7), torch.tensor([0.9]), 1e-4)[1].item() is False
+    assert sample_next(close, rules(p=0.5), torch.tensor([0.9]), 1e-4)[1].item() is True
     halves = torch.tensor([[0.0, 0.0]])
     for uniform, sure in ((0.5, False), (0.3, True)):
-        assert choose(halves, rules(), torch.tensor([uniform]), 1e-4)[1].item() is sure
+        assert sample_next(halves, rules(), torch.tensor([uniform]), 1e-4)[1].item() is sure
 
 
 # The same of CATR
@@ -205,7 +205,7 @@ def grids():
 
 def test_catrs_texts_are_chosen_from_whole_texts_token_by_token(catr, grids):
     """Every token is what the whole text, read anew without a cache, has chosen; greedy ones are the likeliest."""
-    found = decode(Decoder(CatrLanguage(catr), Lengths(10, 30)), grids)
+    found = decode(CaptionGenerator(CatrDecoder(catr), Lengths(10, 30)), grids)
     for (image, name), text in found.items():
         prompt = OTHER if name == "p" else PROMPT
         row, uniform = [catr.start, *prompt], streams([image])[0, list(CELLS).index(name)]
@@ -213,8 +213,8 @@ def test_catrs_texts_are_chosen_from_whole_texts_token_by_token(catr, grids):
             logits = catr.logits(torch.tensor([row]), grids[image][None])
             if len(row) < 10:
                 logits[:, catr.end] = -torch.inf
-            rules = decoding.rules_of([CELLS[name]], torch.device("cpu"))
-            token = choose(logits, rules, torch.tensor([uniform[len(row)]]), 0)[0].item()
+            rules = decoding.sampling_params([CELLS[name]], torch.device("cpu"))
+            token = sample_next(logits, rules, torch.tensor([uniform[len(row)]]), 0)[0].item()
             assert name != "greedy" or token == logits.argmax().item()
             if token == catr.end:
                 break
@@ -226,14 +226,14 @@ def test_catrs_texts_are_chosen_from_whole_texts_token_by_token(catr, grids):
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_catrs_texts_do_not_hang_on_the_batch(catr, grids, batch):
-    decoder, found = Decoder(CatrLanguage(catr), Lengths(10, 30)), {}
+    decoder, found = CaptionGenerator(CatrDecoder(catr), Lengths(10, 30)), {}
     for first in range(0, 6, batch):
         found |= decode(decoder, grids, images=range(first, min(first + batch, 6)))
     assert found == decode(decoder, grids)
 
 
 def test_catrs_texts_do_not_hang_on_the_other_cells(catr, grids):
-    decoder = Decoder(CatrLanguage(catr), Lengths(10, 30))
+    decoder = CaptionGenerator(CatrDecoder(catr), Lengths(10, 30))
     whole = decode(decoder, grids)
     for name in CELLS:
         assert decode(decoder, grids, [name]) == {key: text for key, text in whole.items() if key[1] == name}
@@ -243,7 +243,7 @@ def greedy_catr(catr, grids, prompts):
     """Greedy texts by prompt and image."""
     cells, images = [CELLS["greedy"]] * len(prompts), len(grids)
     uniform = np.zeros((images, len(prompts), 20))
-    texts = Decoder(CatrLanguage(catr), Lengths(1, 20)).sample(grids, prompts, cells, uniform)
+    texts = CaptionGenerator(CatrDecoder(catr), Lengths(1, 20)).sample(grids, prompts, cells, uniform)
     return [[tuple(text) for text in texts[place :: len(prompts)]] for place in range(len(prompts))]
 
 
@@ -259,8 +259,8 @@ def test_catrs_texts_go_on_from_their_prompts(catr, grids):
 
 
 def test_catr_chooses_in_double_precision_what_is_too_close_to_call(catr, grids, monkeypatch):
-    usual = decode(Decoder(CatrLanguage(catr), Lengths(10, 30)), grids)
+    usual = decode(CaptionGenerator(CatrDecoder(catr), Lengths(10, 30)), grids)
     monkeypatch.setattr(decoding, "ERROR", 0.5)
-    decoder = Decoder(CatrLanguage(catr), Lengths(10, 30))
+    decoder = CaptionGenerator(CatrDecoder(catr), Lengths(10, 30))
     assert decode(decoder, grids) == usual
-    assert "exact" in vars(decoder.language)
+    assert "exact" in vars(decoder.decoder)

@@ -14,28 +14,28 @@ from torch.nn import functional as F
 
 from stages.classification import classifier, finetune, predict, training
 from stages.classification.classifier import Classifier
-from stages.classification.pixels import Views, augmented_view, plain_view
-from stages.classification.training import Judged, judge, step
+from stages.classification.pixels import ImageViews, augmented_view, plain_view
+from stages.classification.training import EvalResult, evaluate, train_step
+from stages.core import train_state
 from stages.core.runs import read_run, record_path
-from stages.core.skipped import absence
+from stages.core.skipped import skip_reason
 from stages.core.stage import InputError
 from stages.data import manifest as manifests
-from stages.data.manifest import LABELLED, Manifest, Row
+from stages.data.manifest import LABELED, Manifest, Row
 from stages.models import vit
 from stages.models.checkpoints.record import Checkpoint, write_checkpoint
-from stages.models.compute import MixedTraining
+from stages.models.compute import MixedPrecision
 from stages.params.classification import Setting
 from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
-from stages.pretraining import training as recipe
 
 LABELS = ("blue", "green", "red")
-ALONE = MixedTraining(Compute(precision="float32", compile=False, workers=0))
+ALONE = MixedPrecision(Compute(precision="float32", compile=False, workers=0))
 SMALL = vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 8), outputs=28)
 
 
 def images_of(folder: Path, count: int) -> list[Row]:
-    """Pictures whose colour is their label, in turn; every fourth is for validation."""
+    """Pictures whose color is their label, in turn; every fourth is for validation."""
     rng, rows = np.random.default_rng(0), []
     for index in range(count):
         label, split = index % 3, "val" if index % 4 == 3 else "train"
@@ -49,17 +49,19 @@ def images_of(folder: Path, count: int) -> list[Row]:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with a small untrained ViT, 24 labelled pictures, and params that ask for little."""
+    """A folder with a small untrained ViT, 24 labeled pictures, and params that ask for little."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
-    manifests.write(Manifest(tuple(images_of(tmp_path / "pictures", 24)), "pictures", ("a", "b"), LABELS), LABELLED)
+    manifests.write_manifest(
+        Manifest(tuple(images_of(tmp_path / "pictures", 24)), "pictures", ("a", "b"), LABELS), LABELED
+    )
     torch.manual_seed(0)
     vit.save(Path("vit.safetensors"), vit.build(SMALL), SMALL)
     write_checkpoint("classifier", Checkpoint("vit.safetensors", "vit.safetensors", "0"))
     root = Path(finetune.__file__).parents[2]
     asked = load_experiment(root / "params.yaml")
     own = asked.embedded.classifier.model_copy(update={"backbone": "vit.safetensors"})
-    setting = Setting(lr=3e-3, augment=True, size=24, batch=4, accumulate=2, epochs=3)
+    setting = Setting(lr=3e-3, augment=True, size=24, batch_size=4, accumulate=2, epochs=3)
     return asked.model_copy(
         update={
             "compute": ALONE.compute,
@@ -78,14 +80,14 @@ def small_classifier(dtype=torch.float32) -> Classifier:
 
 def test_fifteen_accumulated_batches_are_one_batch_of_all(monkeypatch):
     """In double precision, so that Adam's first step, which is the sign of each gradient, cannot flip on rounding."""
-    monkeypatch.setattr(vit, "normalise", lambda images, mean, std: images.double() / 255)
+    monkeypatch.setattr(vit, "normalize", lambda images, mean, std: images.double() / 255)
     pixels, labels = torch.randint(0, 256, (30, 3, 24, 24), dtype=torch.uint8), torch.arange(30) % 3
     found = []
     for batch in (2, 30):
         model = small_classifier(torch.float64).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(2):
-            loss = step(model, optimizer, zip(pixels.split(batch), labels.split(batch), strict=True), 30, ALONE)
+            loss = train_step(model, optimizer, zip(pixels.split(batch), labels.split(batch), strict=True), 30, ALONE)
         found.append((loss, torch.cat([weight.flatten() for weight in model.parameters()]).detach()))
     assert found[0][0] == pytest.approx(found[1][0])
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-6)
@@ -96,7 +98,7 @@ def test_fifteen_accumulated_batches_are_one_batch_of_all(monkeypatch):
 def test_uneven_batches_weigh_every_image_alike():
     pixels, labels = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1])
     model = small_classifier()
-    total = step(
+    total = train_step(
         model, torch.optim.SGD(model.parameters(), lr=0.0), zip(pixels.split(3), labels.split(3), strict=True), 5, ALONE
     )
     assert total == pytest.approx(F.cross_entropy(model(pixels), labels, reduction="sum").item(), rel=1e-4)
@@ -107,16 +109,16 @@ def test_an_epoch_steps_for_every_full_window_and_what_is_left(project, monkeypa
     sizes = []
     monkeypatch.setattr(
         training,
-        "step",
+        "train_step",
         lambda model, optimizer, batches, images, mixed: (
             sizes.append((images, [len(one[0]) for one in batches])) or 0.0
         ),
     )
-    views = Views(*finetune.files_and_labels(rows), 24)
+    views = ImageViews(*finetune.files_and_labels(rows), 24)
     bar = finetune.tqdm(disable=True)
     training.train_epoch(small_classifier(), None, views, torch.arange(19), 3, 2, ALONE, bar)
     assert sizes == [(6, [3, 3]), (6, [3, 3]), (6, [3, 3]), (1, [1])]
-    assert training.steps_of(19, 3, 2) == 4
+    assert training.steps_per_epoch(19, 3, 2) == 4
 
 
 def test_batch_norm_keeps_its_statistics_and_everything_else_trains():
@@ -161,7 +163,7 @@ def test_saved_weights_make_the_same_classifier_and_the_same_bytes(tmp_path, mon
 
 def test_metrics_by_hand():
     probabilities = torch.tensor([[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.1, 0.9, 0.0], [0.2, 0.7, 0.1]])
-    judged = Judged(probabilities, torch.tensor([0, 0, 1, 0]), 0.5)
+    judged = EvalResult(probabilities, torch.tensor([0, 0, 1, 0]), 0.5)
     history = [
         {"epoch": 1, "train_loss": 1.0, "val_loss": 0.6, "accuracy": 100.0},
         {"epoch": 2, "train_loss": 0.9, "val_loss": 0.5, "accuracy": 75.0},
@@ -176,7 +178,7 @@ def test_metrics_by_hand():
 
 
 def test_a_killed_run_ends_in_the_numbers_of_an_undisturbed_one(project, monkeypatch):
-    manifest = manifests.read(LABELLED)
+    manifest = manifests.read_manifest(LABELED)
     files = ("data/models/classification/mine/last.safetensors", "data/models/classification/mine/best.safetensors")
     files += ("data/predictions/classification/mine.parquet", "reports/runs/classification/mine.json")
     finetune.run_setting(project, "mine", manifest)
@@ -201,26 +203,30 @@ def test_a_killed_run_ends_in_the_numbers_of_an_undisturbed_one(project, monkeyp
 
 
 def test_another_learning_rate_starts_from_nothing(project, monkeypatch):
-    manifest = manifests.read(LABELLED)
+    manifest = manifests.read_manifest(LABELED)
     cut_off_when_kept(monkeypatch, lambda: finetune.run_setting(project, "mine", manifest))
     setting = project.classification.settings["mine"].model_copy(update={"lr": 1e-3, "epochs": 1})
     other = project.model_copy(
         update={"classification": project.classification.model_copy(update={"settings": {"mine": setting}})}
     )
     kept = []
-    monkeypatch.setattr(recipe, "keep", lambda path, asked, model, optimizers, progress: kept.append(progress.step))
+    monkeypatch.setattr(
+        train_state, "save_state", lambda path, asked, model, optimizers, progress: kept.append(progress.step)
+    )
     finetune.run_setting(other, "mine", manifest)
     assert kept == [1]
 
 
 def test_best_and_last_weights_are_kept_apart(project, monkeypatch):
     accuracies = iter([50.0, 90.0, 10.0])
-    real = finetune.judge
-    monkeypatch.setattr(Judged, "accuracy", property(lambda self: self.loss))
+    real = finetune.evaluate
+    monkeypatch.setattr(EvalResult, "accuracy", property(lambda self: self.loss))
     monkeypatch.setattr(
-        finetune, "judge", lambda *asked: Judged(real(*asked).probabilities, real(*asked).truth, next(accuracies))
+        finetune,
+        "evaluate",
+        lambda *asked: EvalResult(real(*asked).probabilities, real(*asked).truth, next(accuracies)),
     )
-    run = finetune.run_setting(project, "mine", manifests.read(LABELLED))
+    run = finetune.run_setting(project, "mine", manifests.read_manifest(LABELED))
     assert (run.metrics["accuracy"], run.metrics["best_accuracy"], run.metrics["best_epoch"]) == (10.0, 90.0, 2)
     folder = Path("data/models/classification/mine")
     assert (folder / "best.safetensors").read_bytes() != (folder / "last.safetensors").read_bytes()
@@ -229,11 +235,11 @@ def test_best_and_last_weights_are_kept_apart(project, monkeypatch):
 def test_a_diverged_run_names_its_learning_rate(project, monkeypatch):
     monkeypatch.setattr(finetune, "train_epoch", lambda *asked: float("nan"))
     with pytest.raises(InputError, match=r"classification.settings.mine.lr = 0.003: training diverged in epoch 1"):
-        finetune.run_setting(project, "mine", manifests.read(LABELLED))
+        finetune.run_setting(project, "mine", manifests.read_manifest(LABELED))
 
 
 def test_a_kill_between_best_weights_and_state_changes_nothing(project, monkeypatch):
-    manifest, keep = manifests.read(LABELLED), recipe.keep
+    manifest, keep = manifests.read_manifest(LABELED), train_state.save_state
 
     def killed(path, asked, model, optimizers, progress):
         if progress.step == 2:
@@ -243,23 +249,23 @@ def test_a_kill_between_best_weights_and_state_changes_nothing(project, monkeypa
     whole = finetune.run_setting(project, "mine", manifest)
     finetune.forget("mine")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(recipe, "keep", killed)
+        patch.setattr(train_state, "save_state", killed)
         finetune.run_setting(project, "mine", manifest)
     assert finetune.run_setting(project, "mine", manifest) == whole
 
 
 def test_images_without_a_label_are_named(project):
-    manifest = manifests.read(LABELLED)
+    manifest = manifests.read_manifest(LABELED)
     rows = (Row("bare", "val", "x.png"), *manifest.rows)
     with pytest.raises(InputError, match="pictures/labels.csv: 1 image has no label: bare"):
-        finetune.check_labelled(Manifest(rows, "pictures", ("a", "b"), LABELS))
+        finetune.check_labeled(Manifest(rows, "pictures", ("a", "b"), LABELS))
     alike = tuple(Row(row.image_id, row.split, row.image, label=0) for row in manifest.rows)
     with pytest.raises(InputError, match="all images have the label 'blue'"):
-        finetune.check_labelled(Manifest(alike, "pictures", ("a", "b"), ("blue",)))
+        finetune.check_labeled(Manifest(alike, "pictures", ("a", "b"), ("blue",)))
 
 
 def test_labels_that_are_never_trained_on_are_told(project):
-    rows = tuple(row for row in manifests.read(LABELLED).rows if row.split == "val" or row.label != 1)
+    rows = tuple(row for row in manifests.read_manifest(LABELED).rows if row.split == "val" or row.label != 1)
     assert finetune.untrained_labels(Manifest(rows, "pictures", ("a", "b"), LABELS)) == ["green"]
 
 
@@ -270,20 +276,20 @@ def test_a_size_that_is_no_whole_patches_is_named_before_training(project):
 
 
 def test_a_source_without_labels_leaves_a_reason_in_place_of_every_output(project, monkeypatch, capsys):
-    manifests.write(Manifest(manifests.read(LABELLED).rows, "pictures", ("a", "b")), LABELLED)
+    manifests.write_manifest(Manifest(manifests.read_manifest(LABELED).rows, "pictures", ("a", "b")), LABELED)
     monkeypatch.setattr(finetune, "load_experiment", lambda: project)
     finetune.main("mine")
     assert "pictures has no labels (labels.csv): no classification" in capsys.readouterr().out
     for output in ("data/models/classification/mine", "data/predictions/classification/mine.parquet"):
-        assert absence(Path(output)) == "pictures has no labels (labels.csv): no classification"
-    assert absence(record_path("classification", "mine"))
+        assert skip_reason(Path(output)) == "pictures has no labels (labels.csv): no classification"
+    assert skip_reason(record_path("classification", "mine"))
     with pytest.raises(InputError, match="no labels"):
         predict.chosen_weights(["mine"], None, "best")
 
 
 def test_prediction_writes_a_row_an_image_and_names_what_it_cannot_read(project, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "load_experiment", lambda: project)
-    finetune.run_setting(project, "mine", manifests.read(LABELLED))
+    finetune.run_setting(project, "mine", manifests.read_manifest(LABELED))
     single = tmp_path / "single.png"
     Image.new("RGB", (13, 40)).save(single)
     predict.main([tmp_path / "pictures", single], None, "last", tmp_path / "out.csv")
@@ -319,8 +325,8 @@ def test_the_best_setting_is_the_most_accurate_one_that_params_ask_for(project):
 
 def test_validation_is_judged_in_its_order(project):
     rows = tuple(images_of(Path("pictures"), 6))
-    model, views = small_classifier(), Views(*finetune.files_and_labels(rows), 24)
-    found = judge(model, views, ALONE.compute)
+    model, views = small_classifier(), ImageViews(*finetune.files_and_labels(rows), 24)
+    found = evaluate(model, views, ALONE.compute)
     one_by_one = torch.cat([model(views[index][0][None]).softmax(1) for index in range(6)])
     torch.testing.assert_close(found.probabilities, one_by_one.detach(), rtol=1e-4, atol=1e-5)
     assert found.truth.tolist() == [0, 1, 2, 0, 1, 2]
@@ -332,9 +338,9 @@ def test_mixed_precision_learns_as_single_precision_does(precision):
     pixels, labels = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2])
     losses = {}
     for kind in ("float32", precision):
-        model, mixed = small_classifier().train(), MixedTraining(ALONE.compute.model_copy(update={"precision": kind}))
+        model, mixed = small_classifier().train(), MixedPrecision(ALONE.compute.model_copy(update={"precision": kind}))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        taken = [step(model, optimizer, [(pixels, labels)], 6, mixed) for _ in range(8)]
+        taken = [train_step(model, optimizer, [(pixels, labels)], 6, mixed) for _ in range(8)]
         losses[kind] = list(dict.fromkeys(taken))[:4]  # a scale that is too large skips a step, and is halved
         assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert losses[precision] == pytest.approx(losses["float32"], rel=0.03)

@@ -7,7 +7,7 @@ import pytest
 from safetensors import SafetensorError
 
 from stages.core import stage as stages
-from stages.core.atomic import replacing
+from stages.core.atomic import atomic_write
 from stages.core.stage import InputError, stage
 
 
@@ -60,12 +60,12 @@ def test_seconds_are_kept_by_stage():
 
 def test_a_file_is_whole_or_absent(folder):
     path = folder / "deep/er/file"
-    with pytest.raises(RuntimeError), replacing(path) as beside:
+    with pytest.raises(RuntimeError), atomic_write(path) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert not list(path.parent.iterdir())
     for text in ("first", "second"):
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text(text)
     assert path.read_text() == "second"
     assert len(list(path.parent.iterdir())) == 1

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 
 from stages.core import tracking
 from stages.core.runs import Run, read_run, record_path, write_run
-from stages.core.skipped import declare_absent
+from stages.core.skipped import mark_skipped
 from stages.core.stage import TIMINGS, InputError
 
 
@@ -102,7 +102,7 @@ def test_many_runs_are_registered_in_one_go(project):
 def test_every_record_that_is_there_is_registered_by_hand(project, capsys):
     for name in ("one", "two"):
         write_run(made_up(name=name))
-    declare_absent("no labels", record_path("classification", "base"))
+    mark_skipped("no labels", record_path("classification", "base"))
     tracking.main()
     assert "2 of 2 runs are in sqlite" in capsys.readouterr().out
     assert {info.info.run_name for info in runs_in_store()} == {"one", "two"}

@@ -11,7 +11,7 @@ from PIL import Image
 from stages.core.stage import InputError
 from stages.data import manifest as manifests
 from stages.data import voc
-from stages.data.images import image_files, read_image, read_mask
+from stages.data.images import find_images, read_image, read_mask
 from stages.data.voc_folder import read_folder
 
 STREET = ROOT.parent / "shared/data/street"
@@ -39,20 +39,20 @@ def test_names_captions_and_labels_come_from_their_files(voc_folder):
     (voc_folder / "classes.txt").write_text("sky\nroad\ntree\ncar\n")
     (voc_folder / "captions.json").write_text(json.dumps({"a": "one road", "b": ["two", "three"], "unused": "x"}))
     (voc_folder / "labels.csv").write_text("image_id,label\na,dog\nc,cat\n")
-    (voc_folder / "licence.txt").write_text("mine\n")
+    (voc_folder / "license.txt").write_text("mine\n")
     manifest = read_folder(voc_folder)
     assert manifest.classes == ("sky", "road", "tree", "car")
     assert [row.captions for row in manifest.rows] == [("one road",), ("two", "three"), ()]
     assert manifest.labels == ("cat", "dog")
     assert [row.label for row in manifest.rows] == [1, None, 0]
-    assert manifest.licence == "mine"
+    assert manifest.license == "mine"
 
 
 def test_written_and_read_it_is_the_same(voc_folder, tmp_path):
     (voc_folder / "captions.json").write_text(json.dumps({"a": ["x", "y"]}))
     manifest = read_folder(voc_folder)
-    manifests.write(manifest, tmp_path / "m.parquet")
-    assert manifests.read(tmp_path / "m.parquet") == manifest
+    manifests.write_manifest(manifest, tmp_path / "m.parquet")
+    assert manifests.read_manifest(tmp_path / "m.parquet") == manifest
 
 
 def test_all_faults_in_one_pass(voc_folder):
@@ -160,9 +160,9 @@ def test_exif_rotation_is_applied(tmp_path):
 def test_grey_masks_count_like_palette_masks(voc_folder):
     before = read_folder(voc_folder)
     with Image.open(voc_folder / "SegmentationClass/a.png") as mask:
-        grey = Image.fromarray(np.asarray(mask).copy())
-    grey.save(voc_folder / "SegmentationClass/a.png")
-    assert grey.mode == "L"
+        gray = Image.fromarray(np.asarray(mask).copy())
+    gray.save(voc_folder / "SegmentationClass/a.png")
+    assert gray.mode == "L"
     after = read_folder(voc_folder)
     assert [replace(row, content="") for row in after.rows] == [replace(row, content="") for row in before.rows]
 
@@ -178,20 +178,20 @@ def test_images_are_found_in_folders_and_by_name(tmp_path):
     (tmp_path / "a/b").mkdir(parents=True)
     for name in ("a/one.jpg", "a/b/two.PNG", "a/notes.txt", "three.webp"):
         (tmp_path / name).touch()
-    found = image_files([tmp_path / "a", tmp_path / "three.webp"])
+    found = find_images([tmp_path / "a", tmp_path / "three.webp"])
     assert found == {
         "b/two.PNG": tmp_path / "a/b/two.PNG",
         "one.jpg": tmp_path / "a/one.jpg",
         "three.webp": tmp_path / "three.webp",
     }
-    assert image_files([tmp_path / "a/one.jpg", tmp_path / "a"]).keys() == {"one.jpg", "b/two.PNG"}  # the same file
+    assert find_images([tmp_path / "a/one.jpg", tmp_path / "a"]).keys() == {"one.jpg", "b/two.PNG"}  # the same file
     for asked, told in (
         ([tmp_path / "nowhere.jpg"], "nowhere.jpg: missing"),
         ([tmp_path / "a/b", tmp_path / "a/notes.txt", tmp_path / "empty"], "empty: no images in this folder"),
     ):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=told):
-            image_files(asked)
+            find_images(asked)
     (tmp_path / "one.jpg").touch()
     with pytest.raises(InputError, match="would both be called 'one.jpg'"):
-        image_files([tmp_path / "a", tmp_path / "one.jpg"])
+        find_images([tmp_path / "a", tmp_path / "one.jpg"])

@@ -18,14 +18,14 @@ from stages.core.stage import InputError
 from stages.data import voc
 from stages.data.captions import read_captions
 from stages.data.images import read_mask
-from stages.data.manifest import Faults
+from stages.data.manifest import Problems
 from stages.data.oxford_pets import read_pets
-from stages.data.paper import read_pets_of, read_voc
+from stages.data.paper import read_paper_pets, read_paper_voc
 from stages.data.voc_folder import read_folder
 from stages.fetch import download
 from stages.params.experiment import Paper
-from stages.params.remote_file import Remote
-from stages.params.section import read
+from stages.params.remote_file import RemoteFile
+from stages.params.section import read_params
 
 GIVEN = ROOT.parent / "shared/assignment/captions_v1.json"
 
@@ -41,7 +41,7 @@ def refusal(call, *asked):
 
 def told(tmp_path, held, raw=False):
     """Captions of a file that holds this, and the faults found in it."""
-    path, faults = tmp_path / "captions.json", Faults()
+    path, faults = tmp_path / "captions.json", Problems()
     path.write_text(held if raw else json.dumps(held), encoding="utf-8")
     return read_captions(path, faults), faults.lines
 
@@ -90,7 +90,7 @@ def test_a_byte_order_mark_is_read_over(tmp_path):
 @pytest.mark.skipif(not GIVEN.is_file(), reason="the given captions are not beside the project")
 def test_the_given_captions():
     """All of VOC's 2913 segmented images have one each."""
-    faults = Faults()
+    faults = Problems()
     captions = read_captions(GIVEN, faults)
     assert (len(captions), faults.lines) == (2913, [])
     assert {len(one) for one in captions.values()} == {1}
@@ -188,7 +188,7 @@ class Site(Loopback):
             "captions": self.remote("/captions.json"),
             "mirrors": {},
         }
-        return Paper.model_validate(read(ROOT / "params.yaml")["paper"] | asked | changes)
+        return Paper.model_validate(read_params(ROOT / "params.yaml")["paper"] | asked | changes)
 
 
 @pytest.fixture
@@ -215,17 +215,17 @@ def below(folder):
 
 
 def test_voc_is_downloaded_once_and_only_what_is_wanted_is_unpacked(site, downloads, contents):
-    manifest = read_voc(site.paper(downloads))
+    manifest = read_paper_voc(site.paper(downloads))
     assert [len(manifest.split(split)) for split in COUNTS] == list(COUNTS.values())
     assert (manifest.classes, manifest.labels) == (voc.CLASSES, ())
-    assert "Flickr" in manifest.licence
+    assert "Flickr" in manifest.license
     captions = json.loads(contents["/captions.json"])
     assert all(row.captions == (captions[row.image_id],) for row in manifest.rows)
     assert {(row.height, row.width) for row in manifest.split("val")} == {(70 + 3 * i, 110 - 5 * i) for i in range(6)}
     parts = {Path(name).parts[2] for name in below(next((downloads / "unpacked").glob("VOCtrainval-*")))}
     assert parts == {"JPEGImages", "SegmentationClass", "ImageSets"}  # Annotations/ is in the archive, too
     asked = len(site.seen)
-    assert read_voc(site.paper(downloads)) == manifest
+    assert read_paper_voc(site.paper(downloads)) == manifest
     assert len(site.seen) == asked
 
 
@@ -233,7 +233,7 @@ def test_voc_in_place_asks_nobody(site, downloads, contents, tmp_path):
     root = unpacked(contents["/voc/VOCtrainval.tar"], tmp_path / "there") / "VOCdevkit/VOC2012"
     before, own = below(root), tmp_path / "mine.json"
     own.write_bytes(contents["/captions.json"])
-    manifest = read_voc(site.paper(downloads, voc_root=str(root), captions=str(own)))
+    manifest = read_paper_voc(site.paper(downloads, voc_root=str(root), captions=str(own)))
     assert manifest.source == str(root)
     assert all(Path(row.image).is_relative_to(root) and row.captions for row in manifest.rows)
     assert not site.seen
@@ -242,7 +242,7 @@ def test_voc_in_place_asks_nobody(site, downloads, contents, tmp_path):
 
 
 def test_no_captions_are_fine_and_asked_of_nobody(site, downloads):
-    manifest = read_voc(site.paper(downloads, captions=None))
+    manifest = read_paper_voc(site.paper(downloads, captions=None))
     assert not any(row.captions for row in manifest.rows)
     assert site.count("/captions.json") == 0
 
@@ -251,7 +251,7 @@ def test_no_captions_are_fine_and_asked_of_nobody(site, downloads):
 def test_a_voc_root_that_is_none_is_named(site, downloads, tmp_path, part):
     for name in {"JPEGImages", "SegmentationClass", "ImageSets"} - {part}:
         (tmp_path / "voc" / name).mkdir(parents=True)
-    fault = refusal(read_voc, site.paper(downloads, voc_root=str(tmp_path / "voc"), captions=None))
+    fault = refusal(read_paper_voc, site.paper(downloads, voc_root=str(tmp_path / "voc"), captions=None))
     assert fault == (
         f"paper.voc_root = '{tmp_path / 'voc'}': no {part}/ there; the unpacked data set, or null to download it"
     )
@@ -259,18 +259,18 @@ def test_a_voc_root_that_is_none_is_named(site, downloads, tmp_path, part):
 
 def test_a_pets_root_that_is_none_is_named(site, downloads, tmp_path):
     (tmp_path / "images").mkdir()
-    fault = refusal(read_pets_of, site.paper(downloads, pets_root=str(tmp_path)), tmp_path / "masks")
+    fault = refusal(read_paper_pets, site.paper(downloads, pets_root=str(tmp_path)), tmp_path / "masks")
     assert f"paper.pets_root = '{tmp_path}': no annotations/ there" in fault
 
 
 def test_a_captions_file_that_is_not_there_is_named(site, downloads):
-    fault = refusal(read_voc, site.paper(downloads, captions="mine.json"))
+    fault = refusal(read_paper_voc, site.paper(downloads, captions="mine.json"))
     assert fault == "paper.captions = 'mine.json': no such file; a JSON of captions, its address, or null"
     assert not site.seen  # before anything is downloaded
 
 
 def test_other_numbers_of_images_are_told_at_once(site, downloads):
-    fault = refusal(read_voc, site.paper(downloads, voc_images={"train": 1464, "val": 1449}))
+    fault = refusal(read_paper_voc, site.paper(downloads, voc_images={"train": 1464, "val": 1449}))
     assert f"train.txt: {COUNTS['train']} images; expected 1464" in fault
     assert f"val.txt: {COUNTS['val']} images; expected 1449" in fault
     assert "2 faults, nothing written" in fault
@@ -280,14 +280,14 @@ def test_images_without_a_caption_are_named(site, downloads, contents):
     captions = json.loads(contents["/captions.json"])
     lost = sorted(captions)[:2]
     site.files["/captions.json"] = json.dumps({key: one for key, one in captions.items() if key not in lost}).encode()
-    assert f"captions.json: no caption for {', '.join(lost)}" in refusal(read_voc, site.paper(downloads))
+    assert f"captions.json: no caption for {', '.join(lost)}" in refusal(read_paper_voc, site.paper(downloads))
 
 
 def test_images_with_no_captions_among_theirs_are_named(site, downloads, contents):
     captions = json.loads(contents["/captions.json"])
     lost = min(captions)
     site.files["/captions.json"] = json.dumps(captions | {lost: []}).encode()
-    assert f"no caption for {lost}" in refusal(read_voc, site.paper(downloads))
+    assert f"no caption for {lost}" in refusal(read_paper_voc, site.paper(downloads))
 
 
 @pytest.mark.parametrize("path", ["/voc/VOCtrainval.tar", "/captions.json", "/pets/images.tar.gz"])
@@ -295,10 +295,10 @@ def test_without_a_network_one_line_tells_what_to_put_where(site, downloads, con
     paper = site.paper(downloads)
 
     def call():
-        return read_pets_of(paper, tmp_path / "masks") if "pets" in path else read_voc(paper)
+        return read_paper_pets(paper, tmp_path / "masks") if "pets" in path else read_paper_voc(paper)
 
     if path.startswith("/voc"):
-        download.fetch(Remote.parse(paper.captions), downloads)
+        download.download_file(RemoteFile.parse(paper.captions), downloads)
     site.stop()
     fault, name = refusal(call), Path(path).name
     assert "\n" not in fault
@@ -314,7 +314,7 @@ def test_a_mirror_stands_in(site, downloads, contents):
     site.files["/elsewhere/VOCtrainval.tar"] = contents["/voc/VOCtrainval.tar"]
     paper = site.paper(downloads, mirrors={site.url("/voc/"): site.url("/elsewhere/")})
     del site.files["/voc/VOCtrainval.tar"]
-    assert len(read_voc(paper).rows) == sum(COUNTS.values())
+    assert len(read_paper_voc(paper).rows) == sum(COUNTS.values())
 
 
 def spoilt(content, *members, folder="VOCdevkit/VOC2012"):
@@ -341,7 +341,7 @@ def spoilt(content, *members, folder="VOCdevkit/VOC2012"):
 )
 def test_an_archive_that_means_harm_is_refused_by_its_members_name(site, downloads, contents, member, folder, fault):
     site.files["/voc/VOCtrainval.tar"] = spoilt(contents["/voc/VOCtrainval.tar"], member, folder=folder)
-    found = refusal(read_voc, site.paper(downloads))
+    found = refusal(read_paper_voc, site.paper(downloads))
     assert "VOCtrainval.tar: " in found and fault in found
     assert not list((downloads / "unpacked").iterdir())
     assert not list(downloads.parent.rglob("evil*"))
@@ -349,25 +349,25 @@ def test_an_archive_that_means_harm_is_refused_by_its_members_name(site, downloa
 
 def test_an_archive_of_something_else_is_named(site, downloads, contents):
     site.files["/voc/VOCtrainval.tar"] = paper_site.tar({"VOCdevkit/README": b"VOC 2007"}, "w")
-    fault = refusal(read_voc, site.paper(downloads))
+    fault = refusal(read_paper_voc, site.paper(downloads))
     assert f"{downloads / 'unpacked/VOCtrainval-'}" in fault
     assert ": no JPEGImages/ in what was unpacked; remove it" in fault
 
 
 def test_another_archive_of_the_same_name_is_not_taken_for_what_was_unpacked(site, downloads):
-    read_voc(site.paper(downloads))
+    read_paper_voc(site.paper(downloads))
     other = f"{site.url('/voc/VOCtrainval.tar')}#sha256={'0' * 64}"
-    assert "sha256" in refusal(read_voc, site.paper(downloads, voc_archive=other))
+    assert "sha256" in refusal(read_paper_voc, site.paper(downloads, voc_archive=other))
 
 
 # Pets
 
 
 def test_pets_labels_are_breeds_in_the_order_of_their_numbers(site, downloads, tmp_path):
-    manifest = read_pets_of(site.paper(downloads), tmp_path / "masks")
+    manifest = read_paper_pets(site.paper(downloads), tmp_path / "masks")
     assert manifest.labels == ("Abyssinian", "english cocker spaniel", "pug", "Sphynx")
     assert manifest.classes == ("background", "animal")
-    assert manifest.licence == "CC BY-SA 4.0"
+    assert manifest.license == "CC BY-SA 4.0"
     assert [len(manifest.split(split)) for split in PETS] == list(PETS.values())
     assert {(row.image_id, row.label) for row in manifest.rows[:3]} == {
         ("Abyssinian_1", 0),
@@ -376,7 +376,7 @@ def test_pets_labels_are_breeds_in_the_order_of_their_numbers(site, downloads, t
     }
     assert not [name for name in below(downloads / "unpacked") if "._" in name]  # a Mac's, in the archive
     asked = len(site.seen)
-    assert read_pets_of(site.paper(downloads), tmp_path / "masks") == manifest
+    assert read_paper_pets(site.paper(downloads), tmp_path / "masks") == manifest
     assert len(site.seen) == asked
 
 
@@ -385,7 +385,7 @@ def test_pets_in_place_ask_nobody_and_stay_as_they_are(site, downloads, contents
     for name in ("images", "annotations"):
         unpacked(contents[f"/pets/{name}.tar.gz"], root)
     before = below(root)
-    manifest = read_pets_of(site.paper(downloads, pets_root=str(root)), tmp_path / "masks")
+    manifest = read_paper_pets(site.paper(downloads, pets_root=str(root)), tmp_path / "masks")
     assert len(manifest.rows) == sum(PETS.values())
     assert not site.seen
     assert below(root) == before
@@ -421,7 +421,7 @@ def test_pets_by_hand(pets):
     assert read_mask(Path(manifest.rows[1].mask)).tolist() == [[1, 0, 255], [255, 1, 0]]
     with Image.open(manifest.rows[1].mask) as mask:
         assert mask.mode == "P"
-        assert mask.getpalette()[3:6] == [128, 0, 0]  # VOC's colour of class 1
+        assert mask.getpalette()[3:6] == [128, 0, 0]  # VOC's color of class 1
 
 
 def test_all_that_is_wrong_with_pets_is_told_at_once(pets):

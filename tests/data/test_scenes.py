@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from stages.data.images import read_mask
-from stages.data.scenes.captions import CAPTIONS, captions
+from stages.data.scenes.captions import CAPTIONS, scene_captions
 from stages.data.scenes.digits import DIGITS, WRITERS, glyphs
-from stages.data.scenes.scene import CLASSES, COLOURS, draw
+from stages.data.scenes.scene import CLASSES, COLORS, draw_scene
 from stages.data.scenes.shapes import SHAPES
-from stages.data.scenes.source import write_pets, write_scenes
-from stages.data.voc import COLOUR_MAP, VOID
+from stages.data.scenes.source import write_object_images, write_scenes
+from stages.data.voc import COLOR_MAP, VOID
 from stages.data.voc_folder import read_folder
 
 
@@ -52,12 +52,12 @@ def test_what_is_written_is_a_valid_folder(scenes):
     assert len(manifest.split("train")) == 6
 
 
-def test_masks_are_palette_images_with_vocs_colours(scenes):
+def test_masks_are_palette_images_with_vocs_colors(scenes):
     with Image.open(scenes / "SegmentationClass/train_00000.png") as mask:
         assert mask.mode == "P"
         assert mask.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
-    assert COLOUR_MAP[VOID].tolist() == [224, 224, 192]  # the cream of VOC's borders
-    assert COLOUR_MAP[15].tolist() == [192, 128, 128]  # person
+    assert COLOR_MAP[VOID].tolist() == [224, 224, 192]  # the cream of VOC's borders
+    assert COLOR_MAP[15].tolist() == [192, 128, 128]  # person
 
 
 def test_writers_of_the_splits_share_no_scan():
@@ -66,15 +66,15 @@ def test_writers_of_the_splits_share_no_scan():
     counts = {name: sum(len(scans) for scans in glyphs(name)) for name in WRITERS}
     assert counts == {
         **{"pretrain": 900, "pretrain_val": 100},
-        **{"train": 244, "pets_train": 156, "val": 259, "pets_val": 138},
+        **{"train": 244, "objects_train": 156, "val": 259, "objects_val": 138},
     }
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_object_has_its_label_and_a_thin_void_border(seed):
-    scene = draw(np.random.default_rng(seed), "train")
+    scene = draw_scene(np.random.default_rng(seed), "train")
     labels = set(np.unique(scene.mask)) - {0, VOID}
-    assert labels == {thing.label for thing in scene.things}
+    assert labels == {thing.label for thing in scene.objects}
     inside = (scene.mask != 0) & (scene.mask != VOID)
     near = np.zeros_like(inside)
     near[1:] |= inside[:-1]
@@ -88,12 +88,12 @@ def test_every_object_has_its_label_and_a_thin_void_border(seed):
 def test_captions_tell_what_is_there():
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        scene = draw(rng, "val")
-        told = captions(rng, scene)
+        scene = draw_scene(rng, "val")
+        told = scene_captions(rng, scene)
         assert len(told) == CAPTIONS
-        here = {thing.colour for thing in scene.things}
+        here = {thing.color for thing in scene.objects}
         for caption in told:
-            named = set(caption.split()) & set(COLOURS)
+            named = set(caption.split()) & set(COLORS)
             assert named and named <= here
             assert "  " not in caption and caption == caption.strip()
 
@@ -113,7 +113,7 @@ def test_ten_digits_and_ten_shapes():
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
     root = tmp_path_factory.mktemp("pets")
-    write_pets(root, 3, {"train": 43, "val": 20})
+    write_object_images(root, 3, {"train": 43, "val": 20})
     return root
 
 
@@ -130,7 +130,7 @@ def test_pets_are_named_by_class_and_number_and_every_class_is_as_often_there(pe
 
 
 def test_more_pets_rename_and_redraw_none(pets, tmp_path):
-    write_pets(tmp_path, 3, {"train": 63, "val": 20})
+    write_object_images(tmp_path, 3, {"train": 63, "val": 20})
     for name in ("zero_3", "circle_1001"):
         files = [root / f"JPEGImages/{name}.jpg" for root in (pets, tmp_path)]
         assert files[0].read_bytes() == files[1].read_bytes()

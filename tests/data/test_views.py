@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stages.data.views import View, cut_image, cut_mask, native_view, random_view
+from stages.data.views import View, crop_image, crop_mask, native_view, random_view
 
 
 def two_tone(height, width):
@@ -21,7 +21,7 @@ def test_image_and_mask_are_cut_alike(seed):
     height, width = rng.integers(40, 120, 2)
     image, mask = two_tone(int(height), int(width))
     view = random_view(rng, int(height), int(width), (48, 64), 44)
-    pixels, labels = cut_image(image, view)[..., 0].astype(int), cut_mask(mask, view).astype(int)
+    pixels, labels = crop_image(image, view)[..., 0].astype(int), crop_mask(mask, view).astype(int)
     assert pixels.shape == labels.shape == (44, 44)
     assert np.mean(np.abs(pixels - labels) < 40) > 0.93  # they differ at edges alone, where pixels are blended
 
@@ -29,21 +29,21 @@ def test_image_and_mask_are_cut_alike(seed):
 def test_native_view_changes_nothing():
     image, mask = two_tone(31, 45)
     view = native_view(31, 45)
-    assert np.array_equal(cut_image(image, view), np.asarray(image))
-    assert np.array_equal(cut_mask(mask, view), mask)
+    assert np.array_equal(crop_image(image, view), np.asarray(image))
+    assert np.array_equal(crop_mask(mask, view), mask)
 
 
 def test_crop_and_flip_by_hand():
     mask = np.arange(20, dtype=np.uint8).reshape(4, 5)
-    assert cut_mask(mask, View(4, 5, 1, 2, 2, 3, False)).tolist() == [[7, 8, 9], [12, 13, 14]]
-    assert cut_mask(mask, View(4, 5, 1, 2, 2, 3, True)).tolist() == [[9, 8, 7], [14, 13, 12]]
+    assert crop_mask(mask, View(4, 5, 1, 2, 2, 3, False)).tolist() == [[7, 8, 9], [12, 13, 14]]
+    assert crop_mask(mask, View(4, 5, 1, 2, 2, 3, True)).tolist() == [[9, 8, 7], [14, 13, 12]]
 
 
 def test_a_crop_beyond_the_image_is_padded_with_black_and_void():
     mask = np.full((2, 3), 7, np.uint8)
     view = View(2, 3, 0, 0, 3, 4, False)
-    assert cut_mask(mask, view).tolist() == [[7, 7, 7, 255], [7, 7, 7, 255], [255] * 4]
-    pixels = cut_image(Image.new("RGB", (3, 2), (9, 9, 9)), view)
+    assert crop_mask(mask, view).tolist() == [[7, 7, 7, 255], [7, 7, 7, 255], [255] * 4]
+    pixels = crop_image(Image.new("RGB", (3, 2), (9, 9, 9)), view)
     assert pixels[2].max() == 0
     assert pixels[:2, :3].min() == 9
 

@@ -7,15 +7,15 @@ import torch
 
 from stages.core.stage import InputError
 from stages.data.views import View
-from stages.features.tokens import GROUP, Features, FeatureTable, Provenance, feature_writer
+from stages.features.tokens import GROUP, FeatureMetadata, FeatureTable, ViewFeatures, open_feature_writer
 
-PROVENANCE = Provenance("vit", "ab" * 32, "native size", dim=6, heads=2, patch="8x8", manifest="cd" * 32)
+PROVENANCE = FeatureMetadata("vit", "ab" * 32, "native size", dim=6, heads=2, patch="8x8", manifest="cd" * 32)
 
 
 def rows(count, view=0):
     made = torch.Generator().manual_seed(view)
     return [
-        Features(
+        ViewFeatures(
             f"image {index}",
             view,
             View(10 + index, 20, index, 2, 30, 40, index % 2 == 0),
@@ -28,7 +28,7 @@ def rows(count, view=0):
 def write(path, all_rows):
     """A table of one shard."""
     path.mkdir(exist_ok=True)
-    with feature_writer(path / "00000.parquet", PROVENANCE) as writer:
+    with open_feature_writer(path / "00000.parquet", PROVENANCE) as writer:
         for row in all_rows:
             writer.add(row)
 
@@ -37,25 +37,25 @@ def test_round_trip_is_bit_for_bit_with_unlike_grids(tmp_path):
     written = rows(GROUP * 2 + 5)
     write(tmp_path / "t", written)
     table = FeatureTable(tmp_path / "t")
-    read = [row for group in range(table.groups) for row in table.group(group)]
+    read = [row for group in range(table.num_groups) for row in table.read_group(group)]
     assert len(table) == len(written) == len(read)
     for one, other in zip(written, read, strict=True):
         assert (one.image_id, one.view_index, one.view) == (other.image_id, other.view_index, other.view)
         assert one.tokens.dtype == other.tokens.dtype == torch.float16
         assert np.array_equal(one.tokens.numpy().view(np.uint16), other.tokens.numpy().view(np.uint16))
-    assert table.provenance == PROVENANCE
+    assert table.metadata == PROVENANCE
 
 
 def test_groups_never_mix_views(tmp_path):
     write(tmp_path / "t", rows(GROUP + 1, 0) + rows(3, 1))
     table = FeatureTable(tmp_path / "t")
     assert table.group_views == (0, 0, 1)
-    assert [row.view_index for row in table.group(table.groups_of(1)[0])] == [1, 1, 1]
+    assert [row.view_index for row in table.read_group(table.groups_for_view(1)[0])] == [1, 1, 1]
 
 
 def test_a_group_is_handed_out_without_a_copy(tmp_path):
     write(tmp_path / "t", rows(4))
-    first, second, *_ = FeatureTable(tmp_path / "t").group(0)
+    first, second, *_ = FeatureTable(tmp_path / "t").read_group(0)
     assert first.tokens.untyped_storage().data_ptr() == second.tokens.untyped_storage().data_ptr()
     assert second.tokens.data_ptr() - first.tokens.data_ptr() == first.tokens.numel() * 2
 
@@ -76,7 +76,7 @@ def test_another_provenance_is_refused_by_name(tmp_path, key):
 
 
 def test_a_broken_writer_leaves_no_file(tmp_path):
-    with pytest.raises(RuntimeError, match="torn"), feature_writer(tmp_path / "t.parquet", PROVENANCE) as writer:
+    with pytest.raises(RuntimeError, match="torn"), open_feature_writer(tmp_path / "t.parquet", PROVENANCE) as writer:
         writer.add(rows(1)[0])
         raise RuntimeError("torn")
     assert list(tmp_path.iterdir()) == []

@@ -18,24 +18,24 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.utils.data import Dataset
 
 from stages.core.stage import InputError
-from stages.data.manifest import Manifest, Row, write
-from stages.features.loading import by_shard, in_turn
+from stages.data.manifest import Manifest, Row, write_manifest
+from stages.features.loading import chunked, iterate_shards
 from stages.features.shards import Shards
-from stages.features.tokens import FeatureTable, Provenance
+from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.image_text import views as image_views
 from stages.image_text.decoder_states import encode_grids, encode_states
 from stages.image_text.retrieval_vectors import encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.models import catr, vit
 from stages.models.checkpoints.record import Checkpoint
-from stages.models.compute import ready
+from stages.models.compute import prepare_model
 from stages.models.vit import Backbone
 from stages.params.compute import Compute
 from stages.segmentation.extract import extract, provenance, val_views
 
 COUNT, SIZE, BATCH = 11, 4, 2  # three shards, of 4, 4 and 3
 ALONE = Compute(precision="float32", compile=False, workers=0)
-MADE_WITH = Provenance("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
+MADE_WITH = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
 
 
 class CutOffError(Exception):
@@ -146,7 +146,7 @@ def test_what_is_cut_off_loses_one_shard_and_ends_the_same(jobs, name, shards, t
         fill(job, shards)
         assert sum(seen) == COUNT - 2 * SIZE  # all are there
     for one in (shards, undisturbed):
-        one.deliver()
+        one.commit()
     assert contents(shards.target) == contents(undisturbed.target)
     assert contents(shards.target).keys() == {f"0000{number}.parquet" for number in range(3)}
 
@@ -216,7 +216,7 @@ def test_a_delivered_folder_has_shards_alone_in_place_of_what_was_there(shards):
     begun(shards)
     for path, _ in shards.missing():
         path.write_bytes(b"shard")
-    shards.deliver()
+    shards.commit()
     assert contents(shards.target) == {f"0000{number}.parquet": b"shard" for number in range(3)}
     assert not shards.folder.exists()
     assert len(shards.missing()) == 3  # the next table begins at its beginning
@@ -242,7 +242,7 @@ def test_every_view_comes_once_and_in_its_shard(shards, workers):
     (shards.folder / "00000.parquet").unlink()
     found = {
         path.name: [(indices, pixels.tolist()) for indices, pixels in arriving]
-        for path, arriving in by_shard(shards, Numbers(), partial(in_turn, size=3), workers, "test")
+        for path, arriving in iterate_shards(shards, Numbers(), partial(chunked, size=3), workers, "test")
     }
     assert found == {
         "00000.parquet": [([0, 1, 2], [[0], [10], [20]]), ([3], [[30]])],
@@ -252,7 +252,7 @@ def test_every_view_comes_once_and_in_its_shard(shards, workers):
 
 def test_the_progress_bar_begins_where_the_last_run_ended(shards, capsys):
     begun(shards)
-    for _, arriving in by_shard(shards, Numbers(), partial(in_turn, size=3), 0, "test"):
+    for _, arriving in iterate_shards(shards, Numbers(), partial(chunked, size=3), 0, "test"):
         list(arriving)
     told = capsys.readouterr().err
     assert "test:  73%" in told and f"{COUNT}/{COUNT}" in told  # 8 of 11
@@ -261,7 +261,7 @@ def test_the_progress_bar_begins_where_the_last_run_ended(shards, capsys):
 def test_nothing_is_loaded_where_nothing_is_missing(shards):
     for path, _ in shards.missing():
         path.write_bytes(b"shard")
-    assert not list(by_shard(shards, Numbers(), partial(in_turn, size=3), 0, "test"))
+    assert not list(iterate_shards(shards, Numbers(), partial(chunked, size=3), 0, "test"))
 
 
 # Precision and compiling
@@ -270,12 +270,12 @@ def test_nothing_is_loaded_where_nothing_is_missing(shards):
 def table(path, backbone, rows, compute=ALONE, made_with=MADE_WITH):
     shards = Shards(path, len(rows), vars(made_with), waiting=path.parent / "waiting")
     extract(backbone, val_views(rows), shards, made_with, compute)
-    shards.deliver()
+    shards.commit()
     return FeatureTable(path)
 
 
 def tokens(features):
-    return [row.tokens.float() for group in range(features.groups) for row in features.group(group)]
+    return [row.tokens.float() for group in range(features.num_groups) for row in features.read_group(group)]
 
 
 @pytest.mark.parametrize(("precision", "within"), [("bfloat16", 0.02), ("float16", 0.004)])
@@ -291,12 +291,12 @@ def test_lower_precision_gives_nearly_the_same_features(tmp_path, backbone, rows
 def test_a_table_tells_its_precision(tmp_path, backbone, rows, monkeypatch):
     """So that features of one precision are never taken for those of another."""
     monkeypatch.chdir(tmp_path)
-    write(Manifest(rows, "here", ("a", "b")))
+    write_manifest(Manifest(rows, "here", ("a", "b")))
     lower = ALONE.model_copy(update={"precision": "bfloat16"})
     experiment = SimpleNamespace(active=SimpleNamespace(backbone="tiny"), compute=lower)
     made_with = provenance(experiment, backbone, "native size")
     features = table(tmp_path / "lower", backbone, rows, lower, made_with)
-    assert features.provenance.precision == "bfloat16"
+    assert features.metadata.precision == "bfloat16"
     with pytest.raises(InputError, match="precision is 'bfloat16', expected 'float32'"):
         FeatureTable(tmp_path / "lower", precision="float32")
     begun_in_single = Shards(tmp_path / "t", COUNT, vars(replace(made_with, precision="float32")), SIZE, tmp_path / "w")
@@ -319,7 +319,7 @@ def images(count, height, width):
 def test_a_compiled_backbone_gives_the_same_features():
     backbone, pixels = smallest(), images(2, 24, 40)
     expected = backbone(pixels)
-    compiled = ready(backbone, Compute(precision="float32", compile=True, workers=0))
+    compiled = prepare_model(backbone, Compute(precision="float32", compile=True, workers=0))
     found = compiled(pixels)
     torch.testing.assert_close(found.patches, expected.patches, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found.class_token, expected.class_token, atol=1e-3, rtol=1e-3)
@@ -332,7 +332,7 @@ def test_images_of_any_size_share_what_was_compiled(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     backbone = smallest()
-    compiled = ready(smallest(), Compute(precision="float32", compile=True, workers=0))
+    compiled = prepare_model(smallest(), Compute(precision="float32", compile=True, workers=0))
     compiled.load_state_dict(backbone.state_dict())
     before = graphs["unique_graphs"]
     for size in ((2, 24, 40), (2, 33, 40), (3, 40, 47), (2, 41, 33), (2, 32, 32)):

@@ -17,7 +17,7 @@ from conftest import ROOT
 
 from stages.core.stage import InputError
 from stages.fetch import archive
-from stages.fetch.archive import extract
+from stages.fetch.archive import extract_archive
 
 FILES = {"set/a.txt": b"first", "set/deep/b.bin": bytes(range(256)) * 40, "set/A.txt": b"other case", "c": b""}
 ALL_KINDS = ["x.tar", "x.tar.gz", "x.tgz", "x.zip"]
@@ -63,7 +63,7 @@ def refusal(path, **named):
     """What is said of an archive, which leaves nothing behind."""
     folder = path.parent / "out"
     with pytest.raises(InputError) as caught:
-        extract(path, folder, **named)
+        extract_archive(path, folder, **named)
     said = str(caught.value)
     assert "\n" not in said
     assert path.name in said
@@ -77,7 +77,7 @@ def content(folder):
 
 @pytest.mark.parametrize("name", ALL_KINDS)
 def test_all_kinds_are_extracted_whole(tmp_path, name):
-    extract(packed(tmp_path / name, FILES.items()), tmp_path / "new/out")
+    extract_archive(packed(tmp_path / name, FILES.items()), tmp_path / "new/out")
     assert content(tmp_path / "new/out") == FILES
     assert [one.name for one in (tmp_path / "new").iterdir()] == ["out"]
     assert stat.S_IMODE((tmp_path / "new/out/c").stat().st_mode) & 0o133 == 0
@@ -85,7 +85,7 @@ def test_all_kinds_are_extracted_whole(tmp_path, name):
 
 @pytest.mark.parametrize("name", ALL_KINDS)
 def test_only_what_is_asked_for_is_written(tmp_path, name):
-    extract(packed(tmp_path / name, FILES.items()), tmp_path / "out", only=lambda one: one.endswith(".txt"))
+    extract_archive(packed(tmp_path / name, FILES.items()), tmp_path / "out", only=lambda one: one.endswith(".txt"))
     assert content(tmp_path / "out") == {one: FILES[one] for one in ("set/a.txt", "set/A.txt")}
     assert not (tmp_path / "out/set/deep").exists()
 
@@ -94,7 +94,7 @@ def test_folders_dots_and_executables(tmp_path):
     program = tarfile.TarInfo("./bin/run")
     program.mode = 0o6777
     folders = [special(".", tarfile.DIRTYPE), special("./empty/", tarfile.DIRTYPE)]
-    extract(tar_file(tmp_path / "x.tar", [*folders, program, ("./bin/x", b"1")]), tmp_path / "out")
+    extract_archive(tar_file(tmp_path / "x.tar", [*folders, program, ("./bin/x", b"1")]), tmp_path / "out")
     assert (tmp_path / "out/empty").is_dir()
     assert content(tmp_path / "out") == {"bin/run": b"", "bin/x": b"1"}
     assert stat.S_IMODE((tmp_path / "out/bin/run").stat().st_mode) & 0o7722 == 0o700
@@ -103,7 +103,7 @@ def test_folders_dots_and_executables(tmp_path):
 def test_names_that_are_long_or_foreign_come_through(tmp_path):
     long = "/".join(["folder" * 10] * 5) + "/größe.txt"
     for name in ("x.tar", "x.zip"):
-        extract(packed(tmp_path / name, [(long, b"1")]), tmp_path / name[2:])
+        extract_archive(packed(tmp_path / name, [(long, b"1")]), tmp_path / name[2:])
         assert content(tmp_path / name[2:]) == {long: b"1"}
 
 
@@ -144,7 +144,7 @@ def test_a_zip_member_that_is_no_file_is_refused(tmp_path, kind, said):
 @pytest.mark.parametrize("kind", ["x.tar", "x.zip"])
 def test_one_name_twice_must_be_one_content(tmp_path, kind):
     same = packed(tmp_path / kind, [("a/b", b"12"), ("./a/b" if kind == "x.tar" else "a/b", b"12")])
-    extract(same, tmp_path / "out")
+    extract_archive(same, tmp_path / "out")
     assert content(tmp_path / "out") == {"a/b": b"12"}
     (tmp_path / "out/a/b").unlink()
     (tmp_path / "out/a").rmdir()
@@ -191,7 +191,7 @@ def test_bytes_and_members_have_bounds(tmp_path, kind):
     path = packed(tmp_path / kind, FILES.items())
     assert "'set/deep/b.bin' it unpacks to more than 1000 bytes" in refusal(path, most_bytes=1000)
     assert "more than 3 members" in refusal(path, most_files=3)
-    extract(path, tmp_path / "out", most_files=4, most_bytes=sum(map(len, FILES.values())))
+    extract_archive(path, tmp_path / "out", most_files=4, most_bytes=sum(map(len, FILES.values())))
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -232,10 +232,10 @@ def test_other_names_missing_files_and_folders_that_exist(tmp_path):
     assert ".tar, .tar.gz, .tgz, .zip" in refusal(tmp_path / "x.rar")
     (tmp_path / "x.rar").unlink()
     with pytest.raises(InputError, match="x.zip: missing"):
-        extract(tmp_path / "x.zip", tmp_path / "out")
+        extract_archive(tmp_path / "x.zip", tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):
-        extract(zip_file(tmp_path / "x.zip", []), tmp_path / "out")
+        extract_archive(zip_file(tmp_path / "x.zip", []), tmp_path / "out")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -249,8 +249,8 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_a_killed_extraction_leaves_no_folder_and_the_next_one_clears_up(tmp_path):
     path = tar_file(tmp_path / "x.tar", FILES.items())
     code = (
-        "import sys, time; from pathlib import Path; from stages.fetch.archive import extract\n"
-        "extract(Path(sys.argv[1]), Path(sys.argv[2]), only=lambda name: name != 'c' or time.sleep(60))"
+        "import sys, time; from pathlib import Path; from stages.fetch.archive import extract_archive\n"
+        "extract_archive(Path(sys.argv[1]), Path(sys.argv[2]), only=lambda name: name != 'c' or time.sleep(60))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(path), str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -259,13 +259,13 @@ def test_a_killed_extraction_leaves_no_folder_and_the_next_one_clears_up(tmp_pat
     while not (beside / "set/A.txt").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    extract(path, tmp_path / "out2")
+    extract_archive(path, tmp_path / "out2")
     (tmp_path / f"out.{os.getpid()}.tmp").mkdir()  # of a run that had the number of this one
-    extract(path, tmp_path / "out")
+    extract_archive(path, tmp_path / "out")
     assert beside.exists(), "another run is still at it"
     process.send_signal(signal.SIGKILL)
     process.wait()
     (tmp_path / "out").rename(tmp_path / "out1")
-    extract(path, tmp_path / "out")
+    extract_archive(path, tmp_path / "out")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out", "out1", "out2", "x.tar"]
     assert content(tmp_path / "out") == FILES

@@ -18,7 +18,7 @@ from loopback import Loopback
 
 from stages.core.stage import InputError
 from stages.fetch import download
-from stages.fetch.download import Remote, fetch, size_of
+from stages.fetch.download import RemoteFile, download_file, remote_size
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -41,12 +41,12 @@ def server():
 
 
 def remote(server, fragment="", path=PATH):
-    return Remote.parse(server.url(path) + fragment)
+    return RemoteFile.parse(server.url(path) + fragment)
 
 
 def refusal(*arguments, **named):
     with pytest.raises(InputError) as caught:
-        fetch(*arguments, **named)
+        download_file(*arguments, **named)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -59,10 +59,10 @@ KEPT = ["set.bin", "set.bin.lock", "set.bin.receipt.json"]
 
 
 def test_a_remote_is_one_string():
-    known = Remote.parse(f"https://a.org/x/a%20b.zip?v=1#sha256={SHA256.upper()}&size=12&md5={MD5}")
-    assert known == Remote("https://a.org/x/a%20b.zip?v=1", ("sha256", SHA256), 12, "a b.zip")
-    assert Remote.parse(f"http://a.org/x#md5={MD5}").digest == ("md5", MD5)
-    assert Remote.parse("http://a.org/x") == Remote("http://a.org/x", None, None, "x")
+    known = RemoteFile.parse(f"https://a.org/x/a%20b.zip?v=1#sha256={SHA256.upper()}&size=12&md5={MD5}")
+    assert known == RemoteFile("https://a.org/x/a%20b.zip?v=1", ("sha256", SHA256), 12, "a b.zip")
+    assert RemoteFile.parse(f"http://a.org/x#md5={MD5}").digest == ("md5", MD5)
+    assert RemoteFile.parse("http://a.org/x") == RemoteFile("http://a.org/x", None, None, "x")
 
 
 @pytest.mark.parametrize(
@@ -83,32 +83,32 @@ def test_a_remote_is_one_string():
 )
 def test_a_remote_that_is_none_is_named(text, said):
     with pytest.raises(ValueError, match="^[^\n]*$") as caught:
-        Remote.parse(text)
+        RemoteFile.parse(text)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("fragment", ["", f"#md5={MD5}", f"#sha256={SHA256}&size={len(CONTENT)}"])
 def test_a_file_is_fetched_once(server, tmp_path, fragment):
     asked = remote(server, fragment)
-    path = fetch(asked, tmp_path / "made")
+    path = download_file(asked, tmp_path / "made")
     assert path == tmp_path / "made/set.bin"
     assert path.read_bytes() == CONTENT
     assert names(path.parent) == KEPT
     server.stop()
-    assert fetch(asked, tmp_path / "made") == path
+    assert download_file(asked, tmp_path / "made") == path
     assert server.count(PATH) == 1
 
 
 def test_what_was_cut_off_goes_on_where_it_ended(server, tmp_path):
     server.fault(PATH, cut=100_000, times=1)
-    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server), tmp_path).read_bytes() == CONTENT
     assert server.ranges(PATH) == [None, "bytes=100000-"]
     assert "If-Range" in server.seen[1].headers
 
 
 def test_many_cuts_are_no_matter_as_long_as_bytes_come(server, tmp_path):
     server.fault(PATH, cut=30_000, times=9)
-    assert fetch(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
     assert server.count(PATH) == 10
 
 
@@ -125,7 +125,7 @@ def test_a_server_that_dies_and_comes_back_costs_only_time(server, tmp_path):
     thread = threading.Thread(target=restart)
     thread.start()
     try:
-        assert fetch(remote(server, f"#sha256={SHA256}"), tmp_path).read_bytes() == CONTENT
+        assert download_file(remote(server, f"#sha256={SHA256}"), tmp_path).read_bytes() == CONTENT
     finally:
         thread.join()
     first, second = server.ranges(PATH)
@@ -137,7 +137,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(server, tmp_path
     server.fault(PATH, slow=0.1, times=1)
     code = (
         "import sys; from pathlib import Path; from stages.fetch.download import *; "
-        "fetch(Remote.parse(sys.argv[1]), Path(sys.argv[2]))"
+        "download_file(RemoteFile.parse(sys.argv[1]), Path(sys.argv[2]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, server.url(PATH), str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -149,7 +149,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_from(server, tmp_path
     process.send_signal(signal.SIGKILL)
     process.wait()
     there = part.stat().st_size
-    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server), tmp_path).read_bytes() == CONTENT
     assert server.ranges(PATH) == [None, f"bytes={there}-"]
     assert names(tmp_path) == KEPT
 
@@ -165,7 +165,7 @@ def broken_off(server, folder, fragment="", at=100_000):
 def test_a_file_that_changed_meanwhile_is_fetched_from_its_start(server, tmp_path):
     broken_off(server, tmp_path)
     server.files[PATH] = OTHER
-    assert fetch(remote(server), tmp_path).read_bytes() == OTHER
+    assert download_file(remote(server), tmp_path).read_bytes() == OTHER
 
 
 def test_a_server_that_does_not_heed_if_range_is_found_out(server, tmp_path):
@@ -173,21 +173,21 @@ def test_a_server_that_does_not_heed_if_range_is_found_out(server, tmp_path):
     broken_off(server, tmp_path)
     server.files[PATH] = OTHER
     server.fault(PATH, headers={"ETag": '"2"'}, times=1)  # 206, though another version
-    assert fetch(remote(server), tmp_path).read_bytes() == OTHER
+    assert download_file(remote(server), tmp_path).read_bytes() == OTHER
 
 
 @pytest.mark.parametrize("fragment", ["", f"#md5={MD5}"])
 def test_without_any_version_only_a_digest_lets_a_part_go_on(server, tmp_path, fragment):
     server.headers[PATH] = {"ETag": None}
     broken_off(server, tmp_path, fragment)
-    assert fetch(remote(server, fragment), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server, fragment), tmp_path).read_bytes() == CONTENT
     assert server.ranges(PATH)[-1] == ("bytes=100000-" if fragment else None)
 
 
 def test_a_damaged_part_is_fetched_again_from_its_start(server, tmp_path):
     broken_off(server, tmp_path, f"#md5={MD5}")
     (tmp_path / "set.bin.part").write_bytes(bytes(100_000))
-    assert fetch(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
     assert server.ranges(PATH)[-2:] == ["bytes=100000-", None]
 
 
@@ -195,17 +195,17 @@ def test_a_part_that_is_whole_or_too_long(server, tmp_path):
     broken_off(server, tmp_path, f"#md5={MD5}")
     part = tmp_path / "set.bin.part"
     part.write_bytes(CONTENT)  # killed before it took its place
-    assert fetch(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
     (tmp_path / "set.bin").unlink()
     part.write_bytes(CONTENT + b"more")
-    assert fetch(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
     assert server.ranges(PATH)[-3:] == ["bytes=300000-", "bytes=300004-", None]
 
 
 def test_a_server_without_ranges_starts_over(server, tmp_path):
     server.fault(PATH, cut=100_000, times=1)
     server.fault(PATH, no_range=True)
-    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server), tmp_path).read_bytes() == CONTENT
     assert server.count(PATH) == 2
 
 
@@ -229,7 +229,7 @@ def test_a_mirror_is_asked_where_the_source_is_wrong(server, tmp_path):
     server.fault(PATH, corrupt=True)
     server.files["/mirror/set.bin"] = CONTENT
     mirrors = {"https://elsewhere.org/": "http://127.0.0.1:1/", server.url("/data/"): server.url("/mirror/")}
-    assert fetch(remote(server, f"#sha256={SHA256}"), tmp_path, mirrors).read_bytes() == CONTENT
+    assert download_file(remote(server, f"#sha256={SHA256}"), tmp_path, mirrors).read_bytes() == CONTENT
     assert [one.path for one in server.seen] == [PATH, "/mirror/set.bin"]
 
 
@@ -238,7 +238,7 @@ def test_a_mirror_goes_on_from_the_part_of_a_source_that_failed(server, tmp_path
     server.fault(PATH, cut=100_000, times=1)
     server.fault(PATH, status=403)
     mirrors = {server.url("/data/"): server.url("/mirror/")}
-    assert fetch(remote(server, f"#md5={MD5}"), tmp_path, mirrors).read_bytes() == CONTENT
+    assert download_file(remote(server, f"#md5={MD5}"), tmp_path, mirrors).read_bytes() == CONTENT
     assert server.ranges("/mirror/set.bin") == ["bytes=100000-"]
 
 
@@ -259,9 +259,9 @@ def test_what_is_not_there_is_told_at_once(server, tmp_path):
 def test_without_a_server_one_line_says_what_to_do(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        asked = Remote.parse(f"http://127.0.0.1:{free.getsockname()[1]}/a/b.zip#md5={MD5}&size=7")
+        asked = RemoteFile.parse(f"http://127.0.0.1:{free.getsockname()[1]}/a/b.zip#md5={MD5}&size=7")
         said = refusal(asked, tmp_path)
-        assert size_of(Remote.parse(asked.url)) is None
+        assert remote_size(RemoteFile.parse(asked.url)) is None
     assert said == (
         f"b.zip could not be downloaded ({asked.url}: Connection refused (5 attempts)); "
         f"fetch it by hand (md5 {MD5}, 7 bytes) and put it at {tmp_path / 'b.zip'}"
@@ -272,7 +272,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):
     server.fault(PATH, status=503, times=2)
     server.fault(PATH, status=429, times=1, headers={"Retry-After": "3600"})  # a minute at most, here 0.3 s
     start = time.monotonic()
-    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server), tmp_path).read_bytes() == CONTENT
     assert 0.3 < time.monotonic() - start < 3
     assert server.count(PATH) == 4
 
@@ -280,13 +280,13 @@ def test_a_busy_server_is_asked_again_when_it_says(server, tmp_path):
 def test_a_server_that_falls_silent_is_asked_again(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "READ_SECONDS", 0.2)
     server.fault(PATH, slow=1, times=1)
-    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server), tmp_path).read_bytes() == CONTENT
     assert server.count(PATH) == 2
 
 
 def test_a_file_put_there_by_hand(server, tmp_path):
     (tmp_path / "set.bin").write_bytes(CONTENT)
-    assert fetch(remote(server, f"#md5={MD5}"), tmp_path) == fetch(remote(server), tmp_path)
+    assert download_file(remote(server, f"#md5={MD5}"), tmp_path) == download_file(remote(server), tmp_path)
     (tmp_path / "set.bin.receipt.json").unlink()
     (tmp_path / "set.bin").write_bytes(OTHER)
     said = refusal(remote(server, f"#md5={MD5}"), tmp_path)
@@ -294,20 +294,20 @@ def test_a_file_put_there_by_hand(server, tmp_path):
     assert hashlib.md5(OTHER).hexdigest() in said
     assert f"expected md5 {MD5}; remove it to download it again" in said
     assert "300000 bytes, expected 5 bytes" in refusal(remote(server, "#size=5"), tmp_path)
-    assert fetch(remote(server), tmp_path).read_bytes() == OTHER  # nothing is known of it
+    assert download_file(remote(server), tmp_path).read_bytes() == OTHER  # nothing is known of it
     assert server.seen == []
 
 
 def test_a_file_that_changed_since_it_came_is_read_again(server, tmp_path, monkeypatch):
-    path = fetch(remote(server), tmp_path)
+    path = download_file(remote(server), tmp_path)
     read = []
     digests = download._digests
     monkeypatch.setattr(download, "_digests", lambda *what: read.append(what) or digests(*what))
-    fetch(remote(server, f"#sha256={SHA256}"), tmp_path)
+    download_file(remote(server, f"#sha256={SHA256}"), tmp_path)
     assert read == []
     os.utime(path, ns=(1, 1))
-    fetch(remote(server), tmp_path)
-    fetch(remote(server), tmp_path)
+    download_file(remote(server), tmp_path)
+    download_file(remote(server), tmp_path)
     assert len(read) == 1
     path.write_bytes(OTHER)
     assert SHA256 in refusal(remote(server), tmp_path)
@@ -320,7 +320,7 @@ def test_a_folder_that_is_read_only_is_fine_when_the_file_is_there(server, tmp_p
         raise PermissionError
 
     monkeypatch.setattr(download, "write_text", denied)
-    assert fetch(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
+    assert download_file(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
     assert names(tmp_path) == ["set.bin"]
 
 
@@ -339,7 +339,7 @@ def test_a_disk_that_cannot_be_written_is_told(server, tmp_path):
 
 
 def both(work, *arguments):
-    workers = [work(target=fetch, args=arguments) for _ in range(2)]
+    workers = [work(target=download_file, args=arguments) for _ in range(2)]
     for one in workers:
         one.start()
     for one in workers:
@@ -357,11 +357,11 @@ def test_two_at_once_fetch_it_once(server, tmp_path, work):
 
 
 def test_the_size_is_known_from_the_string_or_the_server(server):
-    assert size_of(remote(server, "#size=5")) == 5
-    assert size_of(remote(server)) == 300_000
+    assert remote_size(remote(server, "#size=5")) == 5
+    assert remote_size(remote(server)) == 300_000
     gone = remote(server, path="/gone/set.bin")
-    assert size_of(gone) is None
-    assert size_of(gone, {server.url("/gone/"): server.url("/data/")}) == 300_000
+    assert remote_size(gone) is None
+    assert remote_size(gone, {server.url("/gone/"): server.url("/data/")}) == 300_000
     assert server.count(PATH, "HEAD") == 2
     assert server.count(PATH) == 0
 

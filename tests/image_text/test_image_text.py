@@ -17,7 +17,7 @@ from stages.features.shards import Shards
 from stages.features.vectors import Vectors, read_vectors, write_vectors
 from stages.image_text import encode
 from stages.image_text.pixels import BlipRandAugment, train_view, val_view
-from stages.image_text.reference_caption import drawn_index
+from stages.image_text.reference_caption import reference_index
 from stages.image_text.retrieval_vectors import encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.vocabulary import unknown_words
@@ -100,9 +100,9 @@ def test_what_is_encoded_is_what_transformers_compares(towers, rows):
     pixels = torch.stack([val_view(Image.open(row.image), 80) for row in rows])
     mean, std = (torch.tensor(one).view(3, 1, 1) for one in (towers.pixels.mean, towers.pixels.std))
     read = towers.tokenizer(texts, padding=True, return_tensors="pt")
-    normalised = (pixels / 255 - mean) / std
+    normalized = (pixels / 255 - mean) / std
     with torch.no_grad():
-        whole = towers.model(read.input_ids, normalised, use_itm_head=False, attention_mask=read.attention_mask)
+        whole = towers.model(read.input_ids, normalized, use_itm_head=False, attention_mask=read.attention_mask)
         images = towers.model.vision_proj(towers.image_states(pixels)[:, 0])
         told = towers.model.text_proj(towers.text_states(texts))
     ours = torch.nn.functional.normalize(images, dim=-1) @ torch.nn.functional.normalize(told, dim=-1).T
@@ -148,18 +148,18 @@ def test_images_without_captions_are_named(rows):
 
 
 def test_the_caption_that_stands_for_an_image_is_its_own_affair(rows):
-    drawn = [drawn_index(row, 7) for row in rows]
-    assert drawn == [drawn_index(row, 7) for row in reversed(rows)][::-1]
-    many = [drawn_index(replace(rows[0], image_id=f"x{index}"), 7) for index in range(300)]
+    drawn = [reference_index(row, 7) for row in rows]
+    assert drawn == [reference_index(row, 7) for row in reversed(rows)][::-1]
+    many = [reference_index(replace(rows[0], image_id=f"x{index}"), 7) for index in range(300)]
     assert set(many) == {0, 1, 2}
-    assert drawn_index(rows[2], 7) == 0
+    assert reference_index(rows[2], 7) == 0
 
 
 def test_vectors_round_trip_and_refuse_what_was_made_otherwise(tmp_path):
     made = Vectors(["a", "b"], [0, 3], torch.randn(2, 6), {"backbone": "x", "manifest": "m"})
     write_vectors(tmp_path / "v.parquet", made)
     again = read_vectors(tmp_path / "v.parquet", backbone="x")
-    assert (again.image_ids, again.indices, again.made_with["manifest"]) == (["a", "b"], [0, 3], "m")
+    assert (again.image_ids, again.indices, again.metadata["manifest"]) == (["a", "b"], [0, 3], "m")
     assert torch.equal(again.values, made.values.half())
     with pytest.raises(InputError, match=r"v.parquet: backbone is 'x', expected 'y'"):
         read_vectors(tmp_path / "v.parquet", backbone="y")

@@ -42,13 +42,13 @@ def test_the_decoder_alone_is_the_captioners():
 
 def test_every_word_of_scenes_survives_the_tokenizer():
     tokenizer = blip.load_tokenizer(SHIPPED)
-    text = " ".join(sorted(web.words()))
+    text = " ".join(sorted(web.vocabulary()))
     ids = tokenizer(text).input_ids
     assert ids[0] == tokenizer.cls_token_id
     assert ids[-1] == tokenizer.sep_token_id
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert captions.words() <= web.words()
+    assert captions.vocabulary() <= web.vocabulary()
 
 
 def test_the_tokenizer_reads_lower_case_without_punctuation():
@@ -74,7 +74,7 @@ def test_an_image_tower_started_from_a_vit_sees_what_the_vit_sees():
     blip.start_from_vit(model, load_file(path))
     images = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8)
     with torch.no_grad():
-        states, tokens = model.vision_model(vit.normalise(images)).last_hidden_state, vit.load(str(path))(images)
+        states, tokens = model.vision_model(vit.normalize(images)).last_hidden_state, vit.load(str(path))(images)
     assert torch.allclose(states[:, 0], tokens.class_token, atol=1e-4)
     assert torch.allclose(states[:, 1:], tokens.patches.flatten(1, 2), atol=1e-4)
 
@@ -83,8 +83,8 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     untrained_blip(tmp_path / "one")
     one = blip.load(BlipForImageTextRetrieval, str(tmp_path / "one"))
     assert one.itm_head.weight.shape == (2, 32)
-    pixels = blip.load_pixels(str(tmp_path / "one"))
-    assert pixels == blip.Pixels(80, vit.MEAN, vit.STD)
+    pixels = blip.load_preprocessing(str(tmp_path / "one"))
+    assert pixels == blip.Preprocessing(80, vit.MEAN, vit.STD)
     untrained_blip(tmp_path / "again")
     assert all(
         (tmp_path / "one" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

@@ -324,7 +324,7 @@ def test_positions_are_resampled_bicubically_without_antialiasing():
     grid = torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     positions = torch.cat([torch.tensor([7.0]), grid.flatten()]).view(1, 17, 1)
     shrunk = blip_original.resample(positions, 2)
-    # a new centre lies between two old ones: Keys' kernel with a = -0.75 gives -3/32, 19/32, 19/32, -3/32
+    # a new center lies between two old ones: Keys' kernel with a = -0.75 gives -3/32, 19/32, 19/32, -3/32
     near, far = 19 / 32, -3 / 32
     assert shrunk.flatten().tolist() == pytest.approx([7, near * near, near * far, far * near, far * far])
     antialiased = F.interpolate(grid[None, None], size=(2, 2), mode="bicubic", antialias=True)
@@ -548,7 +548,7 @@ def test_a_folder_of_a_file_is_what_the_project_loads(original, vocabulary, tmp_
     image = torch.randn(2, 7, 96)
     logits = captioner.text_decoder(TOKENS, encoder_hidden_states=image).logits
     assert torch.equal(blip.load_decoder(str(folder))(TOKENS, encoder_hidden_states=image).logits, logits)
-    assert blip.load_pixels(str(folder)) == blip.Pixels(40, MEAN, STD)
+    assert blip.load_preprocessing(str(folder)) == blip.Preprocessing(40, MEAN, STD)
     tokenizer = blip.load_tokenizer(str(folder))
     assert (tokenizer.bos_token, tokenizer("a cat").input_ids) == ("[DEC]", [2, 5, 6, 3])
 

@@ -496,21 +496,21 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path, model):
     ],
 )
 def test_pixels_have_the_published_size(size, expected):
-    found = catr.pixels(Image.new("RGB", size))
+    found = catr.preprocess(Image.new("RGB", size))
     assert found.shape == (3, expected[1], expected[0]) and found.dtype == torch.float32
     assert (found == -1).all()
 
 
 def test_pixels_have_the_published_values():
     """Grey images become three channels; 0..255 goes to -1..1; in between, bicubic as Pillow does by default."""
-    grey = Image.fromarray(np.random.default_rng(5).integers(0, 256, (299, 150), dtype=np.uint8))
-    found = catr.pixels(grey)
-    close(found, torch.from_numpy(np.array(grey)).float().div(127.5).sub(1).expand(3, -1, -1), 1e-6)
-    colours = Image.fromarray(np.random.default_rng(6).integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    expected = torch.from_numpy(np.array(colours.resize((299, 224)))).permute(2, 0, 1).float().div(127.5).sub(1)
-    close(catr.pixels(colours), expected, 1e-6)
+    gray = Image.fromarray(np.random.default_rng(5).integers(0, 256, (299, 150), dtype=np.uint8))
+    found = catr.preprocess(gray)
+    close(found, torch.from_numpy(np.array(gray)).float().div(127.5).sub(1).expand(3, -1, -1), 1e-6)
+    colors = Image.fromarray(np.random.default_rng(6).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    expected = torch.from_numpy(np.array(colors.resize((299, 224)))).permute(2, 0, 1).float().div(127.5).sub(1)
+    close(catr.preprocess(colors), expected, 1e-6)
 
 
 def test_an_image_with_nothing_left_is_refused():
     with pytest.raises(ValueError, match="1000x3"):
-        catr.pixels(Image.new("RGB", (1000, 3)))
+        catr.preprocess(Image.new("RGB", (1000, 3)))

@@ -17,10 +17,10 @@ from paper_site import COMMIT, hub
 from stages.core.stage import InputError
 from stages.fetch import download
 from stages.models import catr, vit
-from stages.models.checkpoints.__main__ import asked_for
-from stages.models.checkpoints.hub import fetch_model, weights_in
+from stages.models.checkpoints.__main__ import requested_models
+from stages.models.checkpoints.hub import download_model, find_weights
 from stages.models.checkpoints.record import Checkpoint, read_checkpoint, record_path, write_checkpoint
-from stages.models.checkpoints.resolver import Shelf, digest
+from stages.models.checkpoints.resolver import CheckpointResolver, file_sha256
 from stages.models.checkpoints.vits import load_vit
 from stages.params.experiment import load_experiment
 
@@ -109,65 +109,65 @@ def file_of(model: str, name: str, commit: str = COMMIT) -> str:
 
 
 def test_only_wanted_files_and_the_better_weights_are_fetched(site, downloads):
-    folder, commit = fetch_model("lab/both", None, downloads, ["*.json", "vocab.txt"])
+    folder, commit = download_model("lab/both", None, downloads, ["*.json", "vocab.txt"])
     assert commit == COMMIT
     assert files(folder) == {"model.safetensors", "config.json", "vocab.txt"}
-    assert weights_in(folder).read_bytes() == SAFE
+    assert find_weights(folder).read_bytes() == SAFE
     assert not [one for one in site.asked() if one.endswith((".bin", ".h5", ".md"))]
-    folder, _ = fetch_model("lab/older", None, downloads, ["*.json"])
+    folder, _ = download_model("lab/older", None, downloads, ["*.json"])
     assert files(folder) == {"pytorch_model.bin", "config.json"}
-    assert weights_in(folder).read_bytes() == BIN
+    assert find_weights(folder).read_bytes() == BIN
     assert site.count(file_of("lab/both", "model.safetensors")) == 1
 
 
 def test_a_models_weights_may_have_a_name_of_their_own(site, downloads):
     site.repositories["lab/own"] = {"model.safetensors": SAFE, "open.bin": BIN, "config.json": b"{}"}
-    folder, _ = fetch_model("lab/own", None, downloads, ["config.json"], weights=("open.bin",))
+    folder, _ = download_model("lab/own", None, downloads, ["config.json"], weights=("open.bin",))
     assert files(folder) == {"open.bin", "config.json"}
 
 
 def test_a_pinned_commit_is_asked_for_once(site, downloads):
-    first = fetch_model("lab/both", COMMIT, downloads, ["*.json"])
+    first = download_model("lab/both", COMMIT, downloads, ["*.json"])
     asked = len(site.seen)
-    assert fetch_model("lab/both", COMMIT, downloads, ["*.json"]) == first
+    assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
     assert len(site.seen) == asked
     site.stop()
-    assert fetch_model("lab/both", COMMIT, downloads, ["*.json"]) == first
+    assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
 
 
 def test_a_commit_that_the_branch_brought_needs_no_request(site, downloads):
-    first = fetch_model("lab/both", None, downloads, ["*.json"])
+    first = download_model("lab/both", None, downloads, ["*.json"])
     asked = len(site.seen)
-    assert fetch_model("lab/both", COMMIT, downloads, ["*.json"]) == first
+    assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
     assert len(site.seen) == asked
 
 
 def test_a_branch_is_followed_and_unchanged_files_are_not_sent_again(site, downloads):
-    fetch_model("lab/both", None, downloads, ["*.json"])
-    fetch_model("lab/both", None, downloads, ["*.json"])
+    download_model("lab/both", None, downloads, ["*.json"])
+    download_model("lab/both", None, downloads, ["*.json"])
     assert site.count(file_of("lab/both", "model.safetensors")) == 1
     site.commit = LATER
     site.repositories["lab/both"] = BOTH | {"model.safetensors": b"newer"}
-    folder, commit = fetch_model("lab/both", None, downloads, ["*.json"])
+    folder, commit = download_model("lab/both", None, downloads, ["*.json"])
     assert commit == LATER
-    assert weights_in(folder).read_bytes() == b"newer"
+    assert find_weights(folder).read_bytes() == b"newer"
 
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_without_the_hub_a_branch_is_what_it_was(site, downloads, capsys, stopped):
-    first = fetch_model("lab/both", None, downloads, ["*.json"])
+    first = download_model("lab/both", None, downloads, ["*.json"])
     if stopped:
         site.stop()
     else:
         site.instead["/api/models/lab/both"] = (503, {}, b"down")
-    assert fetch_model("lab/both", None, downloads, ["*.json"]) == first
+    assert download_model("lab/both", None, downloads, ["*.json"]) == first
     assert f"the hub does not answer; used as it was brought before, at {COMMIT}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("revision", [None, "v1.0", COMMIT])
 def test_without_the_hub_and_anything_brought_the_line_tells_what_to_do(site, downloads, revision):
     site.stop()
-    told = refusal(fetch_model, "lab/both", revision, downloads, ["*.json", "vocab.txt"])
+    told = refusal(download_model, "lab/both", revision, downloads, ["*.json", "vocab.txt"])
     folder = downloads / "hub/lab--both" / (revision or "main")
     assert "'lab/both' could not be fetched ([Errno 111] Connection refused)" in told
     assert "download model.safetensors or pytorch_model.bin, *.json, vocab.txt" in told
@@ -176,13 +176,13 @@ def test_without_the_hub_and_anything_brought_the_line_tells_what_to_do(site, do
     folder.mkdir(parents=True)
     for name in ("model.safetensors", "config.json", "vocab.txt"):
         (folder / name).write_bytes(SAFE)
-    assert fetch_model("lab/both", revision, downloads, ["*.json", "vocab.txt"]) == (folder, revision or "main")
+    assert download_model("lab/both", revision, downloads, ["*.json", "vocab.txt"]) == (folder, revision or "main")
 
 
 def test_what_was_brought_of_another_revision_does_not_stand_in(site, downloads):
-    fetch_model("lab/both", None, downloads, ["*.json"])
+    download_model("lab/both", None, downloads, ["*.json"])
     site.stop()
-    assert "at revision v2" in refusal(fetch_model, "lab/both", "v2", downloads, ["*.json"])
+    assert "at revision v2" in refusal(download_model, "lab/both", "v2", downloads, ["*.json"])
 
 
 @pytest.mark.parametrize(
@@ -196,24 +196,24 @@ def test_what_was_brought_of_another_revision_does_not_stand_in(site, downloads)
     ],
 )
 def test_what_the_hub_has_not_is_one_line(site, downloads, name, revision, told):
-    assert refusal(fetch_model, name, revision, downloads, ["*.json"]) == told.replace("ADDRESS", site.address)
+    assert refusal(download_model, name, revision, downloads, ["*.json"]) == told.replace("ADDRESS", site.address)
     assert not list(downloads.rglob("main.txt"))
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("path", ["/api/models/gated/model", file_of("gated/model", "model.safetensors")])
-def test_a_licence_to_accept_is_one_line(site, downloads, status, path):
+def test_a_license_to_accept_is_one_line(site, downloads, status, path):
     """The true hub tells all of a gated model, and refuses its files."""
     site.instead[path] = (status, {"X-Error-Code": "GatedRepo"}, b"{}")
-    told = refusal(fetch_model, "gated/model", None, downloads, ["*.json"])
-    assert told == f"'gated/model' wants its licence accepted on {site.address}/gated/model, then `hf auth login`"
+    told = refusal(download_model, "gated/model", None, downloads, ["*.json"])
+    assert told == f"'gated/model' wants its license accepted on {site.address}/gated/model, then `hf auth login`"
     assert not list(downloads.rglob("main.txt"))
 
 
 @pytest.mark.parametrize(("status", "reason"), [(401, "401 Unauthorized"), (403, "403 Forbidden"), (500, "500 Inter")])
 def test_other_refusals_are_one_line(site, downloads, status, reason):
     site.instead["/api/models/lab/both"] = (status, {}, b"<html>many\nlines</html>")
-    told = refusal(fetch_model, "lab/both", None, downloads, ["*.json"])
+    told = refusal(download_model, "lab/both", None, downloads, ["*.json"])
     assert reason in told and "put them into" in told
 
 
@@ -222,62 +222,62 @@ def test_a_download_that_is_cut_off_is_resumed(site, downloads, monkeypatch):
     path = file_of("lab/both", "model.safetensors")
     site.resumable(path, SAFE)
     site.fault(path, times=1, cut=30_000)
-    folder, _ = fetch_model("lab/both", None, downloads, ["*.json"])
-    assert weights_in(folder).read_bytes() == SAFE
+    folder, _ = download_model("lab/both", None, downloads, ["*.json"])
+    assert find_weights(folder).read_bytes() == SAFE
     assert site.ranges(path) == [None, "bytes=30000-"]
 
 
 def test_a_download_that_is_cut_off_for_good_is_one_line_and_counts_for_nothing(site, downloads):
     path = file_of("lab/both", "model.safetensors")
     site.fault(path, times=6, cut=20_000)
-    told = refusal(fetch_model, "lab/both", None, downloads, ["*.json"])
+    told = refusal(download_model, "lab/both", None, downloads, ["*.json"])
     assert "'lab/both' could not be fetched (peer closed connection" in told
     assert not list(downloads.rglob("main.txt"))
     assert "model.safetensors" not in files(downloads / f"hub/lab--both/{COMMIT}")
     site.stop()
-    refusal(fetch_model, "lab/both", None, downloads, ["*.json"])  # half a model is none without the hub, too
+    refusal(download_model, "lab/both", None, downloads, ["*.json"])  # half a model is none without the hub, too
     site.start()
-    folder, _ = fetch_model("lab/both", None, downloads, ["*.json"])
-    assert weights_in(folder).read_bytes() == SAFE
+    folder, _ = download_model("lab/both", None, downloads, ["*.json"])
+    assert find_weights(folder).read_bytes() == SAFE
 
 
 def test_more_files_of_a_pinned_commit_are_fetched(site, downloads):
     """A vocabulary, then a BLIP of the same repository."""
-    fetch_model("lab/both", COMMIT, downloads, ["vocab.txt"], ())
-    folder, _ = fetch_model("lab/both", COMMIT, downloads, ["*.json"])
-    assert weights_in(folder).read_bytes() == SAFE
+    download_model("lab/both", COMMIT, downloads, ["vocab.txt"], ())
+    folder, _ = download_model("lab/both", COMMIT, downloads, ["*.json"])
+    assert find_weights(folder).read_bytes() == SAFE
 
 
 def test_weights_of_another_revision_do_not_stay(site, downloads):
-    fetch_model("lab/both", None, downloads, ["*.json"])
+    download_model("lab/both", None, downloads, ["*.json"])
     site.commit, site.repositories["lab/both"] = LATER, HELD["lab/older"]
-    folder, commit = fetch_model("lab/both", LATER, downloads, ["*.json"])
+    folder, commit = download_model("lab/both", LATER, downloads, ["*.json"])
     assert commit == LATER
-    assert weights_in(folder).read_bytes() == BIN
+    assert find_weights(folder).read_bytes() == BIN
 
 
 def test_half_an_update_is_not_taken_for_what_was_before(site, downloads):
-    fetch_model("lab/both", None, downloads, ["*.json"])
+    download_model("lab/both", None, downloads, ["*.json"])
     site.commit, site.repositories["lab/both"] = LATER, BOTH | {"config.json": b"[]", "model.safetensors": SAFE * 2}
     site.fault(file_of("lab/both", "model.safetensors", LATER), cut=20_000)
-    folder, commit = fetch_model("lab/both", None, downloads, ["*.json"])
+    folder, commit = download_model("lab/both", None, downloads, ["*.json"])
     assert commit == COMMIT
     assert (folder / "config.json").read_bytes() == b"{}"
 
 
 def test_old_weights_are_never_told_as_a_newer_commits(site, downloads):
-    fetch_model("lab/both", None, downloads, ["*.json"])
+    download_model("lab/both", None, downloads, ["*.json"])
     site.commit, site.repositories["lab/both"] = LATER, BOTH | {"model.safetensors": b"newer"}
     site.instead[f"/api/models/lab/both/tree/{LATER}"] = (500, {}, b"down")
-    folder, commit = fetch_model("lab/both", None, downloads, ["*.json"])
-    assert (commit, weights_in(folder).read_bytes()) == (COMMIT, SAFE)
+    folder, commit = download_model("lab/both", None, downloads, ["*.json"])
+    assert (commit, find_weights(folder).read_bytes()) == (COMMIT, SAFE)
 
 
 def test_a_page_that_is_no_hubs_answer_counts_as_none(site, downloads):
     """A hotel's page to log in at, or a proxy's."""
-    first = fetch_model("lab/both", None, downloads, ["*.json"])
+    first = download_model("lab/both", None, downloads, ["*.json"])
     site.instead["/api/models/lab/both"] = (200, {"Content-Type": "text/html"}, b"<html>welcome</html>")
-    assert fetch_model("lab/both", None, downloads, ["*.json"]) == first
+    assert download_model("lab/both", None, downloads, ["*.json"]) == first
 
 
 # The shelf
@@ -298,7 +298,7 @@ def contents():
 def shelf(site, downloads, contents):
     site.repositories[f"timm/{paper_site.VITS[0]}"] = {"model.safetensors": contents["vit"], "config.json": b"{}"}
     site.repositories["bert/words"] = {"vocab.txt": contents["vocab"], "pytorch_model.bin": BIN}
-    return Shelf(downloads, vocabulary=f"bert/words@{COMMIT}")
+    return CheckpointResolver(downloads, vocabulary=f"bert/words@{COMMIT}")
 
 
 def written(path: Path, content: bytes) -> str:
@@ -388,9 +388,9 @@ def test_an_original_checkpoint_is_converted_once(shelf, site, contents, tmp_pat
     assert "converting" not in capsys.readouterr().out
     moved = written(tmp_path / "elsewhere/weight.pth", contents[kind])
     assert bring(moved) == replace(found, source=moved)
-    weights_in(found.file).unlink()  # as a conversion that was killed leaves it
+    find_weights(found.file).unlink()  # as a conversion that was killed leaves it
     assert bring(path) == found
-    assert weights_in(found.file).is_file()
+    assert find_weights(found.file).is_file()
     assert "converting" in capsys.readouterr().out
 
 
@@ -398,7 +398,7 @@ def test_another_checkpoint_of_the_same_name_is_converted_anew(shelf, contents, 
     first = shelf.catr(written(tmp_path / "weight.pth", contents["catr"]))
     other = shelf.catr(written(tmp_path / "weight.pth", paper_site.catr()))
     assert first.path != other.path
-    assert digest(first.file / catr.WEIGHTS) != digest(other.file / catr.WEIGHTS)
+    assert file_sha256(first.file / catr.WEIGHTS) != file_sha256(other.file / catr.WEIGHTS)
     assert catr.load(other.file / catr.WEIGHTS).config.vocabulary == paper_site.words()
 
 
@@ -487,13 +487,13 @@ def test_a_vit_that_cannot_be_loaded_names_its_param(here):
 
 @pytest.mark.parametrize(("catr_of_profile", "model"), [(None, "blip"), ("w.pth", "blip"), ("w.pth", "catr")])
 def test_only_the_captioner_that_is_asked_for_is_brought(catr_of_profile, model):
-    asked = asked_for(experiment_with(catr_of_profile, model))
+    asked = requested_models(experiment_with(catr_of_profile, model))
     assert asked["catr"] == ("embedded.catr", "w.pth" if model == "catr" else None)
     assert asked["blip"][0] == "embedded.blip" and asked["blip"][1]
 
 
 def test_a_captioner_that_the_profile_has_not_is_named():
-    told = refusal(asked_for, experiment_with(None, "catr"))
+    told = refusal(requested_models, experiment_with(None, "catr"))
     assert told.startswith("captioning.model = 'catr': embedded.catr names no checkpoint")
 
 

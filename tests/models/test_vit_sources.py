@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from stages.models import vit
-from stages.params.model_source import called, is_file, split_revision
+from stages.params.model_source import display_name, is_checkpoint_file, split_revision
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TINY = {"dim": 128, "depth": 2, "patch": 8, "grid": 6}  # two heads
@@ -109,7 +109,7 @@ def test_the_protocols_dino_has_its_keys_and_sizes_and_is_timms(tmp_path):
     timms.load_state_dict(held)
     pixels = images(224, 224, 1)
     with torch.no_grad():
-        expected = timms.forward_features(vit.normalise(pixels))
+        expected = timms.forward_features(vit.normalize(pixels))
     close(all_tokens(found(pixels)), expected, 1e-6)
     close(timms.pretrained_cfg["mean"], found.mean)
     assert vit.weights_hash(found.vit) == vit.weights_hash(timms)
@@ -356,7 +356,7 @@ def test_patches_hold_no_other_tokens_and_have_the_images_grid(kind, patch, pref
     tokens = found(pixels)
     assert found.patch == (patch, patch)
     assert tokens.patches.shape == (2, 3, 5, 64)
-    whole = vit.normalise(pixels[..., : 3 * patch, : 5 * patch], found.mean, found.std)
+    whole = vit.normalize(pixels[..., : 3 * patch, : 5 * patch], found.mean, found.std)
     with torch.no_grad():
         plain = found.vit.forward_features(whole)
     assert plain.shape == (2, prefix + 15, 64)
@@ -394,7 +394,7 @@ def test_the_weights_that_are_shown_are_those_that_a_block_mixes_with(kind, patc
     before = found(pixels)
     for handle in handles:
         handle.remove()
-    found.watch(pixels, lambda number, weights: shown.update({number: weights}))
+    found.capture_attention(pixels, lambda number, weights: shown.update({number: weights}))
     assert list(shown) == [0, 1]
     for number, weights in shown.items():
         assert weights.shape == (2, 2, prefix + 15, prefix + 15)
@@ -414,7 +414,7 @@ def test_watching_leaves_nothing_behind(kind):
     """Some blocks only; and a note that raises takes its hooks away with it."""
     found, pixels, numbers = timms(*kind), images(32, 48), []
     before, fused = found(pixels).patches, [block.attn.fused_attn for block in found.vit.blocks]
-    found.watch(pixels, lambda number, _: numbers.append(number), [1])
+    found.capture_attention(pixels, lambda number, _: numbers.append(number), [1])
     assert numbers == [1]
 
     def spoil(number, weights):
@@ -422,7 +422,7 @@ def test_watching_leaves_nothing_behind(kind):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        found.watch(pixels, spoil)
+        found.capture_attention(pixels, spoil)
     assert torch.equal(found(pixels).patches, before)
     assert [block.attn.fused_attn for block in found.vit.blocks] == fused
     assert not any(module._forward_hooks for module in found.modules())
@@ -449,9 +449,9 @@ def test_watching_leaves_nothing_behind(kind):
     ],
 )
 def test_sources_by_kind(source, file, name, known_as):
-    assert is_file(source) is file
+    assert is_checkpoint_file(source) is file
     assert name is None or split_revision(source) == name
-    assert called(source) == known_as
+    assert display_name(source) == known_as
 
 
 def test_only_a_name_is_looked_for_on_the_hub(monkeypatch):

@@ -10,17 +10,17 @@ from conftest import ROOT
 
 from stages.core.stage import InputError
 from stages.params.experiment import Experiment, load_experiment
-from stages.params.section import read, validate
+from stages.params.section import read_params, validate_params
 
 
 @pytest.fixture
 def content():
-    return copy.deepcopy(read(ROOT / "params.yaml"))
+    return copy.deepcopy(read_params(ROOT / "params.yaml"))
 
 
 def refusal(content):
     with pytest.raises(InputError) as caught:
-        validate(Experiment, content)
+        validate_params(Experiment, content)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -62,8 +62,8 @@ def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
         (lambda c: c["attention"]["captions"].update(head="max"), ["attention.captions.head", "one of: mean"]),
         (lambda c: c["attention"]["captions"].update(cell="x"), [": attention.captions.cell = 'x'", "greedy"]),
         (lambda c: c["attention"]["class_token"].update(setting="x"), ["class_token.setting = 'x'", "accumulated"]),
-        (lambda c: c["embedded"]["look_at"].update(captions=0), ["look_at.captions = 0", "or a list of image ids"]),
-        (lambda c: c["embedded"].update(pets_train=20001), ["embedded.pets_train", "20000"]),
+        (lambda c: c["embedded"]["examples"].update(captions=0), ["examples.captions = 0", "or a list of image ids"]),
+        (lambda c: c["embedded"].update(objects_train=20001), ["embedded.objects_train", "20000"]),
         (lambda c: c["segmentation"].update(epochs=0), ["segmentation.epochs", "greater than 0"]),
         (lambda c: c["segmentation"].update(epochs=1.5), ["segmentation.epochs", "1.5", "integer"]),
         (lambda c: c["segmentation"].update(lrr=1), ["segmentation.lrr", "allowed here", "lr", "epochs"]),
@@ -154,21 +154,23 @@ def test_a_stage_exits_with_2_and_one_line(tmp_path):
 
 def test_params_are_frozen(content):
     with pytest.raises(ValueError, match="frozen"):
-        validate(Experiment, content).seed = 3
+        validate_params(Experiment, content).seed = 3
 
 
 def test_run_seeds_differ_by_name_and_hang_on_nothing_else(content):
-    experiment = validate(Experiment, content)
-    assert experiment.seed_of("segmentation/linear") == experiment.seed_of("segmentation/linear")
-    assert experiment.seed_of("segmentation/linear") != experiment.seed_of("segmentation/transformer")
+    experiment = validate_params(Experiment, content)
+    assert experiment.seed_for("segmentation/linear") == experiment.seed_for("segmentation/linear")
+    assert experiment.seed_for("segmentation/linear") != experiment.seed_for("segmentation/transformer")
     content["segmentation"]["heads"].pop("transformer")
-    assert validate(Experiment, content).seed_of("segmentation/linear") == experiment.seed_of("segmentation/linear")
+    assert validate_params(Experiment, content).seed_for("segmentation/linear") == experiment.seed_for(
+        "segmentation/linear"
+    )
 
 
 def test_a_setting_takes_its_numbers_from_the_profile_or_has_its_own(content):
-    experiment = validate(Experiment, content)
+    experiment = validate_params(Experiment, content)
     settings, classifier = experiment.classification.settings, experiment.paper.classifier
     assert (settings["high_lr"].resolved(classifier).lr, settings["augmented"].resolved(classifier).size) == (1e-4, 256)
     content["classification"]["settings"]["base"] |= {"lr": 1e-5, "size": 96}
-    own = validate(Experiment, content).classification.settings["base"].resolved(classifier)
+    own = validate_params(Experiment, content).classification.settings["base"].resolved(classifier)
     assert (own.lr, own.size) == (1e-5, 96)

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -11,10 +9,10 @@ import pytest
 from conftest import ROOT
 from ruamel.yaml import YAML
 
-from stages.params.section import read
+from stages.params.section import read_params
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
-PARAMS = read(ROOT / "params.yaml")
+PARAMS = read_params(ROOT / "params.yaml")
 
 
 def instances():
@@ -44,24 +42,29 @@ def lookup(path):
     return value
 
 
+def direct_imports(module: Path) -> set[Path]:
+    """Files of this project that a module names in its import statements, packages' `__init__` included."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found |= {path for name in names if name.split(".")[0] == "stages" for path in files(name)}
+    return found
+
+
 @cache
 def imports(module: Path) -> frozenset[Path]:
     """Files of this project that a module imports, itself and packages' `__init__` included, transitively."""
-    found, waiting = set(), [module]
+    found: set[Path] = set()
+    waiting = [module]
     while waiting:
         path = waiting.pop()
-        if path in found:
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                if name.split(".")[0] == "stages":
-                    waiting += [file for file in files(name) if file not in found]
+        if path not in found:
+            found.add(path)
+            waiting += direct_imports(path)
     return frozenset(found)
 
 
@@ -71,31 +74,36 @@ def files(name):
 
 
 STAGES = dict(instances())
-SHARED = {
-    *(
-        "__init__.py",
-        "absence.py",
-        "archive.py",
-        "batches.py",
-        "bootstrap.py",
-        "download.py",
-        "features.py",
-        "figures.py",
-    ),
-    *(
-        "loading.py",
-        "remote.py",
-        "runs.py",
-        "shards.py",
-        "source.py",
-        "stage.py",
-        "vectors.py",
-        "views.py",
-        "voc.py",
-        "writing.py",
-    ),
+# A folder imports from the folders before it, never from those behind it.
+ORDER = (
+    "core",
+    "params",
+    "fetch",
+    "data",
+    "models",
+    "pretraining",
+    "features",
+    "image_text",
+    "segmentation",
+    "captioning",
+    "retrieval",
+    "classification",
+    "attention",
+    "report",
+    "plan",
+)
+# What a folder must not import although it comes before it. Tasks do not import each other, except that captioning
+# and retrieval start from what `image_text` encoded, and `attention` looks into what the other tasks made.
+FORBIDDEN = {
+    "models": {"data"},
+    "features": {"models", "pretraining"},
+    "segmentation": {"image_text", "pretraining"},
+    "captioning": {"segmentation", "pretraining"},
+    "retrieval": {"segmentation", "captioning", "pretraining"},
+    "classification": {"image_text", "segmentation", "captioning", "retrieval", "pretraining", "features"},
+    "attention": {"segmentation", "retrieval", "pretraining"},
+    "report": {"models", "features", "pretraining"},
 }
-TASKS = {"segmentation", "captioning", "retrieval", "classification"}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -136,30 +144,15 @@ def test_no_dependency_on_code_that_is_not_imported(name):
             assert path in used or any(path in one.parents for one in used), f"{name} does not import {dependency}"
 
 
-def test_rooms_import_from_above_only():
-    """house.md's order: task rooms never import each other, models know no params' experiment, data knows no models."""
-    for module in (ROOT / "stages").rglob("*.py"):
-        room = module.relative_to(ROOT / "stages").parts[0]
-        reached = {path.relative_to(ROOT / "stages").parts[0] for path in imports(module)}
-        if room in SHARED:
-            assert reached <= SHARED, module
-        if room == "data":
-            assert not reached & (
-                TASKS | {"attention", "backbones", "checkpoints", "report", "tracking.py", "features.py"}
-            ), module
-        if room == "backbones":
-            assert not reached & (TASKS | {"attention", "checkpoints", "report", "tracking.py", "features.py"}), module
-            assert ROOT / "stages/params/experiment.py" not in imports(module), module
-        if room == "checkpoints":
-            assert not reached & (TASKS | {"attention", "image_text", "report", "tracking.py", "features.py"}), module
-        if room in TASKS:
-            assert not reached & (TASKS - {room} | {"attention", "report"}), module
-        if room == "attention":
-            assert "report" not in reached, module
-        if room == "image_text":
-            assert not reached & (TASKS | {"report", "tracking.py"}), module
-        if room == "report":
-            assert not reached & {"backbones", "features.py"}, module
+@pytest.mark.parametrize("module", sorted((ROOT / "stages").rglob("*.py")), ids=str)
+def test_folders_import_in_order(module):
+    folder, *inner = module.relative_to(ROOT / "stages").parts
+    if not inner:
+        assert folder == "__init__.py", "no module lies loose in stages/"
+        return
+    allowed = {*ORDER[: ORDER.index(folder) + 1]} - FORBIDDEN.get(folder, set())
+    imported = {path.relative_to(ROOT / "stages").parts[0] for path in direct_imports(module)} - {"__init__.py"}
+    assert imported <= allowed
 
 
 def test_curves_in_plots_are_those_of_the_heads():
@@ -167,8 +160,7 @@ def test_curves_in_plots_are_those_of_the_heads():
     assert {Path(path).stem for path in curves["y"]} <= set(PARAMS["segmentation"]["heads"])
 
 
-def test_the_shipped_checkpoints_are_the_committed_recipes():
-    """A fresh clone must skip pretraining: the lock knows the code, the params and the checkpoints as they are."""
-    dvc = Path(sys.executable).with_name("dvc")
-    told = subprocess.run([dvc, "status", "pretrain", "pretrain_blip"], cwd=ROOT, capture_output=True, text=True)
-    assert "up to date" in told.stdout, told.stdout + told.stderr
+@pytest.mark.parametrize("name", ["pretrain", "pretrain_blip"])
+def test_pretraining_is_frozen(name):
+    """A fresh clone must not train the shipped checkpoints again."""
+    assert STAGES[name]["frozen"] is True

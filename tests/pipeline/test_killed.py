@@ -6,7 +6,7 @@ import signal
 import time
 
 OUTPUTS = (
-    "data/pets/JPEGImages/star_1.jpg",
+    "data/objects/JPEGImages/star_1.jpg",
     "data/manifest.parquet",
     "data/models/segmentation/linear.safetensors",
     "data/models/classification/accumulated/last.safetensors",
@@ -44,7 +44,7 @@ def test_a_pipeline_killed_twice_ends_in_the_same_bytes(clone_project):
         "data/predictions",
         "data/features",
         "data/scenes",
-        "data/pets",
+        "data/objects",
     ):
         shutil.rmtree(project.root / folder)
     made = project.repro("-f", "-s", "data", "extract_segmentation", *TARGETS)

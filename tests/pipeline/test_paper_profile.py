@@ -10,7 +10,7 @@ import pytest
 from paper_site import COMMIT, COUNTS, PETS, VITS, PaperSite
 
 NETWORKED = ("data", "checkpoints")  # the two stages that ask a network
-MANIFESTS = ("data/manifest.parquet", "data/labelled.parquet")
+MANIFESTS = ("data/manifest.parquet", "data/labeled.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def facts(project, kind):
 
 def outputs(project) -> dict[str, bytes]:
     """Everything that the two networked stages make, by path."""
-    folders = [project.root / "data/fetched", project.root / "data/pets"]
+    folders = [project.root / "data/fetched", project.root / "data/objects"]
     files = [one for folder in folders for one in folder.rglob("*") if one.is_file()]
     files += [project.root / path for path in MANIFESTS]
     return {str(one.relative_to(project.root)): one.read_bytes() for one in files}
@@ -81,7 +81,7 @@ def test_the_report_is_made_without_a_network_from_what_was_downloaded(project, 
 
 def test_again_offline_everything_comes_out_as_it_was(project, site):
     before = outputs(project)
-    for path in (*("data/fetched", "data/pets", ".dvc/cache", ".dvc/tmp"), *MANIFESTS):
+    for path in (*("data/fetched", "data/objects", ".dvc/cache", ".dvc/tmp"), *MANIFESTS):
         whole = project.root / path
         shutil.rmtree(whole) if whole.is_dir() else whole.unlink()
     asked = len(site.seen)

@@ -65,7 +65,7 @@ def test_the_classification_table_and_the_pictures_come_from_runs(undisturbed):
 
 
 def test_any_image_is_classified_and_looked_at(undisturbed):
-    images = "data/pets/JPEGImages"
+    images = "data/objects/JPEGImages"
     told = undisturbed.run("python", "-m", "stages.classification.predict", images, "--setting", "accumulated")
     assert told.returncode == 0, told.stderr
     assert "predictions.csv: 40 images, by data/models/classification/accumulated/best.safetensors" in told.stdout

@@ -38,7 +38,7 @@ def test_a_timm_models_weights_take_four_bytes_a_parameter():
 
 
 def test_the_paper_profiles_downloads_are_told_with_what_is_known(elsewhere, monkeypatch):
-    monkeypatch.setattr("stages.plan.downloads.size_of", lambda remote, mirrors: None)  # as without a network
+    monkeypatch.setattr("stages.plan.downloads.remote_size", lambda remote, mirrors: None)  # as without a network
     found = {
         one.what: one
         for one in downloads_of(plan.asked("paper", ["captioning.model=catr", "paper.captions=captions.json"]))
@@ -56,7 +56,7 @@ def test_the_paper_profiles_downloads_are_told_with_what_is_known(elsewhere, mon
 
 
 def test_data_in_place_are_not_downloaded(elsewhere):
-    changes = ["paper.voc_root=/data/voc", "paper.pets_root=/data/pets"]  # and without captions, no BLIP
+    changes = ["paper.voc_root=/data/voc", "paper.pets_root=/data/objects"]  # and without captions, no BLIP
     found = [one.what for one in downloads_of(plan.asked("paper", changes))]
     assert found == ["backbone vit_small_patch16_224.dino", "classifier vit_base_patch16_224.augreg_in1k"]
 

@@ -14,7 +14,7 @@ from stages.pretraining import pretrain as stage
 from stages.pretraining import training as recipe
 
 RECIPE = Pretrain(
-    seed=1, images=40, batch=8, lr=0.001, muon_lr=0.01, weight_decay=0.01, warmup=2
+    seed=1, images=40, batch_size=8, lr=0.001, muon_lr=0.01, weight_decay=0.01, warmup=2
 )  # five batches, evaluated after the second, the fourth and the last
 
 
@@ -67,7 +67,7 @@ def test_the_stage_reads_its_own_section_alone(folder):
         stage.main()
 
 
-def test_presence_names_classes_and_colours():
+def test_presence_names_classes_and_colors():
     image, present = stage.PretrainScenes("pretrain_val", 1, 0, 3, stage.Style())[1]
     assert image.dtype == torch.uint8
     assert image.shape == (3, 80, 80)

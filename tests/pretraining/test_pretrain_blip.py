@@ -16,7 +16,7 @@ from stages.pretraining import training as recipe
 RECIPE = PretrainBlip(
     seed=1,
     images=24,
-    batch=8,
+    batch_size=8,
     lr=0.001,
     muon_lr=0.01,
     weight_decay=0.01,
@@ -72,19 +72,19 @@ def test_encoder_and_decoder_share_all_but_self_attention(folder):
 
 
 def test_scenes_come_from_the_pretraining_writers_and_some_captions_from_another_scene():
-    scenes = stage.CaptionedScenes("pretrain", 1, 0, 60, web.STYLE, web.caption, foreign=0.5)
+    scenes = stage.CaptionedScenes("pretrain", 1, 0, 60, web.STYLE, web.web_caption, foreign=0.5)
     image, ids, looks = scenes[3]
     assert image.shape == (3, 80, 80)
     assert ids.shape == (stage.TOLD, stage.LENGTH)
     assert looks.shape == (2,)
-    own = stage.CaptionedScenes("pretrain", 1, 0, 60, web.STYLE, web.caption, foreign=0.0)
+    own = stage.CaptionedScenes("pretrain", 1, 0, 60, web.STYLE, web.web_caption, foreign=0.0)
     same = sum(torch.equal(scenes[index][1], own[index][1]) for index in range(60))
     assert 15 < same < 45
     assert torch.equal(scenes[3][0], own[3][0])
 
 
 def test_no_caption_is_longer_than_it_is_padded():
-    for tell in (web.caption, lambda rng, seen: captions.captions(rng, seen)[0]):
+    for tell in (web.web_caption, lambda rng, seen: captions.scene_captions(rng, seen)[0]):
         scenes = stage.CaptionedScenes("pretrain", 2, 0, 200, web.STYLE, tell)
         assert {tuple(ids.shape) for _, ids, _ in (scenes[index] for index in range(200))} == {
             (stage.TOLD, stage.LENGTH)

@@ -10,9 +10,9 @@ from stages.core.runs import Run
 from stages.params.experiment import load_experiment
 from stages.report import attention, captioning, classification, retrieval
 from stages.report.claims import Claim
-from stages.report.colors import class_colours
+from stages.report.colors import class_colors
 from stages.report.numbers import scientific
-from stages.report.original import reference
+from stages.report.original import load_original
 from stages.report.overlays import overlay
 from stages.report.results import Result
 from stages.report.segmentation import CLAIMS, Head, head_label, table
@@ -50,7 +50,7 @@ def test_overlay_paints_neither_void_nor_background():
     mask[1:5, 1:5], mask[0, 0] = 1, 255
     painted = overlay(pixels, mask, ("background", "star"))
     assert np.allclose(painted[mask != 1], 0.5)
-    assert np.allclose(painted[1, 1], class_colours(("background", "star"))["star"])  # the region's line
+    assert np.allclose(painted[1, 1], class_colors(("background", "star"))["star"])  # the region's line
     assert not np.allclose(painted[2, 2], 0.5)
 
 
@@ -60,9 +60,9 @@ def test_overlay_paints_class_0_where_it_is_no_background():
 
 
 @pytest.mark.parametrize("count", [2, 21, 60])
-def test_no_two_classes_share_a_colour(count):
-    colours = class_colours(tuple(f"class {index}" for index in range(count)))
-    assert len({tuple(np.round(colour, 3)) for colour in colours.values()}) == count + 1
+def test_no_two_classes_share_a_color(count):
+    colors = class_colors(tuple(f"class {index}" for index in range(count)))
+    assert len({tuple(np.round(color, 3)) for color in colors.values()}) == count + 1
 
 
 def test_claims_are_about_heads_that_the_report_has():
@@ -157,7 +157,7 @@ def test_the_committed_params_are_the_reports_grid():
     names = {one.run.name for one in [*cells, *rows]}
     assert all({claim.first, claim.second} <= names for claim in claims)
     settings = experiment.classification.settings
-    assert list(settings) == list(reference()["classification"]["rows"])
+    assert list(settings) == list(load_original()["classification"]["rows"])
     assert all(classification.reported(name, settings) for name in settings)
     assert all({claim.first, claim.second} <= set(settings) for claim in classification.CLAIMS)
 
@@ -179,14 +179,14 @@ def test_the_page_tells_of_words_that_blip_does_not_know():
 
 def finetuned(name, accuracy, folder, **settings):
     """A setting's result whose first `accuracy` percent of ten images are right."""
-    asked = {"lr": 5e-4, "augment": False, "size": 80, "batch": 8, "accumulate": 1, "epochs": 5} | settings
+    asked = {"lr": 5e-4, "augment": False, "size": 80, "batch_size": 8, "accumulate": 1, "epochs": 5} | settings
     predicted = ["cat" if index < accuracy // 10 else "dog" for index in range(10)]
     path = folder / f"{name}.parquet"
     pq.write_table(pa.table({"label": ["cat"] * 10, "predicted": predicted}), path)
     metrics = {"accuracy": accuracy, "accuracy_low": accuracy - 1, "accuracy_high": accuracy + 1, "best_epoch": 4}
     metrics |= {"best_accuracy": accuracy + 2, "steps": 15, "train_loss": 1.5, "confusion": [[]] * 20}
     history = [{"epoch": 1, "train_loss": 2.0}, {"epoch": 2, "train_loss": 1.5}]
-    run = Run("classification", name, "", asked, metrics, history, artefacts={"predictions": str(path)})
+    run = Run("classification", name, "", asked, metrics, history, artifacts={"predictions": str(path)})
     return Result(run, metrics, None)
 
 
@@ -213,7 +213,7 @@ def test_what_the_report_says_of_settings_is_held_against_paired_images(tmp_path
         "Still learning when they ended: `base`, training loss 1.50 after 15 steps of 8 images.",
         "",
     ]
-    for loss in (0.01, 2.1, 3.1):  # learnt; rising; no better than chance among 20
+    for loss in (0.01, 2.1, 3.1):  # learned; rising; no better than chance among 20
         results[0].run.history[:] = [{"epoch": 1, "train_loss": max(2.0, loss)}, {"epoch": 2, "train_loss": loss}]
         results[0].run.history[0]["train_loss"] = 2.0 if loss < 3 else 3.2
         assert classification.why(results[:1]) == []
@@ -233,6 +233,6 @@ def test_attention_that_is_absent_is_told_and_nothing_else_is_lost():
     absent = {"class_attention": "x has no class token", "caption_attention": "y has no captions"}
     made = attention.section({"position_similarity": [Result(run, {}, None)]}, absent)
     page = "\n".join(made.lines)
-    assert "`rotary` has no learnt position embeddings to show." in page
+    assert "`rotary` has no learned position embeddings to show." in page
     assert "Left out: x has no class token." in page and "Left out: y has no captions." in page
     assert not made.tables and not made.metrics

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.params.retrieval import Recipe
-from stages.retrieval.projections import Projections, Stack, load_projections, save_projections
-from stages.retrieval.training import DivergedError, Pairs, Training, contrast, train
+from stages.params.retrieval import TrainingParams
+from stages.retrieval.projections import Projections, StackedProjections, load_projections, save_projections
+from stages.retrieval.training import DivergedError, Pairs, ProjectionTraining, contrastive_loss, train
 
 RECIPES = {
-    "one": Recipe(lr=1e-2, weight_decay=1e-3, temperature=0.1, epochs=3, batch_size=8),
-    "other_lr": Recipe(lr=1e-3, weight_decay=0.5, temperature=0.5, epochs=3, batch_size=8),
-    "longer": Recipe(lr=1e-2, weight_decay=0, temperature=0.1, epochs=4, batch_size=8),
-    "wider": Recipe(lr=1e-2, weight_decay=0, temperature=0.1, epochs=3, batch_size=16),
+    "one": TrainingParams(lr=1e-2, weight_decay=1e-3, temperature=0.1, epochs=3, batch_size=8),
+    "other_lr": TrainingParams(lr=1e-3, weight_decay=0.5, temperature=0.5, epochs=3, batch_size=8),
+    "longer": TrainingParams(lr=1e-2, weight_decay=0, temperature=0.1, epochs=4, batch_size=8),
+    "wider": TrainingParams(lr=1e-2, weight_decay=0, temperature=0.1, epochs=3, batch_size=16),
 }
 
 
@@ -24,7 +24,7 @@ def pairs():
 
 def fresh(name, seed):
     torch.manual_seed(seed)
-    return Training(name, RECIPES[name], seed, Projections(10, 6, 4), [])
+    return ProjectionTraining(name, RECIPES[name], seed, Projections(10, 6, 4), [])
 
 
 def judge(pairs):
@@ -96,13 +96,13 @@ def test_contrast_by_hand():
     # Rows of logits (T = 1): [1, 1] and [0, 0]; columns: [1, 0] twice, of which place 0 and place 1 are right.
     rows = torch.tensor(2.0).log()
     columns = (torch.tensor(1.0).exp() + 1).log() - 0.5
-    assert contrast(images, texts, torch.ones(1, 1, 1)) == pytest.approx(float((rows + columns) / 2))
+    assert contrastive_loss(images, texts, torch.ones(1, 1, 1)) == pytest.approx(float((rows + columns) / 2))
 
 
 def test_a_stack_projects_as_its_rows_do():
     rows = [Projections(10, 6, 4) for _ in range(3)]
     images, texts = torch.randn(3, 5, 10), torch.randn(3, 5, 6)
-    stack = Stack(rows)
+    stack = StackedProjections(rows)
     for place, row in enumerate(rows):
         assert torch.allclose(stack.images(images)[place], row.images(images[place]), atol=1e-6)
         assert torch.allclose(stack.texts(texts)[place], row.texts(texts[place]), atol=1e-6)

@@ -55,7 +55,7 @@ def test_transformer_mixes_patches_and_linear_does_not():
         assert same != mixes
 
 
-def test_logits_are_normalised_over_classes():
+def test_logits_are_normalized_over_classes():
     logits = Transformer(8, 6, heads=2, shared_qk=False)(torch.randn(2, 3, 3, 8))
     torch.testing.assert_close(logits.mean(-1), torch.zeros(2, 3, 3), atol=1e-5, rtol=0)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.core.bootstrap import interval
+from stages.core.bootstrap import confidence_interval
 from stages.segmentation.iou import confusion, iou, mean_iou_draws
 
 
@@ -64,8 +64,8 @@ def test_draws_are_paired_and_hold_the_measured_mean():
     rng = np.random.default_rng(0)
     good = rng.integers(50, 100, (40, 1, 1)) * np.eye(3, dtype=int) + 5
     worse = good + 10 * (1 - np.eye(3, dtype=int))
-    low, high = interval(mean_iou_draws(good, seed=1))
+    low, high = confidence_interval(mean_iou_draws(good, seed=1))
     assert low < iou(good.sum(0)).mean < high
     apart = mean_iou_draws(good, seed=1) - mean_iou_draws(worse, seed=1)
-    assert interval(apart)[0] > 0
-    assert interval(apart)[1] - interval(apart)[0] < high - low
+    assert confidence_interval(apart)[0] > 0
+    assert confidence_interval(apart)[1] - confidence_interval(apart)[0] < high - low

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from stages.core.stage import InputError
 from stages.data.images import read_image, read_mask
-from stages.data.views import cut_image, cut_mask
+from stages.data.views import crop_image, crop_mask
 from stages.data.voc_folder import read_folder
 from stages.features.shards import Shards
-from stages.features.tokens import FeatureTable, Provenance
+from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
 from stages.params.compute import Compute
 from stages.params.experiment import Head, ViewParams
@@ -46,15 +46,15 @@ def manifest(voc_folder):
 
 
 def table(path, backbone, views, **settings):
-    made_with = Provenance("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest="m")
+    made_with = FeatureMetadata("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest="m")
     shards = Shards(path, len(views), vars(made_with), waiting=path.parent / "waiting", **settings.pop("shards", {}))
     extract(backbone, views, shards, made_with, ALONE, **settings)
-    shards.deliver()
+    shards.commit()
     return FeatureTable(path)
 
 
 def all_rows(features):
-    return [row for group in range(features.groups) for row in features.group(group)]
+    return [row for group in range(features.num_groups) for row in features.read_group(group)]
 
 
 def test_every_view_once_with_the_tokens_of_its_pixels(tmp_path, backbone, manifest):
@@ -63,7 +63,7 @@ def test_every_view_once_with_the_tokens_of_its_pixels(tmp_path, backbone, manif
     assert [(row.image_id, row.view_index) for row in rows] == [(i, v) for v in range(3) for i in "ab"]
     for row in rows:
         source = next(one for one in manifest.rows if one.image_id == row.image_id)
-        pixels = torch.from_numpy(cut_image(read_image(Path(source.image)), row.view).transpose(2, 0, 1).copy())
+        pixels = torch.from_numpy(crop_image(read_image(Path(source.image)), row.view).transpose(2, 0, 1).copy())
         expected = backbone(pixels[None]).patches[0]
         torch.testing.assert_close(row.tokens.float(), expected, atol=2e-3, rtol=2e-3)
 
@@ -115,7 +115,7 @@ def test_epoch_e_sees_view_e_mod_v_with_its_own_masks(tmp_path, backbone, manife
     expected = [row for row in all_rows(features) if row.view_index == 1]
     assert torch.equal(tokens, torch.stack([row.tokens for row in expected]))
     for row, mask in zip(expected, masks, strict=True):
-        assert np.array_equal(mask, cut_mask(read_mask(masks_of(manifest)[row.image_id]), row.view))
+        assert np.array_equal(mask, crop_mask(read_mask(masks_of(manifest)[row.image_id]), row.view))
     assert views.epoch(1)[0] is tokens  # kept, as epoch 3 asks for the same view
     assert not torch.equal(views.epoch(0)[0], tokens)
 
@@ -171,7 +171,7 @@ def test_rate_falls_linearly_and_a_run_repeats_itself(tmp_path, backbone, manife
     training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1))
     val = ValImages(table(tmp_path / "v", backbone, val_views(manifest.split("val"))), masks_of(manifest))
 
-    task = SimpleNamespace(views=2, epochs=4, batch=2, lr=0.1, weight_decay=0.001)
+    task = SimpleNamespace(views=2, epochs=4, batch_size=2, lr=0.1, weight_decay=0.001)
     rates = []
 
     def once():
@@ -197,13 +197,13 @@ def test_rate_falls_linearly_and_a_run_repeats_itself(tmp_path, backbone, manife
     ("kernel", "batch", "views", "told"),
     [
         (5, 2, 1, "heads.mine.kernel = 5: at most 3, the side of the smallest grid"),
-        (3, 3, 1, "segmentation.batch = 3: at most 2, the training images"),
+        (3, 3, 1, "segmentation.batch_size = 3: at most 2, the training images"),
         (3, 2, 2, "segmentation.views = 2: .* holds 1"),
     ],
 )
 def test_what_cannot_fit_is_named_before_training(tmp_path, backbone, manifest, kernel, batch, views, told):
     training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 1, VIEW, seed=1))
-    asked, task = Head(kind="convolutional", kernel=kernel), SimpleNamespace(batch=batch, views=views)
+    asked, task = Head(kind="convolutional", kernel=kernel), SimpleNamespace(batch_size=batch, views=views)
     with pytest.raises(InputError, match=told):
         train_head._check_fits("mine", asked, task, training, training)
 
@@ -211,7 +211,7 @@ def test_what_cannot_fit_is_named_before_training(tmp_path, backbone, manifest, 
 def test_a_diverged_run_is_named_when_it_happens(tmp_path, backbone, manifest, monkeypatch):
     training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 1, VIEW, seed=1))
     val = ValImages(table(tmp_path / "v", backbone, val_views(manifest.split("val"))), masks_of(manifest))
-    task = SimpleNamespace(views=1, epochs=2, batch=2, lr=0.1, weight_decay=0.0)
+    task = SimpleNamespace(views=1, epochs=2, batch_size=2, lr=0.1, weight_decay=0.0)
     head = build_head(kind="linear", dim=12, classes=CLASSES, heads=3, kernel=None, shared_qk=None)
     torch.nn.init.constant_(head.classify.weight, float("inf"))
     with pytest.raises(InputError, match="mine: training diverged in epoch 1"):

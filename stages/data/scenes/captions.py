@@ -1,4 +1,4 @@
-"""Five captions of a scene from a small grammar: size, colour, class, relation, place; and how to read them back."""
+"""Five captions of a scene from a small grammar: size, color, class, relation, place; and how to read them back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.data.scenes.digits import DIGITS
-from stages.data.scenes.scene import CLASSES, COLOURS, Scene, Thing
+from stages.data.scenes.scene import CLASSES, COLORS, Scene, SceneObject
 
 CAPTIONS = 5
 
@@ -18,13 +18,13 @@ _ROWS = ("top", "", "bottom")
 _COLUMNS = ("left", "", "right")
 
 
-def captions(rng: np.random.Generator, scene: Scene) -> tuple[str, ...]:
+def scene_captions(rng: np.random.Generator, scene: Scene) -> tuple[str, ...]:
     """`CAPTIONS` sentences, the largest thing named first more often than not."""
     return tuple(_caption(rng, scene) for _ in range(CAPTIONS))
 
 
 def _caption(rng, scene: Scene) -> str:
-    things = list(scene.things)
+    things = list(scene.objects)
     if rng.random() < 0.3:
         things.reverse()
     told = things[: 2 if rng.random() < 0.8 else 1]
@@ -32,14 +32,14 @@ def _caption(rng, scene: Scene) -> str:
     if len(told) == 2:
         words += [_pick(rng, relations(*told)), _phrase(rng, told[1])]
     elif rng.random() < 0.7:
-        words.append(place(told[0], scene.mask.shape[0]))
+        words.append(position_phrase(told[0], scene.mask.shape[0]))
     if rng.random() < 0.25:
         words.append(_pick(rng, _GROUNDS[scene.ground]))
     return " ".join(word for word in words if word)
 
 
-def _phrase(rng, thing: Thing) -> str:
-    return noun_phrase(_pick(rng, _SIZES[thing.size]), thing.colour, noun(rng, thing.name))
+def _phrase(rng, thing: SceneObject) -> str:
+    return noun_phrase(_pick(rng, _SIZES[thing.size]), thing.color, noun(rng, thing.name))
 
 
 def noun_phrase(*words: str) -> str:
@@ -55,7 +55,7 @@ def noun(rng, name: str) -> str:
     return _pick(rng, _SHAPE_WORDS.get(name, (name,)))
 
 
-def relations(first: Thing, second: Thing) -> tuple[str, ...]:
+def relations(first: SceneObject, second: SceneObject) -> tuple[str, ...]:
     """What may stand between two things: where the first lies, seen from the second."""
     across, down = first.x - second.x, first.y - second.y
     if abs(across) > abs(down):
@@ -63,7 +63,7 @@ def relations(first: Thing, second: Thing) -> tuple[str, ...]:
     return ("above", "over", "and below it") if down < 0 else ("below", "under", "and above it")
 
 
-def place(thing: Thing, side: int) -> str:
+def position_phrase(thing: SceneObject, side: int) -> str:
     """Where a thing lies in a scene of that side."""
     row, column = _ROWS[int(3 * thing.y / side)], _COLUMNS[int(3 * thing.x / side)]
     if not (row or column):
@@ -77,33 +77,33 @@ def _pick(rng, words):
 
 @dataclass(frozen=True)
 class Mention:
-    """A class that a caption names, and the colour in the same noun phrase, or None; and which words they are."""
+    """A class that a caption names, and the color in the same noun phrase, or None; and which words they are."""
 
     name: str
-    colour: str | None
+    color: str | None
     name_at: int
-    colour_at: int | None
+    color_at: int | None
 
 
 _NAMES = {name: name for name in CLASSES[1:]} | {word: name for name, words in _SHAPE_WORDS.items() for word in words}
 
 
 def mentions(words: Sequence[str]) -> tuple[Mention, ...]:
-    """The things that a caption's words name, in its order. A colour belongs to the next noun of its own phrase."""
-    found, colour, colour_at = [], None, None
+    """The things that a caption's words name, in its order. A color belongs to the next noun of its own phrase."""
+    found, color, color_at = [], None, None
     for place, word in enumerate(word.lower() for word in words):
-        if word in COLOURS:
-            colour, colour_at = word, place
+        if word in COLORS:
+            color, color_at = word, place
         elif word in _NAMES:
-            found.append(Mention(_NAMES[word], colour, place, colour_at))
+            found.append(Mention(_NAMES[word], color, place, color_at))
         if word in ("a", "an", *_NAMES):
-            colour, colour_at = None, None
+            color, color_at = None, None
     return tuple(found)
 
 
-def words() -> set[str]:
+def vocabulary() -> set[str]:
     """Every word that a caption of a scene can hold."""
-    phrases = {*_OPENINGS, *_ROWS, *_COLUMNS, *COLOURS, *_NAMES, "a an and below above it at the in middle"}
+    phrases = {*_OPENINGS, *_ROWS, *_COLUMNS, *COLORS, *_NAMES, "a an and below above it at the in middle"}
     phrases |= {word for group in (*_SIZES.values(), *_GROUNDS.values()) for word in group}
     phrases |= {"number", "handwritten", "left of", "to the right of", "beside", "over", "under"}
     return {word for phrase in phrases for word in phrase.split()}

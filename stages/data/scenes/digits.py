@@ -17,9 +17,9 @@ WRITERS = {
     "pretrain": slice(0, 900),
     "pretrain_val": slice(900, 1000),
     "train": slice(1000, 1244),
-    "pets_train": slice(1244, 1400),
+    "objects_train": slice(1244, 1400),
     "val": slice(1400, 1659),
-    "pets_val": slice(1659, 1797),
+    "objects_val": slice(1659, 1797),
 }
 
 GLYPH_SIDE = 72  # pixels: 8x8 scans, padded to 12x12, enlarged six times
@@ -39,7 +39,7 @@ def glyphs(writers: str) -> tuple[np.ndarray, ...]:
 
 
 def _enlarge(scan: np.ndarray) -> np.ndarray:
-    """A smooth `(72, 72)` field from an `(8, 8)` scan of 0..16 grey values."""
+    """A smooth `(72, 72)` field from an `(8, 8)` scan of 0..16 gray values."""
     padded = np.pad(scan / 16.0, 2)
     smooth = ndimage.gaussian_filter(ndimage.zoom(padded, 6, order=3, mode="grid-constant", grid_mode=True), 1.2)
     return (smooth / max(smooth.max(), 1e-6)).clip(0, 1).astype(np.float32)

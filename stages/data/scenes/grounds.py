@@ -21,8 +21,8 @@ def photograph(rng: np.random.Generator, side: int) -> np.ndarray:
     left, top = (int(rng.integers(0, length - reach + 1)) for length in photo.size)
     crop = photo.resize((side, side), Image.Resampling.BOX, box=(left, top, left + reach, top + reach))
     pixels = np.asarray(crop, np.float32) / 255
-    grey = pixels.mean(axis=2, keepdims=True)
-    pixels = grey + (pixels - grey) * rng.uniform(0.35, 0.8)
+    gray = pixels.mean(axis=2, keepdims=True)
+    pixels = gray + (pixels - gray) * rng.uniform(0.35, 0.8)
     return np.clip(0.5 + (pixels - 0.5) * rng.uniform(0.45, 0.8) + rng.uniform(-0.12, 0.12), 0, 1)
 
 

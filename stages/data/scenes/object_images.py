@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.data.scenes.digits import DIGITS
-from stages.data.scenes.scene import COLOURS, SIZES, Scene, Style, Thing, draw_ground, paint, pixels_of
+from stages.data.scenes.scene import COLORS, SIZES, Scene, SceneObject, Style, draw_background, paint_objects, to_uint8
 
 STYLE = Style(objects=(1, 1), zoom=(0.75, 1.3), photographs=0.8)
 
@@ -21,23 +21,23 @@ class Camera:
     contrast: tuple[float, float] = (0.4, 0.95)
     lift: tuple[float, float] = (0.0, 0.3)  # added to every pixel
     grain: tuple[float, float] = (0.0, 0.05)  # standard deviation of the noise
-    inside: float = 0.7  # radii between a thing's centre and the frame, at least
+    inside: float = 0.7  # radii between a thing's center and the frame, at least
 
 
-def draw_pet(rng: np.random.Generator, name: str, writers: str, camera: Camera = Camera()) -> Scene:
+def draw_object_image(rng: np.random.Generator, name: str, writers: str, camera: Camera = Camera()) -> Scene:
     """A picture of one thing of class `name`, digits by one block of writers (`digits.WRITERS`)."""
-    ground, canvas = draw_ground(rng, STYLE)
+    ground, canvas = draw_background(rng, STYLE)
     thing = _thing(rng, name, camera)
-    mask = paint(rng, canvas, (thing,), writers)
+    mask = paint_objects(rng, canvas, (thing,), writers)
     canvas = canvas * rng.uniform(*camera.contrast) + rng.uniform(*camera.lift)
     canvas += rng.normal(0, rng.uniform(*camera.grain), canvas.shape)
-    return Scene(pixels_of(canvas.clip(0, 1)), mask, (thing,), ground)
+    return Scene(to_uint8(canvas.clip(0, 1)), mask, (thing,), ground)
 
 
-def _thing(rng: np.random.Generator, name: str, camera: Camera) -> Thing:
+def _thing(rng: np.random.Generator, name: str, camera: Camera) -> SceneObject:
     size = str(rng.choice(list(SIZES)))
     radius = STYLE.side * rng.uniform(*STYLE.zoom) * rng.uniform(*SIZES[size])
     margin = camera.inside * radius
     x, y = rng.uniform(margin, STYLE.side - margin, 2)
     turn = rng.uniform(-0.6, 0.6) if name in DIGITS else rng.uniform(-np.pi, np.pi)
-    return Thing(name, str(rng.choice(list(COLOURS))), size, radius, float(x), float(y), turn)
+    return SceneObject(name, str(rng.choice(list(COLORS))), size, radius, float(x), float(y), turn)

@@ -12,7 +12,7 @@ from stages.data.voc import VOID
 
 CLASSES = ("background", *DIGITS, *SHAPES)
 
-COLOURS = {
+COLORS = {
     "red": (0.84, 0.14, 0.16),
     "orange": (0.96, 0.52, 0.10),
     "yellow": (0.98, 0.86, 0.22),
@@ -23,7 +23,7 @@ COLOURS = {
     "white": (0.96, 0.96, 0.94),
 }
 
-# Radii as shares of the scene's side. Smaller objects are not learnt in an hour on a CPU.
+# Radii as shares of the scene's side. Smaller objects are not learned in an hour on a CPU.
 SIZES = {"small": (0.14, 0.17), "medium": (0.195, 0.24), "large": (0.26, 0.31)}
 
 
@@ -38,11 +38,11 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object: its name, looks and place. Lengths are in pixels, the angle in radians."""
 
     name: str
-    colour: str
+    color: str
     size: str
     radius: float
     x: float
@@ -60,25 +60,27 @@ class Scene:
 
     image: np.ndarray
     mask: np.ndarray
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     ground: str
 
 
-def draw(rng: np.random.Generator, writers: str, style: Style = Style()) -> Scene:
+def draw_scene(rng: np.random.Generator, writers: str, style: Style = Style()) -> Scene:
     """Draw one scene with digits from one block of writers (`digits.WRITERS`)."""
-    ground, canvas = draw_ground(rng, style)
+    ground, canvas = draw_background(rng, style)
     things = _arrange(rng, style)
-    mask = paint(rng, canvas, things, writers)
-    return Scene(pixels_of(canvas), mask, things, ground)
+    mask = paint_objects(rng, canvas, things, writers)
+    return Scene(to_uint8(canvas), mask, things, ground)
 
 
-def draw_ground(rng: np.random.Generator, style: Style) -> tuple[str, np.ndarray]:
+def draw_background(rng: np.random.Generator, style: Style) -> tuple[str, np.ndarray]:
     """What lies behind the things: its kind, and a canvas `(side, side, 3)` float32 in 0..1."""
     ground = "photograph" if rng.random() < style.photographs else "texture"
     return ground, (photograph if ground == "photograph" else texture)(rng, style.side).astype(np.float32)
 
 
-def paint(rng: np.random.Generator, canvas: np.ndarray, things: tuple[Thing, ...], writers: str) -> np.ndarray:
+def paint_objects(
+    rng: np.random.Generator, canvas: np.ndarray, things: tuple[SceneObject, ...], writers: str
+) -> np.ndarray:
     """Lay things on a canvas, in place, one after another; returns their mask `(side, side)` uint8."""
     mask = np.zeros(canvas.shape[:2], np.uint8)
     for thing in things:
@@ -86,26 +88,26 @@ def paint(rng: np.random.Generator, canvas: np.ndarray, things: tuple[Thing, ...
     return mask
 
 
-def pixels_of(canvas: np.ndarray) -> np.ndarray:
+def to_uint8(canvas: np.ndarray) -> np.ndarray:
     """uint8 of a canvas in 0..1."""
     return (canvas * 255 + 0.5).astype(np.uint8)
 
 
-def _arrange(rng: np.random.Generator, style: Style) -> tuple[Thing, ...]:
+def _arrange(rng: np.random.Generator, style: Style) -> tuple[SceneObject, ...]:
     """Things that hardly touch, largest first; fewer than drawn where there is no room."""
     low, high = style.objects
     names = rng.choice(CLASSES[1:], size=rng.integers(low, high + 1), replace=False)
     sizes = sorted(rng.choice(list(SIZES), size=len(names)), key=lambda size: -SIZES[size][0])
     zoom = rng.uniform(*style.zoom)
-    things: list[Thing] = []
+    things: list[SceneObject] = []
     for name, size in zip(names, sizes, strict=True):
         radius = style.side * zoom * rng.uniform(*SIZES[size])
         place = _free_place(rng, style.side, radius, things)
         if place is None:
             continue
         turn = rng.uniform(-0.35, 0.35) if name in DIGITS else rng.uniform(-np.pi, np.pi)
-        colour = str(rng.choice(list(COLOURS)))
-        things.append(Thing(str(name), colour, str(size), radius, *place, turn))
+        color = str(rng.choice(list(COLORS)))
+        things.append(SceneObject(str(name), color, str(size), radius, *place, turn))
     return tuple(things)
 
 
@@ -118,7 +120,7 @@ def _free_place(rng, side, radius, things) -> tuple[float, float] | None:
     return None
 
 
-def _paint(rng, canvas, mask, thing: Thing, writers: str) -> None:
+def _paint(rng, canvas, mask, thing: SceneObject, writers: str) -> None:
     """Lay one thing on the canvas (its shadow first) and its label and void border on the mask."""
     window = _window(thing, mask.shape[0])
     canvas, mask = canvas[window], mask[window]
@@ -135,36 +137,36 @@ def _paint(rng, canvas, mask, thing: Thing, writers: str) -> None:
     mask[inside] = thing.label
 
 
-def _window(thing: Thing, side: int) -> tuple[slice, slice]:
+def _window(thing: SceneObject, side: int) -> tuple[slice, slice]:
     """Rows and columns that the thing and its shadow can reach."""
     reach = 1.2 * thing.radius + 7
 
-    def span(centre):
-        return slice(max(0, int(centre - reach)), min(side, int(centre + reach) + 1))
+    def span(center):
+        return slice(max(0, int(center - reach)), min(side, int(center + reach) + 1))
 
     return span(thing.y), span(thing.x)
 
 
-def _local(thing: Thing, window) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres of a window in the thing's own turned, unit-radius coordinates."""
+def _local(thing: SceneObject, window) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel centers of a window in the thing's own turned, unit-radius coordinates."""
     rows, columns = np.mgrid[window].astype(np.float32) + 0.5
     x, y = (columns - thing.x) / thing.radius, (rows - thing.y) / thing.radius
     cos, sin = np.float32(np.cos(thing.angle)), np.float32(np.sin(thing.angle))
     return x * cos + y * sin, y * cos - x * sin
 
 
-def _depth_in_glyph(rng, x, y, thing: Thing, writers: str) -> np.ndarray:
+def _depth_in_glyph(rng, x, y, thing: SceneObject, writers: str) -> np.ndarray:
     """Roughly the distance inside a digit's stroke, in radii: ink over 0.5, scaled by the slope of its edge."""
     scans = glyphs(writers)[DIGITS.index(thing.name)]
     ink = scans[rng.integers(len(scans))]
-    centre, scale = (GLYPH_SIDE - 1) / 2, 24.0  # the 8x8 scan's half height, in glyph pixels
-    sampled = ndimage.map_coordinates(ink, [y * scale + centre, x * scale + centre], order=1)
+    center, scale = (GLYPH_SIDE - 1) / 2, 24.0  # the 8x8 scan's half height, in glyph pixels
+    sampled = ndimage.map_coordinates(ink, [y * scale + center, x * scale + center], order=1)
     return (sampled - 0.45) * 0.36
 
 
-def _surface(rng, x, y, depth, thing: Thing) -> np.ndarray:
-    """Colour of every pixel of a thing: its tone, lit from above, patterned, perhaps with an outline."""
-    tone = np.clip(np.array(COLOURS[thing.colour]) + rng.normal(0, 0.025, 3), 0, 1)
+def _surface(rng, x, y, depth, thing: SceneObject) -> np.ndarray:
+    """Color of every pixel of a thing: its tone, lit from above, patterned, perhaps with an outline."""
+    tone = np.clip(np.array(COLORS[thing.color]) + rng.normal(0, 0.025, 3), 0, 1)
     pattern = rng.choice(["plain", "plain", "stripes", "dots"])
     light = 1.04 - 0.13 * (y * np.cos(thing.angle) + x * np.sin(thing.angle))
     if pattern == "stripes":

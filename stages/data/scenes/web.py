@@ -1,7 +1,7 @@
 """Scenes and captions in another style than the task's: what BLIP is pretrained on.
 
 The reports' checkpoint came from noisy pairs off the web. So these scenes hold other numbers of things on other
-grounds, by other writers, and their captions are partial and sometimes wrong: a thing or its colour is left out or
+grounds, by other writers, and their captions are partial and sometimes wrong: a thing or its color is left out or
 mistaken, a relation is told as "and", an opening or a trailing phrase says nothing, some belong to another scene.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.data.scenes import captions
-from stages.data.scenes.captions import noun, noun_phrase, place, relations
-from stages.data.scenes.scene import CLASSES, COLOURS, Scene, Style, Thing
+from stages.data.scenes.captions import noun, noun_phrase, position_phrase, relations
+from stages.data.scenes.scene import CLASSES, COLORS, Scene, SceneObject, Style
 
 STYLE = Style(objects=(1, 4), zoom=(0.9, 1.2), photographs=0.25)
 
@@ -29,8 +29,8 @@ class Noise:
 
     foreign: float = 0.05  # whole captions that belong to another scene
     class_wrong: float = 0.04
-    colour_wrong: float = 0.05
-    colour_untold: float = 0.15
+    color_wrong: float = 0.05
+    color_untold: float = 0.15
     size_untold: float = 0.6
     relation_untold: float = 0.4
     place_untold: float = 0.4  # of a lone thing
@@ -40,9 +40,9 @@ class Noise:
     ending: float = 0.08
 
 
-def caption(rng: np.random.Generator, scene: Scene, noise: Noise = Noise()) -> str:
+def web_caption(rng: np.random.Generator, scene: Scene, noise: Noise = Noise()) -> str:
     """One noisy caption of a scene. Which captions are foreign, the caller decides: it has the other scenes."""
-    things = list(scene.things)
+    things = list(scene.objects)
     if rng.random() < noise.smaller_first:
         things = [things[index] for index in rng.permutation(len(things))]
     told = things[: 1 if rng.random() < noise.second_untold else 2]
@@ -51,24 +51,24 @@ def caption(rng: np.random.Generator, scene: Scene, noise: Noise = Noise()) -> s
         glue = _GLUE if rng.random() < noise.relation_untold else relations(*told)
         parts += [_pick(rng, glue), _phrase(rng, told[1], noise)]
     elif rng.random() >= (noise.place_untold_among if len(things) > 1 else noise.place_untold):
-        parts.append(place(told[0], scene.mask.shape[0]))
+        parts.append(position_phrase(told[0], scene.mask.shape[0]))
     if rng.random() < noise.ending:
         parts.append(_pick(rng, _ENDINGS))
     return " ".join(part for part in parts if part)
 
 
-def words() -> set[str]:
+def vocabulary() -> set[str]:
     """Every word that a caption here or in the task can hold."""
     phrases = {*_OPENINGS, *_ENDINGS, *_GLUE}
-    return captions.words() | {word for phrase in phrases for word in phrase.split()}
+    return captions.vocabulary() | {word for phrase in phrases for word in phrase.split()}
 
 
-def _phrase(rng, thing: Thing, noise: Noise) -> str:
+def _phrase(rng, thing: SceneObject, noise: Noise) -> str:
     size = "" if rng.random() < noise.size_untold else thing.size
-    colour = _pick(rng, tuple(COLOURS)) if rng.random() < noise.colour_wrong else thing.colour
-    colour = "" if rng.random() < noise.colour_untold else colour
+    color = _pick(rng, tuple(COLORS)) if rng.random() < noise.color_wrong else thing.color
+    color = "" if rng.random() < noise.color_untold else color
     name = _pick(rng, CLASSES[1:]) if rng.random() < noise.class_wrong else thing.name
-    return noun_phrase(size, colour, noun(rng, name))
+    return noun_phrase(size, color, noun(rng, name))
 
 
 def _pick(rng, choices):

@@ -17,7 +17,7 @@ PARTIAL = "partial.txt"  # in a folder while it is filled
 COMMIT = re.compile("[0-9a-f]{40}")
 
 
-def fetch_model(
+def download_model(
     name: str, revision: str | None, downloads: Path, wanted: Sequence[str], weights: Sequence[str] = WEIGHTS
 ) -> tuple[Path, str]:
     """A folder with the files of `name` that match the patterns `wanted`, and the first of `weights`; and its commit.
@@ -42,7 +42,7 @@ def fetch_model(
         if lost:
             raise OSError(f"{', '.join(lost)} did not arrive")
     except GatedRepoError as fault:
-        raise InputError(f"'{name}' wants its licence accepted on {_page(name)}, then `hf auth login`") from fault
+        raise InputError(f"'{name}' wants its license accepted on {_page(name)}, then `hf auth login`") from fault
     except RevisionNotFoundError as fault:
         raise InputError(f"'{name}' has no revision '{asked}' on {_page(name)}") from fault
     except RepositoryNotFoundError as fault:
@@ -67,7 +67,7 @@ def fetch_model(
     return folder, info.sha
 
 
-def weights_in(folder: Path, weights: Sequence[str] = WEIGHTS) -> Path:
+def find_weights(folder: Path, weights: Sequence[str] = WEIGHTS) -> Path:
     """The file of weights in a model's folder, the first of `weights`; raises `InputError` for none."""
     for name in weights:
         if (folder / name).is_file():

@@ -42,7 +42,7 @@ def write_checkpoint(kind: str, checkpoint: Checkpoint | None) -> None:
 
 
 @contextmanager
-def loading(key: str, source: str) -> Iterator[None]:
+def loading_errors(key: str, source: str) -> Iterator[None]:
     """What goes wrong when a model is loaded becomes an `InputError`, one line that names its param."""
     try:
         yield

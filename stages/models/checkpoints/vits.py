@@ -1,7 +1,7 @@
 """The ViTs of a profile, loaded from where the stage `checkpoints` brought them."""
 
 from stages.models import vit
-from stages.models.checkpoints.record import loading, read_checkpoint
+from stages.models.checkpoints.record import loading_errors, read_checkpoint
 from stages.models.vit import Backbone
 from stages.params.experiment import Experiment
 
@@ -13,5 +13,5 @@ def load_vit(kind: str, experiment: Experiment) -> Backbone:
     active = experiment.active
     source = active.backbone if kind == "backbone" else active.classifier.backbone
     path = read_checkpoint(kind, source).file
-    with loading(f"{experiment.profile}.{KEYS[kind]}", source):
+    with loading_errors(f"{experiment.profile}.{KEYS[kind]}", source):
         return vit.load(source, path)
