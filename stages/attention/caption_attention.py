@@ -219,7 +219,6 @@ def run(experiment: Experiment) -> Run:
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
     experiment = load_experiment()
     folders = (PICTURES / TASK, SHARES / TASK, RUNS / TASK)
     for folder in folders:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
@@ -170,7 +169,6 @@ def run_model(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
     experiment, manifest = load_experiment(), manifests.read_manifest(LABELED)
     folders = (PICTURES / TASK, SHARES / TASK, RUNS / TASK)
     for folder in folders:

@@ -165,7 +165,6 @@ def run_cells(experiment: Experiment) -> list[Run]:
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
     experiment = load_experiment()
     for folder in (RUNS / TASK, PREDICTIONS.parent):
         shutil.rmtree(folder, ignore_errors=True)  # what belongs to cells that are gone

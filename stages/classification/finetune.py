@@ -215,7 +215,6 @@ def forget(name: str) -> None:
 
 
 def main(name: str) -> None:
-    torch.set_flush_denormal(True)
     experiment, manifest = load_experiment(), manifests.read_manifest(LABELED)
     if name not in experiment.classification.settings:
         there = ", ".join(experiment.classification.settings)

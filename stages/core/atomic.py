@@ -1,6 +1,7 @@
-"""Files are written beside their place and renamed into it, so that no reader ever sees half of one."""
+"""Atomic writes: a reader sees a whole file or none."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,20 +9,30 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes `path`'s name on success and goes away on failure.
+    """Yield a temporary path to write to; rename it to `path` on success, delete it on failure.
 
-    The folder is made where it is missing. Raises `OSError` as the writer does.
+    Parent folders are created. Raises `OSError` as the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # In the same folder, as a rename is atomic only within one file system.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
-    with atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    """Write `text` to `path` as UTF-8, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_folders(*folders: Path) -> None:
+    """Delete folders and their content; missing ones are fine.
+
+    A stage calls this on its output folders first: files of an earlier run with other params must not survive.
+    """
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from stages.core.atomic import atomic_write
 
 @dataclass
 class TrainState:
-    """`step` counts finished steps (batches or epochs); `seconds` is the time spent; `curve` has a dict per evaluation."""
+    """`step` counts finished batches or epochs; `curve` has one dict per evaluation."""
 
     step: int = 0
     seconds: float = 0.0

@@ -6,7 +6,6 @@ from are those of CATR's encoder.
 
 import shutil
 
-import torch
 from safetensors.torch import save_file
 
 from stages.core.atomic import atomic_write
@@ -134,7 +133,6 @@ def write_compared(towers: Towers, tables: dict[str, Vectors]) -> None:
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
     experiment, manifest = load_experiment(), manifests.read_manifest()
     for folder in (DECODER_STATES, RETRIEVAL_VECTORS):
         shutil.rmtree(folder, ignore_errors=True)  # of another source, perhaps

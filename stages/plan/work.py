@@ -62,7 +62,6 @@ def seconds_of(call: Callable[[], object], units: int = 1) -> float:
 
 def work_of(experiment: Experiment, images: Images, pets: Images, models: Models) -> Iterator[Work]:
     """Every stage that takes more than its own start; measured as it is asked for."""
-    torch.set_flush_denormal(True)
     if models.backbone:
         yield from _segmentation(experiment, images, models)
     if images.captions:

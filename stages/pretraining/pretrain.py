@@ -121,7 +121,6 @@ def mean_average_precision(model: Pretrainer, held_out: tuple[Tensor, Tensor], d
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
     recipe = load_section(Pretrain, "pretrain")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, architecture, progress = pretrain(recipe, device)

@@ -216,7 +216,6 @@ def ship(model: Pretrainer, recipe: PretrainBlip, progress: TrainState, machine:
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
     recipe = load_section(PretrainBlip, "pretrain_blip")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, progress = pretrain(recipe, device)

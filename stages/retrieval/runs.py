@@ -4,7 +4,6 @@ import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from tqdm import tqdm
 
 from stages.core.atomic import atomic_write
@@ -29,7 +28,6 @@ def train_and_record(task: str, stage: str, asked: dict[str, GridRow | None]) ->
 
     `task` names the folders of records, weights and predictions, which are made anew.
     """
-    torch.set_flush_denormal(True)
     experiment = load_experiment()
     folders = (RUNS / task, WEIGHTS / task, PREDICTIONS / task)
     for folder in folders:

@@ -122,7 +122,6 @@ def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -
 
 
 def main() -> None:
-    torch.set_flush_denormal(True)
     experiment = load_experiment()
     manifest, params, task = manifests.read_manifest(), experiment.active.view, experiment.segmentation
     if not all(row.mask for row in manifest.rows):

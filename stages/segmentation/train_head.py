@@ -121,7 +121,6 @@ def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...]
 
 
 def main(name: str) -> None:
-    torch.set_flush_denormal(True)
     reason = skip_reason(FEATURES)
     if reason:
         mark_skipped(reason, *outputs_of(name), record_path(TASK, name))

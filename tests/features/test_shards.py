@@ -181,7 +181,7 @@ def test_a_tables_views_are_divided_in_order(shards):
 
 
 @pytest.mark.parametrize(
-    "change", [{"made_with": {"weights": "other"}}, {"made_with": {}}, {"count": COUNT + 1}, {"size": SIZE + 1}]
+    "change", [{"metadata": {"weights": "other"}}, {"metadata": {}}, {"count": COUNT + 1}, {"size": SIZE + 1}]
 )
 def test_what_was_made_with_anything_else_starts_anew(shards, change):
     begun(shards)
