@@ -33,7 +33,7 @@ def expects(words: str) -> WrapValidator:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError("expected", "Input should be {words}", {"words": words}) from None
+            raise PydanticCustomError("expected", EXPECTED + "{words}", {"words": words}) from None
 
     return WrapValidator(check)
 
@@ -124,8 +124,9 @@ def _key(error: ErrorDetails, content: Any) -> str:
     """The dotted key of an error's value. pydantic mixes labels of union branches into its location: leave them out."""
     parts = []
     for part in error["loc"]:
-        is_key = part in content if isinstance(content, dict) else isinstance(content, list) and isinstance(part, int)
-        if is_key:
+        in_mapping = isinstance(content, dict) and part in content
+        in_list = isinstance(content, list) and isinstance(part, int)
+        if in_mapping or in_list:
             content = content[part]
             parts.append(str(part))
     if error["type"] == "missing":
