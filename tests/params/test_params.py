@@ -112,8 +112,8 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
         ("seed", -1, "seed = -1: must be an integer from 0 to 4294967295"),
         ("seed", MISSING, "'seed' is missing"),
         ("profile", "papr", "profile = 'papr': must be 'embedded', 'folder' or 'paper'"),
-        ("profil", "x", "unknown key 'profil' = 'x'; allowed here: profile, seed, "),
-        ("segmentation.lrr", 1, "unknown key 'segmentation.lrr' = 1; allowed here: views, epochs, batch_size, lr, "),
+        ("profil", "x", "params.yaml: profil = 'x': unknown key; allowed here: profile, seed, "),
+        ("segmentation.lrr", 1, "segmentation.lrr = 1: unknown key; allowed here: views, epochs, batch_size, lr, "),
         ("captioning.cells.greedy.type", "gready", "type = 'gready': must be 'greedy', 'top_k', 'top_p' or 'beam'"),
         ("captioning.cells.k50_t1.k", 0, "captioning.cells.k50_t1.k = 0: must be an integer greater than 0"),
         ("captioning.cells.k50_t1.temperature", 0, "k50_t1.temperature = 0: must be a number greater than 0"),
@@ -134,7 +134,7 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
         ("retrieval.grid.scratch_lr1e-3_wd0.epochs", MISSING, "'retrieval.grid.scratch_lr1e-3_wd0.epochs' is missing"),
         ("retrieval.grid.scratch", GRID_ROW, "retrieval.grid.scratch: Table 4 has a row of this name; choose another"),
         ("retrieval.views", 9, "retrieval.views = 9: must be at most the longest epochs, 8"),
-        ("retrieval.finetune.init", "scratch", "unknown key 'retrieval.finetune.init' = 'scratch'; allowed here: lr, "),
+        ("retrieval.finetune.init", "scratch", "retrieval.finetune.init = 'scratch': unknown key; allowed here: lr, "),
     ],
 )
 def test_error_names_key_value_and_what_is_allowed(content, key, value, message):
