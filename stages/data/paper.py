@@ -11,8 +11,8 @@ from stages.data.oxford_pets import read_pets
 from stages.data.voc_folder import read_folder
 from stages.fetch.archive import extract_archive
 from stages.fetch.download import download_file
-from stages.params.experiment import Paper
 from stages.params.model_source import is_url
+from stages.params.profiles import Paper
 from stages.params.remote_file import RemoteFile
 
 VOC_LICENSE = "Flickr's terms of use, see host.robots.ox.ac.uk/pascal/VOC/voc2012"

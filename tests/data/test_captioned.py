@@ -81,5 +81,5 @@ def test_images_without_masks_leave_segmentation_out(clone_project, flickr):
     made = project.repro("train_head@linear")
     assert made.returncode == 0, made.stdout + made.stderr
     reason = f"{flickr} has no masks: no segmentation"
-    assert project.read("data/features/segmentation/absent.txt").decode().strip() == reason
-    assert project.read("reports/runs/segmentation/linear.json").decode().strip() == f"absent: {reason}"
+    for record in ("data/features/segmentation/skipped.json", "reports/runs/segmentation/linear.json"):
+        assert json.loads(project.read(record)) == {"status": "skipped", "reason": reason}

@@ -23,7 +23,7 @@ from stages.data.oxford_pets import read_pets
 from stages.data.paper import read_paper_pets, read_paper_voc
 from stages.data.voc_folder import read_folder
 from stages.fetch import download
-from stages.params.experiment import Paper
+from stages.params.profiles import Paper
 from stages.params.remote_file import RemoteFile
 from stages.params.section import read_params
 
