@@ -160,7 +160,7 @@ def _check_image(row: Row) -> ImageCheck:
         width, height = read_image(Path(row.image)).size
         row = replace(row, height=height, width=width, content=_content_hash(row))
     except IMAGE_ERRORS as error:
-        problems.add(row.image, _reason(error))
+        problems.add(row.image, image_problem(error))
     if row.mask is not None:
         try:
             mask = read_mask(Path(row.mask))
@@ -169,7 +169,7 @@ def _check_image(row: Row) -> ImageCheck:
                 mask_size = f"{mask.shape[1]}x{mask.shape[0]}"
                 problems.add(row.mask, f"mask is {mask_size}, its image {row.width}x{row.height} pixels")
         except IMAGE_ERRORS as error:
-            problems.add(row.mask, _reason(error))
+            problems.add(row.mask, image_problem(error))
     return ImageCheck(row, values, tuple(problems.lines))
 
 
@@ -179,7 +179,8 @@ def _content_hash(row: Row) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def image_problem(error: Exception) -> str:
+    """Say in a few words why an image cannot be read, given one of `IMAGE_ERRORS`."""
     if isinstance(error, FileNotFoundError):
         return "missing"
     # Pillow's own message repeats the path, with the Python object that it was given.

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.data.images import read_mask
-from stages.data.manifest import IMAGE_ERRORS, Manifest, Problems, Row, read_text_file, validate_manifest
+from stages.data.manifest import IMAGE_ERRORS, Manifest, Problems, Row, image_problem, read_text_file, validate_manifest
 from stages.data.voc import BACKGROUND, VOID, save_mask
 
 LISTS = {"train": "trainval.txt", "val": "test.txt"}
@@ -54,7 +54,7 @@ def read_pets(images: Path, annotations: Path, masks: Path, expected: Mapping[st
         try:
             values = read_mask(trimap)
         except IMAGE_ERRORS as error:
-            problems.add(trimap, "missing" if isinstance(error, FileNotFoundError) else error)
+            problems.add(trimap, image_problem(error))
             continue
         save_mask(MASK_VALUES[values], masks / f"{row.image_id}.png")
     return validate_manifest(Manifest(tuple(rows), str(images.parent), CLASSES, labels, LICENSE), problems)
