@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from scipy import ndimage
 
 from stages.data.images import read_mask
+from stages.data.scenes import source
 from stages.data.scenes.captions import CAPTIONS, scene_captions
 from stages.data.scenes.digits import DIGITS, WRITERS, glyphs
 from stages.data.scenes.folders import write_object_images, write_scenes
@@ -17,6 +19,8 @@ from stages.data.scenes.scene import CLASSES, COLORS, draw_scene
 from stages.data.scenes.shapes import SHAPES
 from stages.data.voc import COLOR_MAP, VOID
 from stages.data.voc_folder import read_folder
+from stages.params.experiment import Embedded
+from stages.params.section import read_params
 
 
 def file_hashes(folder):
@@ -128,3 +132,15 @@ def test_object_images_are_named_by_class_and_number_with_classes_in_turn(object
 def test_more_object_images_keep_the_names_and_bytes_of_fewer(object_images, tmp_path):
     write_object_images(tmp_path, 3, {"train": 63, "val": 20})
     assert file_hashes(object_images / "JPEGImages").items() <= file_hashes(tmp_path / "JPEGImages").items()
+
+
+def test_the_source_draws_scenes_and_object_images_in_the_numbers_of_the_params(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "SCENES", tmp_path / "scenes")
+    monkeypatch.setattr(source, "OBJECTS", tmp_path / "objects")
+    counts = {"train": 3, "val": 2, "objects_train": 20, "objects_val": 21}
+    scenes = source.ScenesSource(Embedded(**read_params(ROOT / "params.yaml")["embedded"] | counts))
+    manifest = scenes.read()
+    labeled = scenes.read_labeled(manifest)
+    assert (manifest.source, labeled.source) == (str(tmp_path / "scenes"), str(tmp_path / "objects"))
+    assert [len(manifest.split("train")), len(manifest.split("val"))] == [3, 2]
+    assert [len(labeled.split("train")), len(labeled.split("val"))] == [20, 21]

@@ -4,7 +4,6 @@ import pytest
 from conftest import ROOT
 
 from stages.core.stage import InputError
-from stages.data.scenes import source as scenes_source
 from stages.data.sources import SOURCES, build_source
 from stages.params.experiment import Experiment, Profile
 from stages.params.section import read_params, validate_params
@@ -19,18 +18,6 @@ def experiment_with(**changes):
 
 def test_every_profile_has_a_source():
     assert set(SOURCES) == {section.__name__.lower() for section in Profile.__subclasses__()}
-
-
-def test_the_embedded_source_draws_scenes_and_images_of_single_objects(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes_source, "SCENES", tmp_path / "scenes")
-    monkeypatch.setattr(scenes_source, "OBJECTS", tmp_path / "objects")
-    counts = {"train": 3, "val": 2, "objects_train": 20, "objects_val": 20}
-    source = build_source(experiment_with(profile="embedded", embedded=counts))
-    manifest = source.read()
-    labeled = source.read_labeled(manifest)
-    assert (manifest.source, labeled.source) == (str(tmp_path / "scenes"), str(tmp_path / "objects"))
-    assert [len(manifest.split("train")), len(manifest.split("val"))] == [3, 2]
-    assert [len(labeled.split("train")), len(labeled.split("val"))] == [20, 20]
 
 
 def test_the_folder_source_reads_the_same_images_for_all_tasks(voc_folder):
