@@ -57,5 +57,5 @@ def _annotation_files(root: Path) -> dict[Path, str | None]:
             raise InputError(f"{root}: no JPEGImages/ here; expected {layouts} (see stages/data)")
     if len(files) > expected_count:
         names = ", ".join(path.name for path in files)
-        raise InputError(f"{root}: {names}: more than one file for a split; remove those that are not to be used")
+        raise InputError(f"{root}: {names}: more than one file for a split; remove all but the one to use")
     return files

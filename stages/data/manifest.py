@@ -22,8 +22,8 @@ from stages.data.voc import VOID
 # Outputs of the `data` stage.
 MANIFEST = Path("data/manifest.parquet")
 LABELED = Path("data/labeled.parquet")  # the images that classifiers are fine-tuned on
-SCENES = Path("data/scenes")  # what the source of MANIFEST writes besides, if anything
-OBJECTS = Path("data/objects")  # what the source of LABELED writes besides, if anything
+SCENES = Path("data/scenes")  # files of the source of MANIFEST, if it writes any
+OBJECTS = Path("data/objects")  # files of the source of LABELED, if it writes any
 
 SPLITS = ("train", "val")
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow for bad files

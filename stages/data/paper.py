@@ -105,7 +105,8 @@ def unpacked_folder(paper: Paper, remote: RemoteFile) -> Path:
 
 def _find_folder(name: str, roots: Sequence[Path]) -> Path:
     """Return the folder `name` with the fewest path components, in or below `roots`."""
-    parents = [folder for root in roots for folder in (root, *root.rglob("*")) if (folder / name).is_dir()]
+    folders = [folder for root in roots for folder in (root, *root.rglob("*"))]
+    parents = [folder for folder in folders if (folder / name).is_dir()]
     if not parents:
         unpacked = ", ".join(str(root) for root in roots)
         raise InputError(f"{unpacked}: no {name}/ among the unpacked files; remove what was unpacked to start again")

@@ -20,29 +20,11 @@ def _color_map() -> np.ndarray:
     return colors
 
 
+# Names of mask values 0 to 20.
 CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)  # by mask value, 0 to 20
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 BACKGROUND = "background"  # name of the class of pixels outside all objects
 VOID = 255  # mask value of pixels that are ignored
 COLOR_MAP = _color_map()

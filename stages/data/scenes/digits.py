@@ -23,7 +23,7 @@ WRITERS = {
 }
 
 SCAN_MAX = 16.0  # largest gray value of a scan
-PADDING = 2  # scan pixels, so that smoothed strokes end inside the glyph
+PADDING = 2  # scan pixels on each side: room for smoothed strokes
 ZOOM = 6
 GLYPH_SIDE = (8 + 2 * PADDING) * ZOOM  # 72 pixels
 GLYPH_UNIT = 4.0 * ZOOM  # half the scan's height, in glyph pixels: the unit of an object's own coordinates
@@ -47,6 +47,6 @@ def _enlarge(scan: np.ndarray) -> np.ndarray:
     """Return a smooth `(72, 72)` field from an `(8, 8)` scan."""
     padded = np.pad(scan / SCAN_MAX, PADDING)
     enlarged = ndimage.zoom(padded, ZOOM, order=3, mode="grid-constant", grid_mode=True)
-    # Cubic interpolation overshoots: smooth first, then scale the maximum to 1 and clip.
     smooth = ndimage.gaussian_filter(enlarged, 1.2)
+    # Cubic interpolation overshoots: scale the maximum to 1, and clip what is below 0.
     return (smooth / max(smooth.max(), 1e-6)).clip(0, 1).astype(np.float32)

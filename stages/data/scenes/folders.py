@@ -1,6 +1,6 @@
 """Draw the embedded data sets into folders in VOC's layout, in parallel.
 
-Worker processes import this module, so it must stay quick to import: no pyarrow, no torch.
+Every worker process imports this module: keep the manifest, params and other slow imports out of it.
 """
 
 import csv
@@ -27,14 +27,14 @@ LICENSE = (
 
 FIRST_NUMBER = {"train": 1, "val": 1001}  # of the images of a class; a longer `train` renames no image of `val`
 
-# Part of the seed of every image of a single object: another value would redraw them all. It is an earlier name of
-# the data set.
+# Part of the seed of every image of a single object. It is an earlier name of the data set and must not change: another
+# value would redraw all images.
 OBJECT_IMAGES_SEED = "pets"
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """Everything about a drawn image that is written to lists rather than to a file of its own."""
+    """What is written about a drawn image to files that all images share."""
 
     image_id: str
     captions: tuple[str, ...]

@@ -130,7 +130,9 @@ def _free_position(
     return None
 
 
-def _paint_object(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, obj: SceneObject, writers: str):
+def _paint_object(
+    rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, obj: SceneObject, writers: str
+) -> None:
     """Paint an object's shadow and surface on the canvas, and its label and void border on the mask, in place."""
     window = _window(obj, mask.shape[0])
     canvas = canvas[window]  # views: writing to them changes the arguments
@@ -176,8 +178,8 @@ def _depth_in_glyph(
     ink = scans[rng.integers(len(scans))]
     center = (GLYPH_SIDE - 1) / 2
     sampled = ndimage.map_coordinates(ink, [y * GLYPH_UNIT + center, x * GLYPH_UNIT + center], order=1)
-    # Ink falls from 1 to 0 across the edge. Its slope there makes a distance of it; 0.45 in place of 0.5 widens thin
-    # strokes a little.
+    # Ink falls from 1 to 0 across the edge; its slope there turns it into a distance. The stroke's edge is at 0.5 ink:
+    # 0.45 widens thin strokes a little.
     return (sampled - 0.45) * 0.36
 
 
