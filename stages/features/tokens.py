@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -191,9 +192,8 @@ class FeatureTable:
 
 def _read_metadata(file: pq.ParquetFile) -> FeatureMetadata:
     text = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
-    integers = {field.name for field in fields(FeatureMetadata) if field.type is int}
-    values = {field.name: text[field.name] for field in fields(FeatureMetadata)}
-    return FeatureMetadata(**{key: int(value) if key in integers else value for key, value in values.items()})
+    values: dict[str, Any] = {field.name: text[field.name] for field in fields(FeatureMetadata)}
+    return FeatureMetadata(**values | {"dim": int(values["dim"]), "heads": int(values["heads"])})
 
 
 def _as_tensor(values: pa.FixedSizeBinaryArray, dim: int) -> Tensor:
