@@ -6,8 +6,8 @@
 The usual way computes the backbone for every batch, epoch and head, in training and validation. Ours extracts `views`
 views of each training image and one of each validation image, then trains the heads on the tables. Both train the same
 heads on the same views and count the same confusion matrices; the usual way upsamples, scores and predicts with torch's
-own interpolate, cross entropy and argmax. Prints seconds, their ratio, the bound on it from counted backbone passes, and
-how much of the extraction is the raw forward pass.
+own interpolate, cross entropy and argmax. Prints seconds, their ratio, the bound on it from counted backbone passes,
+and how much of the extraction is the raw forward pass.
 """
 
 import argparse
