@@ -22,7 +22,7 @@ from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
 from stages.params.compute import Compute
-from stages.params.experiment import ViewParams
+from stages.params.experiment import Head, ViewParams
 from stages.segmentation import train_head
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.extract import check_sizes, extract, split_batches, train_views, val_views
@@ -263,6 +263,14 @@ def test_params_that_do_not_fit_the_tables_are_named_before_training(tables, ker
     task = SimpleNamespace(batch_size=batch_size, views=views)
     with pytest.raises(InputError, match=message):
         train_head.check_tables("mine", head, task, *tables)
+
+
+def test_an_error_in_any_head_is_found_before_data_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without a manifest
+    heads = {"mine": Head(kind="linear"), "other": Head.model_construct(kind="convolutional", kernel=0)}
+    experiment = SimpleNamespace(segmentation=SimpleNamespace(heads=heads))
+    with pytest.raises(InputError, match="segmentation.heads.other.kernel = 0"):
+        train_head.run_head(experiment, "mine")
 
 
 def test_a_weights_file_rebuilds_its_head_and_has_the_same_bytes_every_time(tmp_path):
