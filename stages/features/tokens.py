@@ -30,7 +30,7 @@ GROUP = 32  # views in a row group, the unit of reading
 
 @dataclass(frozen=True)
 class FeatureMetadata:
-    """What the tokens of a table were computed from, and how."""
+    """The origin of a table's tokens: model, views and precision."""
 
     backbone: str
     weights: str  # SHA-256 of the backbone's weights

@@ -2,7 +2,7 @@
 
 With logits `z` on the grid, `s = upsample(z)` and the `N` pixels `p` whose label `y_p` is not void:
 
-    loss    = -1/N sum_p log softmax(s_p)[y_p]
+    loss       = -1/N sum_p log softmax(s_p)[y_p]
     dloss/ds_p = 1/N (softmax(s_p) - onehot(y_p)), and 0 for void pixels
     dloss/dz   = A.T @ dloss/ds @ B, as `upsample` is the linear map `A @ z @ B.T`
 

@@ -1,7 +1,7 @@
 """Bilinear upsampling of logits as two matrix products.
 
 Bilinear interpolation is linear and separable: with `A` `(H, rows)` and `B` `(W, columns)`, the weights of every grid
-cell at every pixel of one side, channel `c` of the result is `A @ maps[:, :, c] @ B.T`.
+cell at every pixel along a side, channel `c` of the result is `A @ maps[:, :, c] @ B.T`.
 
 Equal to `F.interpolate(mode="bilinear", align_corners=False)` on channels first
 (`test_upsampling_is_bilinear_interpolation`). Classes stay last, so no permutation is needed, and the transposed
@@ -36,8 +36,8 @@ def _bilinear_weights(cells: int, length: int) -> Tensor:
     # Interpolating an identity matrix gives the weights. The cache serves prediction and training, and autograd refuses
     # tensors that were created in inference mode.
     with torch.inference_mode(False):
-        one_hot = torch.eye(cells)[None]
-        return F.interpolate(one_hot, size=length, mode="linear", align_corners=False)[0].T.contiguous()
+        identity = torch.eye(cells)[None]
+        return F.interpolate(identity, size=length, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 def multiply_sides(maps: Tensor, row_weights: Tensor, column_weights: Tensor) -> Tensor:

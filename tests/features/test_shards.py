@@ -27,7 +27,9 @@ from stages.models.vit import Backbone
 from stages.params.compute import Compute
 from stages.segmentation.extract import extract, val_views
 
-COUNT, SIZE, BATCH = 11, 4, 2  # three shards of 4, 4 and 3 views
+COUNT = 11  # views, in three shards of 4, 4 and 3
+SIZE = 4
+BATCH = 2
 COMPUTE = Compute(precision="float32", compile=False, workers=0)
 METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
 

@@ -21,7 +21,7 @@ def test_counts_and_ious_by_hand():
     assert result.mean == 60.0
 
 
-def test_void_pixels_are_not_counted_whatever_is_predicted_there():
+def test_void_pixels_are_not_counted_for_any_prediction():
     truth = mask([0, 255, 1, 255])
     prediction = mask([0, 1, 1, 0])
     assert confusion(truth, prediction, 2).tolist() == [[[1, 0], [0, 1]]]

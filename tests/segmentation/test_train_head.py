@@ -118,7 +118,7 @@ def mask_paths(manifest):
     return {row.image_id: Path(row.mask) for row in manifest.rows}
 
 
-def test_epoch_e_uses_view_e_mod_v_with_masks_cut_the_same_way(tmp_path, backbone, manifest):
+def test_epoch_e_uses_view_e_mod_v_with_equally_cut_masks(tmp_path, backbone, manifest):
     table = extract_table(tmp_path / "t", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1))
     paths = mask_paths(manifest)
     views = TrainViews(table, paths, views=2, epochs=5)

@@ -1,4 +1,4 @@
-"""What every head shares."""
+"""The base class of all heads."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What data and backbone decide about a head."""
+    """The sizes of a head that data and backbone determine."""
 
     dim: int  # features of a patch token
     classes: int
