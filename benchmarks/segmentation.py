@@ -59,7 +59,8 @@ def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tupl
 
 
 @contextmanager
-def record_seconds(seconds: dict[str, float], name: str):
+def clocked(seconds: dict[str, float], name: str):
+    """Store the seconds of the body as `seconds[name]`."""
     start = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - start
@@ -131,13 +132,13 @@ def train_cached(backbone, rows, task: Segmentation, params: ViewParams, seed: i
     seconds: dict[str, float] = {}
     metadata = FeatureMetadata("benchmark", "", "", backbone.dim, backbone.heads, "", "")
     splits = {"train": train_views(rows["train"], task.views, params, seed), "val": val_views(rows["val"])}
-    with record_seconds(seconds, "extract"):
+    with clocked(seconds, "extract"):
         for split, views in splits.items():
             shards = Shards(folder / split, len(views), vars(metadata), waiting=folder / "waiting")
             extract(backbone, views, shards, metadata, COMPUTE)
             shards.commit()
     masks = {row.image_id: Path(row.mask) for split_rows in rows.values() for row in split_rows}
-    with record_seconds(seconds, "heads"):
+    with clocked(seconds, "heads"):
         for name, head_params in task.heads.items():
             train_data = TrainViews(FeatureTable(folder / "train"), masks, views=task.views, epochs=task.epochs)
             val_data = ValImages(FeatureTable(folder / "val"), masks)
@@ -184,7 +185,7 @@ def main() -> None:
         folder = Path(name)
         rows = make_scenes(folder, train_count, val_count, side)
         seconds: dict[str, float] = {}
-        with record_seconds(seconds, "plain"):
+        with clocked(seconds, "plain"):
             plain_passes = train_plain(backbone, rows, task, params, seed=1)
         print(f"{train_count} + {val_count} images of {side}x{side}, {len(task.heads)} heads, {task.epochs} epochs")
         print(f"usual way     {seconds['plain']:8.1f} s   {plain_passes} backbone passes")
