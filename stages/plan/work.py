@@ -22,11 +22,12 @@ from stages.image_text.pixels import train_view, val_view
 from stages.image_text.towers import Towers
 from stages.models import blip, vit
 from stages.models.compute import MixedPrecision, get_device, mixed_precision, prepare_model
-from stages.params.experiment import Experiment
+from stages.params.experiment import Experiment, Head
 from stages.plan.placeholder_models import Models
 from stages.plan.sizes import Images
 from stages.segmentation.heads import build_head
-from stages.segmentation.training import pixel_loss, upsample
+from stages.segmentation.pixel_loss import pixel_loss
+from stages.segmentation.upsampling import upsample
 
 LEAST = 1.0  # seconds that a measurement takes, at least
 ON_GPU, ON_CPU = 32, 4  # views in a measured batch
@@ -87,14 +88,16 @@ def _segmentation(experiment: Experiment, images: Images, models: Models) -> Ite
         "extract_segmentation", "val images, native", images.val, _forward(backbone, *images.sides, experiment, 1)
     )
     for name, head in task.heads.items():
-        each = _head(head.model_dump(), backbone, view.crop, images.sides, task.batch_size)
+        each = _head(head, backbone, view.crop, images.sides, task.batch_size)
         count = task.epochs * (images.train + images.val)
         yield Work(f"train_head@{name}", f"{task.epochs} epochs, train and val images", count, each)
 
 
-def _head(asked: dict, backbone: vit.Backbone, crop: int, sides: tuple[int, int], batch: int) -> float:
+def _head(asked: Head, backbone: vit.Backbone, crop: int, sides: tuple[int, int], batch: int) -> float:
     """Seconds an image: half of them trained on, half judged."""
-    head = build_head(dim=backbone.dim, classes=21, heads=backbone.heads, **asked).to(get_device())
+    options = asked.options
+    head = build_head(asked.kind, options, dim=backbone.dim, classes=21, attention_heads=backbone.heads)
+    head.to(get_device())
     optimizer = torch.optim.AdamW(head.parameters(), fused=True)
     tokens = torch.randn(batch, *backbone.grid(crop, crop), backbone.dim, device=get_device())
     masks = torch.randint(0, 21, (batch, crop, crop), device=get_device())
