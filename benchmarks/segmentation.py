@@ -38,7 +38,7 @@ from stages.params.profiles import ViewParams
 from stages.params.segmentation import Head, Segmentation
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.extract import BATCH, RowView, extract, load_pixels, split_batches, train_views, val_views
-from stages.segmentation.heads import build_head, head_options
+from stages.segmentation.heads import build_head
 from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import confusion
 from stages.segmentation.training import train
@@ -71,7 +71,7 @@ def clocked(seconds: dict[str, float], name: str):
 def new_head(head: Head, backbone: vit.Backbone) -> SegmentationHead:
     torch.manual_seed(0)
     shape = {"dim": backbone.dim, "classes": len(CLASSES), "attention_heads": backbone.heads}
-    return build_head(head.kind, head_options(head), **shape)
+    return build_head(head.kind, head.options, **shape)
 
 
 def train_plain(backbone, rows, task: Segmentation, params: ViewParams, seed: int) -> int:

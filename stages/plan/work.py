@@ -22,7 +22,8 @@ from stages.image_text.pixels import train_view, val_view
 from stages.image_text.towers import Towers
 from stages.models import blip, vit
 from stages.models.compute import MixedPrecision, get_device, mixed_precision, prepare_model
-from stages.params.experiment import Experiment, Head
+from stages.params.experiment import Experiment
+from stages.params.segmentation import Head
 from stages.plan.placeholder_models import Models
 from stages.plan.sizes import Images
 from stages.segmentation.heads import build_head

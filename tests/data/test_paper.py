@@ -17,7 +17,7 @@ from stages.core.stage import InputError
 from stages.data import voc
 from stages.data.paper import read_paper_pets, read_paper_voc
 from stages.fetch import download
-from stages.params.experiment import Paper
+from stages.params.profiles import Paper
 from stages.params.section import read_params
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.core.stage import InputError
-from stages.params.experiment import Head
+from stages.params.segmentation import Head
 from stages.segmentation import heads
 from stages.segmentation.heads import HEADS, build_head, check_heads
 from stages.segmentation.heads.base import HeadShape
