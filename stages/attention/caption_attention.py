@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -92,13 +91,9 @@ def compute_metrics(measurements: list[dict], seed: int) -> dict:
         area = np.array([row["area"] for row in rows])
         images = np.array([image_numbers[row["image_id"]] for row in rows])
         share = compute_attention_share(mass, area, images, seed=seed)
-        metrics |= {f"{kind}_{key}": value for key, value in asdict(share).items()}
+        metrics |= {f"{kind}_{key}": value for key, value in share.items()}
         low, high = confidence_interval(bootstrap_means(mass - other_mass, images, seed=seed))
-        metrics |= {
-            f"{kind}_others": float(other_mass.mean()),
-            f"{kind}_more_low": low,
-            f"{kind}_more_high": high,
-        }
+        metrics |= {f"{kind}_others": float(other_mass.mean()), f"{kind}_more_low": low, f"{kind}_more_high": high}
     return metrics
 
 
@@ -110,12 +105,7 @@ def describe_attention(params: CaptionAttention) -> str:
 
 
 def plot_caption(
-    path: Path,
-    image: Image.Image,
-    name: str,
-    words: list[Word],
-    measurements: list[dict],
-    params: CaptionAttention,
+    path: Path, image: Image.Image, name: str, words: list[Word], measurements: list[dict], params: CaptionAttention
 ) -> None:
     """Plot the image, then one panel per word; below words that refer to an object, mass and area if measured."""
     notes = {
@@ -133,19 +123,14 @@ def plot_caption(
     plot_rows(path, [(image, "image\n", panels)], title, shared_scale=True)
 
 
-def read_caption_tokens(path: Path, cell: str) -> dict[str, list[int]]:
-    """Token ids of a cell's captions, by image id."""
-    table = pq.read_table(path, filters=pc.field("cell") == cell)
-    return dict(zip(table["image_id"].to_pylist(), table["tokens"].to_pylist(), strict=True))
-
-
 def extract_all_words(
     captioner: Captioner, table: FeatureTable, experiment: Experiment
 ) -> Iterator[tuple[str, list[Word]]]:
     """Every image id of `table` with the words of its caption."""
     params = experiment.attention.captions
     prompt = captioner.tokenizer(experiment.captioning.cells[params.cell].prompt, add_special_tokens=False).input_ids
-    captions_by_id = read_caption_tokens(PREDICTIONS, params.cell)
+    predictions = pq.read_table(PREDICTIONS, filters=pc.field("cell") == params.cell).to_pylist()
+    captions_by_id = {row["image_id"]: row["tokens"] for row in predictions}
     max_length = experiment.captioning.max_length
     with tqdm(total=len(table), desc="caption attention", unit="image", mininterval=1) as bar:
         for batch in table.batches(BATCH_SIZE):

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,7 @@ def compute_metrics(measurements: list[dict], seed: int) -> dict:
     for name in ("mean", "rollout"):
         if f"{name}_mass" in columns:
             share = compute_attention_share(columns[f"{name}_mass"], columns["area"], images, seed=seed)
-            metrics |= {f"{name}_{key}": value for key, value in asdict(share).items()}
+            metrics |= {f"{name}_{key}": value for key, value in share.items()}
     low, high = confidence_interval(bootstrap_means(columns["hit"], images, seed=seed))
     return metrics | {"hit": float(columns["hit"].mean()), "hit_low": low, "hit_high": high}
 

@@ -21,7 +21,7 @@ from stages.core.figures import figure
 COLOR_MAP = plt.get_cmap("jet")  # as in the original: red is high, blue is low
 OPACITY = 0.5
 MAX_COLUMNS = 7  # panels per line
-SCALE_LABEL = "attention relative to uniform attention (1)"
+SCALE_LABEL = "attention relative to uniform attention"
 
 
 @dataclass(frozen=True)

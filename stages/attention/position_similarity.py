@@ -3,7 +3,6 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from stages.attention import PICTURES, short_name
@@ -51,7 +50,7 @@ def analyze_vit(source: str, backbone: Backbone, experiment: Experiment) -> Run:
     metrics: dict[str, float] = {}
     if has_positions(backbone.vit):
         pictures = plot_vit(source, backbone, grids, PICTURES / TASK)
-        metrics = asdict(grid_structure(cosine_similarity(position_grid(backbone.vit))))
+        metrics = grid_structure(cosine_similarity(position_grid(backbone.vit)))
     run = Run(
         task=TASK,
         name=short_name(source),

@@ -1,7 +1,6 @@
 """Similarity of position embeddings (Dosovitskiy et al., 2021, "An image is worth 16x16 words", figure 7)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,22 +40,13 @@ def cosine_similarity(positions: Tensor) -> Tensor:
     return (unit @ unit.T).unflatten(1, grid).unflatten(0, grid)
 
 
-@dataclass(frozen=True)
-class GridStructure:
-    """How clearly the embeddings reflect the image's grid; percentages of patches.
+def grid_structure(similarity: Tensor) -> dict[str, float]:
+    """How clearly embeddings reflect the image's grid, from similarities `(R, C, R, C)`.
 
-    `neighbors`: patches whose most similar other patch is one of their up to eight neighbors. `by_chance`: the
-    expected value of `neighbors` for a random other patch. `rank_correlation`: Spearman's, between similarity and
-    distance in patches, over all pairs.
+    `neighbors`: percent of the patches whose most similar other patch is one of their up to eight neighbors.
+    `by_chance`: the expected value of `neighbors` for a random other patch. `rank_correlation`: Spearman's, between
+    similarity and distance in patches, over all pairs.
     """
-
-    neighbors: float
-    by_chance: float
-    rank_correlation: float
-
-
-def grid_structure(similarity: Tensor) -> GridStructure:
-    """Compute the grid structure from similarities `(R, C, R, C)`."""
     rows, columns = similarity.shape[:2]
     count = rows * columns
     coordinates = np.indices((rows, columns)).reshape(2, count).T
@@ -67,8 +57,8 @@ def grid_structure(similarity: Tensor) -> GridStructure:
     correlation = spearmanr(matrix[pairs], np.hypot(*offsets[pairs].T)).statistic
     np.fill_diagonal(matrix, -np.inf)  # a patch is not its own most similar one
     most_similar = matrix.argmax(1)
-    return GridStructure(
-        neighbors=float(100 * is_neighbor[np.arange(count), most_similar].mean()),
-        by_chance=float(100 * is_neighbor.sum() / (is_neighbor.size - count)),
-        rank_correlation=float(correlation),
-    )
+    return {
+        "neighbors": float(100 * is_neighbor[np.arange(count), most_similar].mean()),
+        "by_chance": float(100 * is_neighbor.sum() / (is_neighbor.size - count)),
+        "rank_correlation": float(correlation),
+    }

@@ -6,7 +6,6 @@ A killed run resumes from its last finished epoch and gives the same numbers (on
 import argparse
 import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +16,6 @@ from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
 from stages.classification import PREDICTIONS, WEIGHTS, classifier
-from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews
 from stages.classification.training import EvalResult, evaluate, steps_per_epoch, train_epoch
 from stages.core import train_state
@@ -27,50 +25,53 @@ from stages.core.runs import Run, package_versions, record_path, write_run
 from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
-from stages.data.manifest import LABELED, Manifest, Row
+from stages.data.manifest import LABELED, Manifest
 from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
 from stages.models.compute import MixedPrecision, prepare_model
 from stages.params.classification import Setting
-from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 
 TASK = "classification"
 RESUME = Path("data/resume/finetune")
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("label", pa.string()),
-        ("predicted", pa.string()),
-        ("probabilities", pa.list_(pa.float32())),
-    ]
-)
 
 
-@dataclass
 class Finetuning:
-    """The training of one setting: model, data and hyperparameters."""
+    """The training of `classification.settings.NAME`: model, data and hyperparameters.
 
-    name: str
-    setting: Setting
-    seed: int
-    model: Classifier
-    train: tuple[Row, ...]
-    val: ImageViews
-    compute: Compute
+    `inputs` are those that the run record names. `folder` contains the training state and the best weights so far.
+    """
 
-    @property
-    def folder(self) -> Path:
-        """Where the training state and the best weights so far are saved."""
-        return RESUME / self.name
+    def __init__(self, experiment: Experiment, name: str, manifest: Manifest):
+        params = experiment.active.classifier
+        self.name = name
+        self.setting = experiment.classification.settings[name].resolved(params)
+        self.seed = experiment.seed_for(f"{TASK}/{name}")
+        self.compute = experiment.compute
+        self.folder = RESUME / name
+        self.train = manifest.split("train")
+        self.val = ImageViews(manifest.split("val"), self.setting.size)
+        backbone = load_pretrained(experiment, name, self.setting)
+        self.inputs = {
+            "source": manifest.source,
+            "train_images": len(self.train),
+            "manifest": manifests.manifest_hash(LABELED),
+            "backbone": params.backbone,
+            "weights": vit.weights_hash(backbone),
+            "precision": self.compute.precision,
+        }
+        torch.manual_seed(self.seed)  # of the new layer's weights, and of dropout if any
+        self.model = classifier.build(backbone, params.backbone, manifest.labels, self.setting.size)
+        prepare_model(self.model, self.compute)
 
-    def fit(self, resume_key: dict) -> tuple[list[dict], EvalResult]:
-        """Train, starting from the saved state if it has the same `resume_key`; save the state after every epoch.
+    def fit(self) -> tuple[list[dict], EvalResult]:
+        """Train, starting from the saved state of a killed run if any; save the state after every epoch.
 
-        Returns the history, one row per epoch, and the evaluation of the last epoch's weights. Raises `InputError` if
-        the loss is not finite.
+        A run resumes only one with equal params and inputs. Returns the history, one row per epoch, and the evaluation
+        of the last epoch's weights. Raises `InputError` if the loss is not finite.
         """
         setting = self.setting
+        resume_key = setting.model_dump() | self.inputs | {"seed": self.seed, "compile": self.compute.compile}
         state_path = self.folder / "state.pt"
         mixed = MixedPrecision(self.compute)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=setting.lr, fused=True)
@@ -135,10 +136,10 @@ def write_predictions(path: Path, manifest: Manifest, result: EvalResult) -> Non
         "image_id": [row.image_id for row in manifest.split("val")],
         "label": [manifest.labels[index] for index in result.truth.tolist()],
         "predicted": [manifest.labels[index] for index in result.predicted.tolist()],
-        "probabilities": result.probabilities.tolist(),
+        "probabilities": pa.array(result.probabilities.tolist(), pa.list_(pa.float32())),
     }
     with atomic_write(path) as temporary:
-        pq.write_table(pa.table(columns, schema=PREDICTION_SCHEMA), temporary, compression="zstd")
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def compute_metrics(history: list[dict], result: EvalResult, labels: tuple[str, ...]) -> dict:
@@ -183,33 +184,11 @@ def load_pretrained(experiment: Experiment, name: str, setting: Setting) -> vit.
     return backbone
 
 
-def build_finetuning(experiment: Experiment, name: str, manifest: Manifest) -> tuple[Finetuning, dict]:
-    """Build the training of `classification.settings.NAME`; return it and the inputs that its record names."""
-    params = experiment.active.classifier
-    setting = experiment.classification.settings[name].resolved(params)
-    backbone = load_pretrained(experiment, name, setting)
-    inputs = {
-        "source": manifest.source,
-        "train_images": len(manifest.split("train")),
-        "manifest": manifests.manifest_hash(LABELED),
-        "backbone": params.backbone,
-        "weights": vit.weights_hash(backbone),
-        "precision": experiment.compute.precision,
-    }
-    seed = experiment.seed_for(f"{TASK}/{name}")
-    torch.manual_seed(seed)  # of the new layer's weights, and of dropout if any
-    model = classifier.build(backbone, params.backbone, manifest.labels, setting.size)
-    prepare_model(model, experiment.compute)
-    val = ImageViews(manifest.split("val"), setting.size)
-    return Finetuning(name, setting, seed, model, manifest.split("train"), val, experiment.compute), inputs
-
-
 def finetune(experiment: Experiment, name: str, manifest: Manifest) -> Run:
     """Fine-tune under `classification.settings.NAME`; write weights, predictions and the run record."""
-    finetuning, inputs = build_finetuning(experiment, name, manifest)
+    finetuning = Finetuning(experiment, name, manifest)
     setting = finetuning.setting
-    resume_key = setting.model_dump() | inputs | {"seed": finetuning.seed, "compile": experiment.compute.compile}
-    history, result = finetuning.fit(resume_key)
+    history, result = finetuning.fit()
     weights = WEIGHTS / name
     predictions = PREDICTIONS / f"{name}.parquet"
     classifier.save(weights / "last.safetensors", finetuning.model)
@@ -228,7 +207,7 @@ def finetune(experiment: Experiment, name: str, manifest: Manifest) -> Run:
             "untrained_labels": untrained_labels(manifest),
         },
         history=history,
-        inputs=inputs,
+        inputs=finetuning.inputs,
         artifacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy"),
     )

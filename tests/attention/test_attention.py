@@ -126,15 +126,15 @@ def test_attention_shares_by_hand():
     mass = np.array([30.0, 50.0, 10.0])
     area = np.array([10.0, 20.0, 30.0])
     share = compute_attention_share(mass, area, np.array([0, 0, 1]), seed=1)
-    assert (share.mass, share.area, share.times, share.count) == pytest.approx((30.0, 20.0, 1.5, 3))
+    assert (share["mass"], share["area"], share["times"], share["count"]) == pytest.approx((30.0, 20.0, 1.5, 3))
     # The extremes are samples that contain only one of the two images.
-    assert (share.mass_low, share.mass_high) == pytest.approx((10.0, 40.0))
+    assert (share["mass_low"], share["mass_high"]) == pytest.approx((10.0, 40.0))
 
 
 def test_uniform_attention_has_a_share_of_one():
     mass = np.array([10.0, 20.0])
     share = compute_attention_share(mass, mass, np.array([0, 1]), seed=1)
-    assert (share.times, share.times_low, share.times_high) == (1.0, 1.0, 1.0)
+    assert (share["times"], share["times_low"], share["times_high"]) == (1.0, 1.0, 1.0)
 
 
 # Class token
@@ -276,10 +276,10 @@ def test_smooth_embeddings_have_grid_structure():
     y, x = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
     waves = torch.stack([f(0.4 * side) for f in (torch.sin, torch.cos) for side in (y, x)], -1)
     structure = grid_structure(cosine_similarity(waves))
-    assert structure.neighbors == 100
-    assert structure.rank_correlation < -0.9
+    assert structure["neighbors"] == 100
+    assert structure["rank_correlation"] < -0.9
     neighbor_pairs = 2 * (3 * 6 + 4 * 5 + 2 * 3 * 5)  # vertical, horizontal and diagonal, in both directions
-    assert structure.by_chance == pytest.approx(100 * neighbor_pairs / (24 * 23))
+    assert structure["by_chance"] == pytest.approx(100 * neighbor_pairs / (24 * 23))
 
 
 def test_vits_without_position_embeddings_are_recognized(backbone):
