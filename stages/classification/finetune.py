@@ -83,9 +83,7 @@ class Finetuning:
             bar.set_description(f"finetune@{self.name}")
             for epoch in range(state.step, setting.epochs):
                 views, order = self._draw_epoch(epoch)
-                loss = train_epoch(
-                    self.model, optimizer, views, order, setting.batch_size, setting.accumulate, mixed, bar
-                )
+                loss = train_epoch(self.model, optimizer, views, order, setting, mixed, bar)
                 result = evaluate(self.model, self.val, self.compute)
                 if not (math.isfinite(loss) and math.isfinite(result.loss)):
                     param = f"classification.settings.{self.name}.lr = {setting.lr:g}"
@@ -195,7 +193,6 @@ def finetune(experiment: Experiment, name: str, manifest: Manifest) -> Run:
     with atomic_write(weights / "best.safetensors") as temporary:
         shutil.copy(finetuning.folder / "best.safetensors", temporary)
     write_predictions(predictions, manifest, result)
-    steps = steps_per_epoch(len(finetuning.train), setting.batch_size, setting.accumulate)
     run = Run(
         task=TASK,
         name=name,
@@ -203,7 +200,7 @@ def finetune(experiment: Experiment, name: str, manifest: Manifest) -> Run:
         params={"profile": experiment.profile, "seed": experiment.seed, **setting.model_dump()},
         metrics={
             **compute_metrics(history, result, manifest.labels),
-            "steps": setting.epochs * steps,
+            "steps": setting.epochs * steps_per_epoch(len(finetuning.train), setting),
             "untrained_labels": untrained_labels(manifest),
         },
         history=history,

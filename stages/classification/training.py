@@ -14,6 +14,7 @@ from tqdm import tqdm
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews
 from stages.models.compute import MixedPrecision, mixed_precision
+from stages.params.classification import Setting
 from stages.params.compute import Compute
 
 EVAL_BATCH_SIZE = 100
@@ -49,18 +50,17 @@ def train_epoch(
     optimizer: Optimizer,
     views: ImageViews,
     order: Tensor,
-    batch_size: int,
-    accumulate: int,
+    setting: Setting,
     mixed: MixedPrecision,
     bar: tqdm,
 ) -> float:
-    """Train on all views in `order`, with one step per `accumulate` batches; return the mean loss.
+    """Train on all views in `order`, with one step per `setting.accumulate` batches; return the mean loss.
 
     The last batch and the last step of an epoch take the remaining images.
     """
     classifier.train()
     # A window holds the batches of one step.
-    windows = [window.split(batch_size) for window in order.split(batch_size * accumulate)]
+    windows = [window.split(setting.batch_size) for window in order.split(setting.batch_size * setting.accumulate)]
     loader = DataLoader(
         views,
         batch_sampler=[batch.tolist() for window in windows for batch in window],
@@ -77,9 +77,9 @@ def train_epoch(
     return total / len(order)
 
 
-def steps_per_epoch(images: int, batch_size: int, accumulate: int) -> int:
+def steps_per_epoch(images: int, setting: Setting) -> int:
     """Number of optimizer steps in an epoch."""
-    return math.ceil(images / (batch_size * accumulate))
+    return math.ceil(images / (setting.batch_size * setting.accumulate))
 
 
 @dataclass(frozen=True)

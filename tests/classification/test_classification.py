@@ -143,9 +143,10 @@ def test_an_epoch_steps_for_every_full_window_and_the_rest(project, monkeypatch)
 
     monkeypatch.setattr(training, "train_step", record_sizes)
     bar = finetune.tqdm(disable=True)
-    training.train_epoch(small_classifier(), None, ImageViews(rows, 24), torch.arange(19), 3, 2, FLOAT32, bar)
+    setting = project.classification.settings["mine"].model_copy(update={"batch_size": 3, "accumulate": 2})
+    training.train_epoch(small_classifier(), None, ImageViews(rows, 24), torch.arange(19), setting, FLOAT32, bar)
     assert sizes == [(6, [3, 3]), (6, [3, 3]), (6, [3, 3]), (1, [1])]
-    assert training.steps_per_epoch(19, 3, 2) == 4
+    assert training.steps_per_epoch(19, setting) == 4
 
 
 def test_batch_norm_keeps_its_statistics_and_everything_else_trains():
