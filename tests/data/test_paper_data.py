@@ -224,9 +224,9 @@ def test_voc_is_downloaded_once_and_only_what_is_wanted_is_unpacked(site, downlo
     assert {(row.height, row.width) for row in manifest.split("val")} == {(70 + 3 * i, 110 - 5 * i) for i in range(6)}
     parts = {Path(name).parts[2] for name in below(next((downloads / "unpacked").glob("VOCtrainval-*")))}
     assert parts == {"JPEGImages", "SegmentationClass", "ImageSets"}  # Annotations/ is in the archive, too
-    asked = len(site.seen)
+    asked = len(site.requests)
     assert read_paper_voc(site.paper(downloads)) == manifest
-    assert len(site.seen) == asked
+    assert len(site.requests) == asked
 
 
 def test_voc_in_place_asks_nobody(site, downloads, contents, tmp_path):
@@ -236,7 +236,7 @@ def test_voc_in_place_asks_nobody(site, downloads, contents, tmp_path):
     manifest = read_paper_voc(site.paper(downloads, voc_root=str(root), captions=str(own)))
     assert manifest.source == str(root)
     assert all(Path(row.image).is_relative_to(root) and row.captions for row in manifest.rows)
-    assert not site.seen
+    assert not site.requests
     assert not downloads.exists()
     assert below(root) == before
 
@@ -266,7 +266,7 @@ def test_a_pets_root_that_is_none_is_named(site, downloads, tmp_path):
 def test_a_captions_file_that_is_not_there_is_named(site, downloads):
     fault = refusal(read_paper_voc, site.paper(downloads, captions="mine.json"))
     assert fault == "paper.captions = 'mine.json': no such file; a JSON of captions, its address, or null"
-    assert not site.seen  # before anything is downloaded
+    assert not site.requests  # before anything is downloaded
 
 
 def test_other_numbers_of_images_are_told_at_once(site, downloads):
@@ -333,10 +333,10 @@ def spoilt(content, *members, folder="VOCdevkit/VOC2012"):
 @pytest.mark.parametrize(
     ("member", "folder", "fault"),
     [
-        (("../../../evil.txt", None), "VOCdevkit", "'VOCdevkit/../../../evil.txt' reaches outside the folder"),
-        (("/tmp/evil.txt", None), "", "'/tmp/evil.txt' is no path inside the folder"),
-        (("JPEGImages/evil.jpg", "/etc/passwd"), "VOCdevkit/VOC2012", "evil.jpg' is a symbolic link"),
-        (("Annotations/evil.xml", "/etc/passwd"), "VOCdevkit/VOC2012", "evil.xml' is a symbolic link"),  # not wanted
+        (("../../../evil.txt", None), "VOCdevkit", "'VOCdevkit/../../../evil.txt' lies outside the folder"),
+        (("/tmp/evil.txt", None), "", "'/tmp/evil.txt' lies outside the folder"),
+        (("JPEGImages/evil.jpg", "/etc/passwd"), "VOCdevkit/VOC2012", "evil.jpg' is a link"),
+        (("Annotations/evil.xml", "/etc/passwd"), "VOCdevkit/VOC2012", "evil.xml' is a link"),  # not wanted
     ],
 )
 def test_an_archive_that_means_harm_is_refused_by_its_members_name(site, downloads, contents, member, folder, fault):
@@ -375,9 +375,9 @@ def test_pets_labels_are_breeds_in_the_order_of_their_numbers(site, downloads, t
         ("pug_3", 2),
     }
     assert not [name for name in below(downloads / "unpacked") if "._" in name]  # a Mac's, in the archive
-    asked = len(site.seen)
+    asked = len(site.requests)
     assert read_paper_pets(site.paper(downloads), tmp_path / "masks") == manifest
-    assert len(site.seen) == asked
+    assert len(site.requests) == asked
 
 
 def test_pets_in_place_ask_nobody_and_stay_as_they_are(site, downloads, contents, tmp_path):
@@ -387,7 +387,7 @@ def test_pets_in_place_ask_nobody_and_stay_as_they_are(site, downloads, contents
     before = below(root)
     manifest = read_paper_pets(site.paper(downloads, pets_root=str(root)), tmp_path / "masks")
     assert len(manifest.rows) == sum(PETS.values())
-    assert not site.seen
+    assert not site.requests
     assert below(root) == before
     assert below(tmp_path / "masks") == {f"{row.image_id}.png" for row in manifest.rows}
 

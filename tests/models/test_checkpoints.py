@@ -59,7 +59,7 @@ class Hub(Loopback):
 
     def asked(self) -> list[str]:
         """What was asked for, but for who uses the client."""
-        return [f"{one.method} {one.path}" for one in self.seen if one.path != "/api/agent-harnesses"]
+        return [f"{one.method} {one.path}" for one in self.requests if one.path != "/api/agent-harnesses"]
 
     def resumable(self, path: str, content: bytes) -> None:
         """Answer requests for parts of a file, too."""
@@ -128,18 +128,18 @@ def test_a_models_weights_may_have_a_name_of_their_own(site, downloads):
 
 def test_a_pinned_commit_is_asked_for_once(site, downloads):
     first = download_model("lab/both", COMMIT, downloads, ["*.json"])
-    asked = len(site.seen)
+    asked = len(site.requests)
     assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
-    assert len(site.seen) == asked
+    assert len(site.requests) == asked
     site.stop()
     assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
 
 
 def test_a_commit_that_the_branch_brought_needs_no_request(site, downloads):
     first = download_model("lab/both", None, downloads, ["*.json"])
-    asked = len(site.seen)
+    asked = len(site.requests)
     assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
-    assert len(site.seen) == asked
+    assert len(site.requests) == asked
 
 
 def test_a_branch_is_followed_and_unchanged_files_are_not_sent_again(site, downloads):
@@ -221,7 +221,7 @@ def test_a_download_that_is_cut_off_is_resumed(site, downloads, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # the client loses up to one, 10 MB
     path = file_of("lab/both", "model.safetensors")
     site.resumable(path, SAFE)
-    site.fault(path, times=1, cut=30_000)
+    site.fail(path, times=1, cut=30_000)
     folder, _ = download_model("lab/both", None, downloads, ["*.json"])
     assert find_weights(folder).read_bytes() == SAFE
     assert site.ranges(path) == [None, "bytes=30000-"]
@@ -229,7 +229,7 @@ def test_a_download_that_is_cut_off_is_resumed(site, downloads, monkeypatch):
 
 def test_a_download_that_is_cut_off_for_good_is_one_line_and_counts_for_nothing(site, downloads):
     path = file_of("lab/both", "model.safetensors")
-    site.fault(path, times=6, cut=20_000)
+    site.fail(path, times=6, cut=20_000)
     told = refusal(download_model, "lab/both", None, downloads, ["*.json"])
     assert "'lab/both' could not be fetched (peer closed connection" in told
     assert not list(downloads.rglob("main.txt"))
@@ -259,7 +259,7 @@ def test_weights_of_another_revision_do_not_stay(site, downloads):
 def test_half_an_update_is_not_taken_for_what_was_before(site, downloads):
     download_model("lab/both", None, downloads, ["*.json"])
     site.commit, site.repositories["lab/both"] = LATER, BOTH | {"config.json": b"[]", "model.safetensors": SAFE * 2}
-    site.fault(file_of("lab/both", "model.safetensors", LATER), cut=20_000)
+    site.fail(file_of("lab/both", "model.safetensors", LATER), cut=20_000)
     folder, commit = download_model("lab/both", None, downloads, ["*.json"])
     assert commit == COMMIT
     assert (folder / "config.json").read_bytes() == b"{}"
@@ -325,7 +325,7 @@ def test_a_timm_vit_comes_from_its_repository_and_loads_from_there(shelf, site, 
 def test_a_vit_in_a_file_stays_where_it_is(shelf, site, tmp_path):
     path = written(tmp_path / "mine.pth", b"weights")
     assert shelf.vit(path) == Checkpoint(path, path, sha256(b"weights"))
-    assert not site.seen
+    assert not site.requests
 
 
 def test_an_address_is_downloaded_once_and_checked(shelf, site, downloads, monkeypatch):
@@ -366,7 +366,7 @@ def test_a_blip_is_a_folder_or_a_repository(shelf, site, tmp_path):
     assert shelf.blip(str(folder)) == Checkpoint(str(folder), str(folder), sha256(BIN))
     written(folder / "model.safetensors", SAFE)
     assert shelf.blip(str(folder)).sha256 == sha256(SAFE)
-    assert not site.seen
+    assert not site.requests
     found = shelf.blip("lab/both@main")
     assert (found.sha256, found.revision) == (sha256(SAFE), COMMIT)
     assert files(found.file) == {"model.safetensors", "config.json", "vocab.txt"}

@@ -42,8 +42,8 @@ def outputs(project) -> dict[str, bytes]:
 
 
 def test_everything_is_downloaded_checked_and_unpacked(project, site):
-    site.fault("/voc/VOCtrainval.tar", times=1, cut=20_000)  # resumed
-    site.fault("/pets/images.tar.gz", times=1, status=503)  # asked again
+    site.fail("/voc/VOCtrainval.tar", times=1, cut=20_000)  # resumed
+    site.fail("/pets/images.tar.gz", times=1, status=503)  # asked again
     made = project.repro(*NETWORKED)
     assert made.returncode == 0, made.stdout + made.stderr
     assert site.ranges("/voc/VOCtrainval.tar") == [None, "bytes=20000-"]
@@ -84,7 +84,7 @@ def test_again_offline_everything_comes_out_as_it_was(project, site):
     for path in (*("data/fetched", "data/objects", ".dvc/cache", ".dvc/tmp"), *MANIFESTS):
         whole = project.root / path
         shutil.rmtree(whole) if whole.is_dir() else whole.unlink()
-    asked = len(site.seen)
+    asked = len(site.requests)
     site.stop()
     try:
         made = project.repro(*NETWORKED)
@@ -93,7 +93,7 @@ def test_again_offline_everything_comes_out_as_it_was(project, site):
     assert made.returncode == 0, made.stdout + made.stderr
     assert "the hub does not answer; used as it was brought before" in made.stdout  # the one without a revision
     assert outputs(project) == before
-    assert len(site.seen) == asked
+    assert len(site.requests) == asked
 
 
 def test_another_backbone_is_one_line(project):
