@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pooch
@@ -32,7 +31,6 @@ BLOCK = 1 << 16  # bytes per read
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 # Ranges and hashes refer to the bytes of the file itself, not to a compressed transfer of them.
 HEADERS = {"Accept-Encoding": "identity"}
-NO_MIRRORS: Mapping[str, str] = MappingProxyType({})
 
 pooch.get_logger().setLevel(logging.WARNING)  # the progress bar says what is downloaded
 
@@ -50,7 +48,7 @@ class TransientError(DownloadError):
 
 
 def download_file(
-    remote: RemoteFile, folder: Path, mirrors: Mapping[str, str] = NO_MIRRORS, label: str | None = None
+    remote: RemoteFile, folder: Path, mirrors: Mapping[str, str] | None = None, label: str | None = None
 ) -> Path:
     """Return the path of `remote` in `folder`; download the file if it is missing.
 
@@ -83,7 +81,7 @@ def download_file(
     )
 
 
-def remote_size(remote: RemoteFile, mirrors: Mapping[str, str] = NO_MIRRORS) -> int | None:
+def remote_size(remote: RemoteFile, mirrors: Mapping[str, str] | None = None) -> int | None:
     """Return the size of `remote` in bytes, from its notation or the first server that answers; None if unknown."""
     if remote.size is not None:
         return remote.size
@@ -95,9 +93,12 @@ def remote_size(remote: RemoteFile, mirrors: Mapping[str, str] = NO_MIRRORS) -> 
     return None
 
 
-def _urls(url: str, mirrors: Mapping[str, str]) -> list[str]:
-    replaced = [mirror + url.removeprefix(prefix) for prefix, mirror in mirrors.items() if url.startswith(prefix)]
-    return [url, *replaced]
+def _urls(url: str, mirrors: Mapping[str, str] | None) -> list[str]:
+    urls = [url]
+    for prefix, mirror in (mirrors or {}).items():
+        if url.startswith(prefix):
+            urls.append(mirror + url.removeprefix(prefix))
+    return urls
 
 
 def _check_file(path: Path, remote: RemoteFile) -> None:

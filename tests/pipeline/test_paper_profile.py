@@ -91,7 +91,7 @@ def test_again_offline_everything_comes_out_as_it_was(project, site):
     finally:
         site.start()
     assert made.returncode == 0, made.stdout + made.stderr
-    assert "the hub does not answer; used as it was brought before" in made.stdout  # the one without a revision
+    assert "the hub does not answer; using commit" in made.stdout  # the one without a revision
     assert outputs(project) == before
     assert len(site.requests) == asked
 
