@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import unquote
 
 BLOCK = 1 << 14  # bytes between two pauses of a slow response
@@ -44,7 +43,7 @@ class Request:
 
 
 class Loopback:
-    """Serves `files`, bytes by path ("/a.bin") or a folder, inside a `with` block.
+    """Serves `files`, bytes by path ("/a.bin"), inside a `with` block.
 
     `headers` are more response headers by path; a value of None removes a default one (such as "ETag"). `fallback` is
     called with method and path for what is not in `files`; it returns (status, headers, body), or None for 404.
@@ -53,7 +52,7 @@ class Loopback:
 
     def __init__(
         self,
-        files: dict[str, bytes] | Path,
+        files: dict[str, bytes],
         headers: Mapping[str, Mapping[str, str | None]] | None = None,
         fallback: Fallback | None = None,
     ) -> None:
@@ -120,10 +119,7 @@ class Loopback:
             return failure
 
     def content(self, path: str) -> bytes | None:
-        if isinstance(self.files, dict):
-            return self.files.get(path, self.files.get(unquote(path)))
-        file = (self.files / unquote(path).lstrip("/")).resolve()
-        return file.read_bytes() if file.is_relative_to(self.files.resolve()) and file.is_file() else None
+        return self.files.get(path, self.files.get(unquote(path)))
 
 
 class _Server(ThreadingHTTPServer):

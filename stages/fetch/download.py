@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pooch
 import requests
@@ -26,7 +25,6 @@ TIMEOUT = (10, 60)  # seconds to connect; seconds without a byte
 HEAD_TIMEOUT = 5  # seconds
 ATTEMPTS = 5  # requests per URL without progress
 PAUSE = 1.0  # seconds before the second request; doubles with each further one
-MAX_PAUSE = 60.0  # seconds, even if the server requests more
 BLOCK = 1 << 16  # bytes per read
 TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 # Ranges and hashes refer to the bytes of the file itself, not to a compressed transfer of them.
@@ -40,11 +38,7 @@ class DownloadError(Exception):
 
 
 class TransientError(DownloadError):
-    """A failure that a later request may not meet; `retry_after` is in seconds."""
-
-    def __init__(self, message: str, retry_after: float = 0.0) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    """A failure that a later request may not meet."""
 
 
 def download_file(
@@ -123,7 +117,7 @@ class ResumingDownloader:
     part: Path
     label: str
 
-    def __call__(self, url: str, output_file: str, _pooch: Any) -> None:
+    def __call__(self, url: str, output_file: str, _pooch: object) -> None:
         """Download `url` to `output_file`; raise `DownloadError` after `ATTEMPTS` requests without progress."""
         attempts = 0
         longest = self._length()
@@ -132,13 +126,12 @@ class ResumingDownloader:
                 self._request(url)
                 break
             except TransientError as error:
-                # Counts again from one only if the part is longer than ever: a server that starts over and breaks off
-                # at the same byte makes no progress.
+                # A part longer than ever is progress; a server without ranges may always break off at the same byte.
                 attempts = 1 if self._length() > longest else attempts + 1
                 longest = max(longest, self._length())
                 if attempts == ATTEMPTS:
                     raise DownloadError(f"{error} ({ATTEMPTS} attempts)") from error
-                pause = min(max(PAUSE * 2 ** (attempts - 1), error.retry_after), MAX_PAUSE)
+                pause = PAUSE * 2 ** (attempts - 1)
                 tqdm.write(f"{self.remote.name}: {error}; next attempt in {pause:g} s", file=sys.stderr)
                 time.sleep(pause)
         self._validator_path.unlink(missing_ok=True)
@@ -155,12 +148,11 @@ class ResumingDownloader:
         """Send one request for the missing bytes and append them to the part."""
         try:
             with requests.get(url, headers=self._headers(), stream=True, timeout=TIMEOUT) as response:
-                if response.status_code == 416 and self._is_complete(response):
-                    return
+                if response.status_code == 416:
+                    self.part.unlink(missing_ok=True)  # not shorter than the file on the server: start over
+                    raise TransientError("the file is not longer than the part of it on disk")
                 if response.status_code in TRANSIENT_STATUSES:
-                    retry_after = response.headers.get("Retry-After", "")  # seconds or a date; dates are ignored
-                    seconds = float(retry_after) if retry_after.isdecimal() else 0.0
-                    raise TransientError(f"{response.status_code} {response.reason}", seconds)
+                    raise TransientError(f"{response.status_code} {response.reason}")
                 if response.status_code not in (200, 206):
                     raise DownloadError(f"{response.status_code} {response.reason}")
                 self._write(response)
@@ -168,25 +160,14 @@ class ResumingDownloader:
             raise TransientError(_reason(error)) from error
 
     def _headers(self) -> dict[str, str]:
-        """Return the request headers, with a range if there is a part and a means to detect that the file changed.
-
-        A known hash detects it at the end, on any mirror. Without a hash, If-Range makes a server with another version
-        send the whole file.
-        """
+        """Return the request headers, with a range if there is a part, and a way to detect that the file changed."""
         length = self._length()
-        if length and self.remote.digest:
+        if length and self.remote.digest:  # compared at the end, so a mirror may send the rest
             return HEADERS | {"Range": f"bytes={length}-"}
         if length and self._validator_path.exists():
-            validator = self._validator_path.read_text()
-            return HEADERS | {"Range": f"bytes={length}-", "If-Range": validator}
+            # With If-Range, a server that has another version sends the whole file.
+            return HEADERS | {"Range": f"bytes={length}-", "If-Range": self._validator_path.read_text()}
         return HEADERS
-
-    def _is_complete(self, response: requests.Response) -> bool:
-        """Return whether the part is the whole file; a part that is too long is deleted and requested again."""
-        if response.headers.get("Content-Range") == f"bytes */{self._length()}":
-            return True
-        self.part.unlink()
-        raise TransientError("the file is shorter than the part of it on disk")
 
     def _write(self, response: requests.Response) -> None:
         start = self._length() if response.status_code == 206 else 0
@@ -194,7 +175,12 @@ class ResumingDownloader:
         total = start + int(content_length) if content_length else None
         if total is not None and self.remote.size not in (None, total):
             raise DownloadError(f"has {total} bytes, expected {self.remote.size}")
-        self._write_validator(response)
+        # If-Range accepts a strong ETag, which begins with a quote, or the date of the last change.
+        etag = response.headers.get("ETag", "")
+        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
+        self._validator_path.unlink(missing_ok=True)
+        if validator and not self.remote.digest:
+            self._validator_path.write_text(validator)
         with (
             self.part.open("ab" if start else "wb") as file,
             tqdm(total=total, initial=start, desc=self.label, unit="B", unit_scale=True, mininterval=1) as bar,
@@ -203,15 +189,6 @@ class ResumingDownloader:
             for block in response.raw.stream(BLOCK, decode_content=False):
                 file.write(block)
                 bar.update(len(block))
-
-    def _write_validator(self, response: requests.Response) -> None:
-        """Save what If-Range accepts: a strong ETag, which begins with a quote, or the modification date."""
-        etag = response.headers.get("ETag", "")
-        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
-        if validator and not self.remote.digest:
-            self._validator_path.write_text(validator)
-        else:
-            self._validator_path.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:

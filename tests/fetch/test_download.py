@@ -29,7 +29,6 @@ PATH = "/data/set.bin"
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.01)
-    monkeypatch.setattr(download, "MAX_PAUSE", 0.3)
     monkeypatch.setattr(download, "TIMEOUT", (5, 5))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -182,14 +181,11 @@ def test_a_damaged_part_is_rejected_and_the_next_run_starts_over(server, tmp_pat
     assert server.ranges(PATH)[-2:] == ["bytes=100000-", None]
 
 
-def test_a_part_that_is_complete_or_too_long(server, tmp_path):
-    part = tmp_path / "set.bin.part"
-    part.write_bytes(CONTENT)  # as a process leaves it that is killed before the rename
+@pytest.mark.parametrize("extra", [b"", b"more"])
+def test_a_part_that_is_not_shorter_than_the_file_is_downloaded_again(server, tmp_path, extra):
+    (tmp_path / "set.bin.part").write_bytes(CONTENT + extra)
     assert download_file(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
-    (tmp_path / "set.bin").unlink()
-    part.write_bytes(CONTENT + b"more")
-    assert download_file(remote(server, f"#md5={MD5}"), tmp_path).read_bytes() == CONTENT
-    assert server.ranges(PATH) == ["bytes=300000-", "bytes=300004-", None]
+    assert server.ranges(PATH) == [f"bytes={300_000 + len(extra)}-", None]
 
 
 def test_a_server_without_ranges_starts_over(server, tmp_path):
@@ -256,12 +252,10 @@ def test_without_a_server_the_error_gives_the_reason(tmp_path):
         assert remote_size(file) is None
 
 
-def test_a_busy_server_is_asked_again_after_the_time_it_sets(server, tmp_path):
+def test_a_busy_server_is_asked_again(server, tmp_path):
     server.fail(PATH, status=503, times=2)
-    server.fail(PATH, status=429, times=1, headers={"Retry-After": "3600"})  # limited to MAX_PAUSE, here 0.3 s
-    start = time.monotonic()
+    server.fail(PATH, status=429, times=1)
     assert download_file(remote(server), tmp_path).read_bytes() == CONTENT
-    assert 0.3 < time.monotonic() - start < 3
     assert server.count(PATH) == 4
 
 
