@@ -116,6 +116,14 @@ def test_only_the_needed_files_and_the_best_weights_are_downloaded(site, downloa
     assert find_weights(folder).read_bytes() == PICKLE
 
 
+def test_a_relative_downloads_folder_gives_a_relative_path(site, tmp_path, monkeypatch):
+    """A record in another clone of the project is the same file."""
+    monkeypatch.chdir(tmp_path)
+    folder, _ = download_model("lab/both", COMMIT, Path("downloads"), ["*.json"])
+    assert folder == Path("downloads/hub/models--lab--both/snapshots") / COMMIT
+    assert download_model("lab/both", COMMIT, Path("downloads"), ["*.json"]) == (folder, COMMIT)
+
+
 def test_the_file_of_weights_may_have_another_name(site, downloads):
     site.repositories["lab/own"] = {"model.safetensors": SAFETENSORS, "open.bin": PICKLE, "config.json": b"{}"}
     folder, _ = download_model("lab/own", None, downloads, ["config.json"], ("open.bin",))

@@ -101,7 +101,8 @@ def _snapshot(
     folder = snapshot_download(
         name, revision=revision, cache_dir=cache, allow_patterns=list(patterns), local_files_only=local_files_only
     )
-    return Path(folder)
+    # The client returns an absolute path; `downloads` may be relative, so that records are the same in every clone.
+    return cache / Path(folder).relative_to(cache.resolve())
 
 
 def _missing_files(snapshot: Path, patterns: Sequence[str], weights: Sequence[str]) -> list[str]:
