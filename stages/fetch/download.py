@@ -178,13 +178,14 @@ class ResumingDownloader:
         # If-Range accepts a strong ETag, which begins with a quote, or the date of the last change.
         etag = response.headers.get("ETag", "")
         validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
-        self._validator_path.unlink(missing_ok=True)
-        if validator and not self.remote.digest:
-            self._validator_path.write_text(validator)
         with (
             self.part.open("ab" if start else "wb") as file,
             tqdm(total=total, initial=start, desc=self.label, unit="B", unit_scale=True, mininterval=1) as bar,
         ):
+            # After the part is opened, so that old bytes never get the validator of another version.
+            self._validator_path.unlink(missing_ok=True)
+            if validator and not self.remote.digest:
+                self._validator_path.write_text(validator)
             # Not `iter_content`, which would unpack a .tar.gz that a server labels "Content-Encoding: gzip".
             for block in response.raw.stream(BLOCK, decode_content=False):
                 file.write(block)

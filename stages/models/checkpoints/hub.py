@@ -30,8 +30,8 @@ def download_model(
 ) -> tuple[Path, str]:
     """Return the folder with the files of a model that match `patterns` and the first of `weights`, and its commit.
 
-    A commit (40 hex digits) that is in the cache is used without a request; a branch or tag is, if the hub does not
-    answer. Raises `InputError` with one line.
+    A commit (40 hex digits) in the cache is used without a request. If the hub does not answer, a branch or tag is the
+    commit that was downloaded before. Raises `InputError` with one line.
     """
     if revision and COMMIT.fullmatch(revision):
         snapshot = cached_snapshot(name, revision, downloads, patterns, weights)
