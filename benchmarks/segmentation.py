@@ -32,7 +32,9 @@ from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
 from stages.params.compute import Compute
-from stages.params.experiment import Segmentation, ViewParams, load_experiment
+from stages.params.experiment import load_experiment
+from stages.params.profiles import ViewParams
+from stages.params.segmentation import Segmentation
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.extract import Views, batches_of, extract, train_views, val_views
 from stages.segmentation.heads import build_head

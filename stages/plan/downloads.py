@@ -10,8 +10,9 @@ from stages.data.paper import unpacked_folder
 from stages.fetch.download import remote_size
 from stages.models import vit
 from stages.models.checkpoints.hub import cache_folder, cached_snapshot
-from stages.params.experiment import Experiment, Paper
+from stages.params.experiment import Experiment
 from stages.params.model_source import display_name, is_checkpoint_file, is_url, split_revision
+from stages.params.profiles import Paper
 from stages.params.remote_file import RemoteFile
 
 

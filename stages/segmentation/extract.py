@@ -23,7 +23,8 @@ from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
 from stages.models.compute import mixed_precision, prepare_model
 from stages.params.compute import Compute
-from stages.params.experiment import Experiment, ViewParams, load_experiment
+from stages.params.experiment import Experiment, load_experiment
+from stages.params.profiles import ViewParams
 from stages.segmentation import FEATURES
 
 BATCH = 32  # views

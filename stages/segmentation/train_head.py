@@ -19,7 +19,8 @@ from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.features.tokens import FeatureTable
 from stages.models.compute import get_device
-from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
+from stages.params.experiment import Experiment, load_experiment
+from stages.params.segmentation import Head, Segmentation
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.heads import build_head
@@ -100,9 +101,10 @@ def _check_fits(name: str, asked: Head, task: Segmentation, train_table: Feature
     if task.batch_size > images:
         raise InputError(f"segmentation.batch_size = {task.batch_size}: at most {images}, the training images")
     side = min(*train_table.smallest_grid, *val_table.smallest_grid)
-    if asked.kernel and asked.kernel > side:
+    kernel = asked.options.get("kernel")
+    if isinstance(kernel, int) and kernel > side:
         most = f"at most {side}, the side of the smallest grid of patch tokens"
-        raise InputError(f"segmentation.heads.{name}.kernel = {asked.kernel}: {most}")
+        raise InputError(f"segmentation.heads.{name}.kernel = {kernel}: {most}")
 
 
 def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...], seed: int) -> dict:

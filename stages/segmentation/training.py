@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from stages.core.stage import InputError
 from stages.data.voc import VOID
-from stages.params.experiment import Segmentation
+from stages.params.segmentation import Segmentation
 from stages.segmentation.dataset import MAX_BATCH_PIXELS, TrainViews, ValBatch, ValImages
 from stages.segmentation.iou import confusion, iou
 

@@ -89,7 +89,7 @@ def test_a_plan_prints_three_tables_and_writes_nothing(elsewhere, capsys):
     ("profile", "changes", "told"),
     [
         ("papr", [], "profile = 'papr'"),
-        ("paper", ["paper.nothing=1"], "unknown key 'paper.nothing'"),
+        ("paper", ["paper.nothing=1"], "paper.nothing = 1: unknown key"),
         ("paper", ["nowhere.at.all=1"], "has no key 'nowhere.at.all'"),
         ("paper", ["paper.voc_archive=ftp://x"], "paper.voc_archive = 'ftp://x'"),
     ],

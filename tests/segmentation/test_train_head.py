@@ -22,7 +22,8 @@ from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
 from stages.params.compute import Compute
-from stages.params.experiment import Head, ViewParams
+from stages.params.profiles import ViewParams
+from stages.params.segmentation import Head
 from stages.segmentation import train_head
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.extract import batches_of, check_sizes, extract, train_views, val_views

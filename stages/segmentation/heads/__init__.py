@@ -8,7 +8,7 @@ from stages.segmentation.heads.transformer import Transformer
 
 
 def build_head(
-    kind: str, *, dim: int, classes: int, heads: int, kernel: int | None, shared_qk: bool | None
+    kind: str, *, dim: int, classes: int, heads: int, kernel: int | None = None, shared_qk: bool | None = None
 ) -> nn.Module:
     """The head that a row of `segmentation.heads` asks for; `heads` is the backbone's number of attention heads."""
     if kind == "linear":
