@@ -1,4 +1,4 @@
-"""All that the paper profile downloads, in small: archives, captions, checkpoints of the true layouts, a hub."""
+"""Everything that the paper profile downloads, in small: archives, captions, checkpoints, a hub."""
 
 import hashlib
 import io
@@ -56,66 +56,76 @@ def tar(files: dict[str, bytes], mode: str) -> bytes:
 
 
 def voc(rng: np.random.Generator) -> tuple[bytes, dict[str, str]]:
-    """VOC 2012's archive, no two images of one shape, and a caption an image."""
-    root, files, captions = "VOCdevkit/VOC2012", {}, {}
+    """Return VOC 2012's archive, all images of different shapes, and one caption per image."""
+    root = "VOCdevkit/VOC2012"
+    files = {}
+    captions = {}
     for split, count in COUNTS.items():
         ids = [f"2007_{'tv'.index(split[0])}{index:05d}" for index in range(count)]
         for index, image_id in enumerate(ids):
-            height, width = 70 + 3 * index, 110 - 5 * index
+            height = 70 + 3 * index
+            width = 110 - 5 * index
             mask = np.zeros((height, width))
-            mask[10:40, 10:50], mask[40] = 1 + index % 20, 255
+            mask[10:40, 10:50] = 1 + index % 20
+            mask[40] = 255  # void
             mask[45:60, 20:70] = 1 + (index + 7) % 20
             files[f"{root}/JPEGImages/{image_id}.jpg"] = jpg(rng, height, width)
             files[f"{root}/SegmentationClass/{image_id}.png"] = png(mask, palette=True)
             captions[image_id] = " ".join(rng.choice(WORDS, 9))
-        files[f"{root}/ImageSets/Segmentation/{split}.txt"] = "".join(f"{one}\n" for one in ids).encode()
-    files[f"{root}/Annotations/{ids[0]}.xml"] = b"<annotation/>"  # the true archive has more than is wanted
+        files[f"{root}/ImageSets/Segmentation/{split}.txt"] = "".join(f"{image_id}\n" for image_id in ids).encode()
+    files[f"{root}/Annotations/{ids[0]}.xml"] = b"<annotation/>"  # the true archive has more than is needed
     return tar(files, "w"), captions | {"unlisted": "a picture of nothing"}
 
 
 def pets(rng: np.random.Generator) -> tuple[bytes, bytes]:
-    """Oxford-IIIT Pet's two archives."""
-    images, annotations, lists, number = {}, {}, {"trainval": [], "test": []}, 0
+    """Return Oxford-IIIT Pet's two archives."""
+    images = {}
+    annotations = {}
+    lists: dict[str, list[str]] = {"trainval": [], "test": []}
+    number = 0
     for split, count in zip(lists, PETS.values(), strict=True):
         for index in range(count):
-            number, breed = number + 1, index % len(BREEDS)
+            number += 1
+            breed = index % len(BREEDS)
             name = f"{BREEDS[breed]}_{number}"
-            trimap = np.full((60, 80), 2)
-            trimap[20:50, 20:60], trimap[19, 20:60] = 1, 3
+            trimap = np.full((60, 80), 2)  # background
+            trimap[20:50, 20:60] = 1  # pet
+            trimap[19, 20:60] = 3  # border
             images[f"images/{name}.jpg"] = jpg(rng, 60, 80)
             annotations[f"annotations/trimaps/{name}.png"] = png(trimap)
             lists[split].append(f"{name} {breed + 1} 1 1\n")
     for split, lines in lists.items():
         annotations[f"annotations/{split}.txt"] = "".join(lines).encode()
-    annotations["annotations/trimaps/._Abyssinian_1.png"] = b"left by a Mac, as in the true archive"
+    annotations["annotations/trimaps/._Abyssinian_1.png"] = b"a file of macOS, as in the true archive"
     return tar(images, "w:gz"), tar(annotations, "w:gz")
 
 
 def vocabulary() -> bytes:
-    """A `vocab.txt` with BERT's special tokens where BERT has them."""
+    """Return a `vocab.txt` with BERT's special tokens at the indices that BERT gives them."""
     head = ["[PAD]", *(f"[unused{index}]" for index in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    return "\n".join([*head, *LETTERS, *(f"##{one}" for one in LETTERS), *WORDS[1:], ""]).encode()
+    return "\n".join([*head, *LETTERS, *(f"##{letter}" for letter in LETTERS), *WORDS[1:], ""]).encode()
 
 
 def words() -> int:
+    """Return the size of the vocabulary."""
     return len(vocabulary().splitlines())
 
 
-def torch_bytes(held: object) -> bytes:
+def torch_bytes(value: object) -> bytes:
     buffer = io.BytesIO()
-    torch.save(held, buffer)
+    torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def blip() -> bytes:
-    """A checkpoint of the original BLIP's layout: pretrained on 2x2 patches of 16 pixels, with momentum copies."""
+    """Return a checkpoint in the original BLIP's layout, of 2x2 patches of 16 pixels, with momentum copies."""
     shapes = layout(64, 1, 16, 4, 64, 1, 128, words() + 2, 48, 16, 5)
     weights = {name: torch.randn(shape) * 0.05 for name, shape in shapes.items()}
     return torch_bytes({"model": share(weights), "epoch": 19})
 
 
 def catr() -> bytes:
-    """A checkpoint of CATR's layout."""
+    """Return a checkpoint in CATR's layout."""
     sizes = {"hidden": 32, "heads": 1, "encoder_layers": 1, "decoder_layers": 2, "feedforward": 64, "inner": 32}
     model = Catr(CatrConfig(**sizes, vocabulary=words(), positions=40, blocks=(1, 1, 1, 1)))
     return torch_bytes({"model": model.state_dict(), "epoch": 29, "lr_scheduler": {"last_epoch": 29}})
@@ -126,34 +136,41 @@ def vit(name: str) -> bytes:
 
 
 def hub(repositories: dict[str, dict[str, bytes]]):
-    """What answers as huggingface.co does, as far as its client asks."""
+    """Return a `fallback` for `Loopback` that responds like huggingface.co to what its client requests."""
 
-    def answer(method: str, path: str):
+    def respond(method: str, path: str):
         path = unquote(path)
         for name, files in repositories.items():
             if path.startswith(f"/api/models/{name}"):
                 revision = path.removeprefix(f"/api/models/{name}").removeprefix("/revision/").split("/")[0]
                 if revision not in ("", "main", COMMIT) and "/tree/" not in path:
                     return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-                listed = [{"rfilename": one} for one in sorted(files)]
-                told = {"id": name, "modelId": name, "sha": COMMIT, "siblings": listed, "tags": [], "private": False}
+                siblings = [{"rfilename": filename} for filename in sorted(files)]
+                answer = {
+                    "id": name,
+                    "modelId": name,
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "tags": [],
+                    "private": False,
+                }
                 if "/tree/" in path:
-                    told = [
-                        {"type": "file", "path": one, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-                        for one, body in sorted(files.items())
+                    answer = [
+                        {"type": "file", "path": filename, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+                        for filename, body in sorted(files.items())
                     ]
-                return 200, {"Content-Type": "application/json"}, json.dumps(told).encode()
-            for one, body in files.items():
-                if path in (f"/{name}/resolve/{revision}/{one}" for revision in (COMMIT, "main")):
+                return 200, {"Content-Type": "application/json"}, json.dumps(answer).encode()
+            for filename, body in files.items():
+                if path in (f"/{name}/resolve/{revision}/{filename}" for revision in (COMMIT, "main")):
                     tag = hashlib.sha256(body).hexdigest()
                     return 200, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "none"}, body
         return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 
-    return answer
+    return respond
 
 
 class PaperSite(Loopback):
-    """The server, and what params of the paper profile point at it."""
+    """The server, and the params that make the paper profile use it."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -169,16 +186,16 @@ class PaperSite(Loopback):
             "/catr/weight.pth": catr(),
         }
         repositories = {f"timm/{name}": {"model.safetensors": vit(name), "config.json": b"{}"} for name in VITS}
-        repositories["bert/words"] = {"vocab.txt": vocabulary(), "pytorch_model.bin": b"not wanted"}
+        repositories["bert/words"] = {"vocab.txt": vocabulary(), "pytorch_model.bin": b"not needed"}
         super().__init__(files, fallback=hub(repositories))
 
     def remote(self, path: str) -> str:
-        """An address with what is known of its bytes."""
+        """Return the URL of a file with its hash and size."""
         content = self.files[path]
         return f"{self.url(path)}#sha256={hashlib.sha256(content).hexdigest()}&size={len(content)}"
 
     def params(self) -> dict[str, object]:
-        """Keys with `__` for dots, as `Project.set` wants them."""
+        """Return params for `Project.set`, with `__` for dots in keys."""
         return {
             "profile": "paper",
             "paper__voc_archive": self.remote("/voc/VOCtrainval.tar"),

@@ -1,4 +1,4 @@
-"""Atomic writes: a reader sees a whole file or none."""
+"""Atomic writes: a reader sees a whole file or folder, or none."""
 
 import os
 import shutil
@@ -21,6 +21,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(folder: Path) -> Iterator[Path]:
+    """Yield a new temporary folder to fill; rename it to `folder` on success, delete it on failure.
+
+    If another process creates `folder` meanwhile, its folder stays. Parent folders are created.
+    """
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    remove_folders(temporary)  # of a killed process that had the same process ID
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if not folder.exists():
+            temporary.rename(folder)
+    finally:
+        remove_folders(temporary)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from stages.data.paper import unpacked_folder
 from stages.fetch.download import remote_size
 from stages.models import vit
+from stages.models.checkpoints.hub import cache_folder, cached_snapshot
 from stages.params.experiment import Experiment
 from stages.params.model_source import display_name, is_checkpoint_file, is_url, split_revision
 from stages.params.profiles import Paper
@@ -64,11 +65,12 @@ def _model(name: str, source: str, experiment: Experiment) -> Download | None:
         return _file(f"{name} {display_name(source)}", source, experiment.paper)
     if is_checkpoint_file(source) or Path(source).is_dir():
         return None
-    bare, _ = split_revision(source)
+    bare, revision = split_revision(source)
     repository = bare if bare.count("/") == 1 else vit.pretrained_config(bare).hf_hub_id
-    target = experiment.paper.downloads / "hub" / repository.replace("/", "--")
-    if target.is_dir():
-        size = sum(one.stat().st_size for one in target.rglob("*") if one.is_file())
+    target = cache_folder(repository, experiment.paper.downloads)
+    snapshot = cached_snapshot(repository, revision, experiment.paper.downloads)
+    if snapshot:
+        size = sum(path.stat().st_size for path in snapshot.rglob("*") if path.is_file())
         return Download(f"{name} {bare}", "Hugging Face hub", target, size, "", True)
     size = None if bare.count("/") == 1 else weights_bytes(bare)
     return Download(f"{name} {bare}", "Hugging Face hub", target, size, "its parameters", False)

@@ -1,6 +1,7 @@
-"""Models come to this machine from files, addresses and a hub of our own, once, and are found again without it."""
+"""Models come to this machine from files, URLs and a local hub, once, and are reused without a network."""
 
 import hashlib
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,67 +19,66 @@ from stages.core.stage import InputError
 from stages.fetch import download
 from stages.models import catr, vit
 from stages.models.checkpoints.__main__ import requested_models
-from stages.models.checkpoints.hub import download_model, find_weights
+from stages.models.checkpoints.hub import cache_folder, cached_snapshot, download_model, find_weights
 from stages.models.checkpoints.record import Checkpoint, read_checkpoint, record_path, write_checkpoint
-from stages.models.checkpoints.resolver import CheckpointResolver, file_sha256
+from stages.models.checkpoints.resolver import RESOLVERS, CheckpointResolver, file_sha256
 from stages.models.checkpoints.vits import load_vit
 from stages.params.experiment import load_experiment
 
 LATER = COMMIT[::-1]
-SAFE, BIN = b"safe" * 10_000, b"bin" * 10_000
+SAFETENSORS = b"safe" * 10_000
+PICKLE = b"bin" * 10_000
 BOTH = {
-    "model.safetensors": SAFE,
-    "pytorch_model.bin": BIN,
+    "model.safetensors": SAFETENSORS,
+    "pytorch_model.bin": PICKLE,
     "config.json": b"{}",
     "vocab.txt": b"a\n",
-    "README.md": b"not wanted",
-    "tf_model.h5": b"not wanted",
+    "README.md": b"not needed",
+    "tf_model.h5": b"not needed",
 }
-HELD = {
+OLDER = {"pytorch_model.bin": PICKLE, "config.json": b"{}"}
+REPOSITORIES = {
     "lab/both": BOTH,
-    "lab/older": {"pytorch_model.bin": BIN, "config.json": b"{}"},
+    "lab/older": OLDER,
     "lab/none": {"tf_model.h5": b"", "config.json": b"{}"},
-    "gated/model": {"model.safetensors": SAFE},
+    "gated/model": {"model.safetensors": SAFETENSORS},
 }
 
 
 class Hub(Loopback):
-    """`paper_site`'s hub at `commit`, with other answers to some paths."""
+    """`paper_site`'s hub at `commit`, with other responses to the paths in `replaced`."""
 
     def __init__(self):
-        super().__init__({}, fallback=self.answer)
-        self.repositories, self.commit = dict(HELD), COMMIT
-        self.instead: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        super().__init__({}, fallback=self.respond)
+        self.repositories = dict(REPOSITORIES)
+        self.commit = COMMIT
+        self.replaced: dict[str, tuple[int, dict[str, str], bytes]] = {}
 
-    def answer(self, method, path):
-        if path in self.instead:
-            return self.instead[path]
+    def respond(self, method, path):
+        if path in self.replaced:
+            return self.replaced[path]
         status, headers, body = hub(self.repositories)(method, path.replace(self.commit, COMMIT))
         headers = {name: value.replace(COMMIT, self.commit) for name, value in headers.items()}
         return status, headers, body.replace(COMMIT.encode(), self.commit.encode())
 
-    def asked(self) -> list[str]:
-        """What was asked for, but for who uses the client."""
-        return [f"{one.method} {one.path}" for one in self.seen if one.path != "/api/agent-harnesses"]
-
-    def resumable(self, path: str, content: bytes) -> None:
-        """Answer requests for parts of a file, too."""
+    def serve_ranges(self, path: str, content: bytes) -> None:
         self.files[path] = content
         self.headers[path] = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.commit}
 
 
 @pytest.fixture
 def site(monkeypatch, tmp_path):
-    """A hub that Hugging Face's client asks in place of its own, without waiting between attempts."""
+    """A hub that takes the place of Hugging Face's; its client does not wait between attempts."""
     with Hub() as running:
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        # The client reads HF_ENDPOINT once, at its import.
         monkeypatch.setattr(constants, "ENDPOINT", running.address)
         template = f"{running.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
         monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json"))
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
-        huggingface_hub.close_session()  # made anew, with the proxies of this environment
+        huggingface_hub.close_session()  # the next one reads the proxies of this environment
         yield running
         huggingface_hub.close_session()
 
@@ -88,64 +88,62 @@ def downloads(tmp_path):
     return tmp_path / "downloads"
 
 
-def refusal(call, *asked, **settings):
+def error_of(call, *arguments):
     with pytest.raises(InputError) as caught:
-        call(*asked, **settings)
+        call(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def files(folder: Path) -> set[str]:
-    """The files of a model, but for the client's own notes."""
-    found = {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()}
-    return {one for one in found if not one.startswith(".cache")}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def file_of(model: str, name: str, commit: str = COMMIT) -> str:
+def file_path(model: str, name: str, commit: str = COMMIT) -> str:
     return f"/{model}/resolve/{commit}/{name}"
 
 
 # The hub
 
 
-def test_only_wanted_files_and_the_better_weights_are_fetched(site, downloads):
+def test_only_the_needed_files_and_the_best_weights_are_downloaded(site, downloads):
     folder, commit = download_model("lab/both", None, downloads, ["*.json", "vocab.txt"])
     assert commit == COMMIT
     assert files(folder) == {"model.safetensors", "config.json", "vocab.txt"}
-    assert find_weights(folder).read_bytes() == SAFE
-    assert not [one for one in site.asked() if one.endswith((".bin", ".h5", ".md"))]
+    assert find_weights(folder).read_bytes() == SAFETENSORS
     folder, _ = download_model("lab/older", None, downloads, ["*.json"])
     assert files(folder) == {"pytorch_model.bin", "config.json"}
-    assert find_weights(folder).read_bytes() == BIN
-    assert site.count(file_of("lab/both", "model.safetensors")) == 1
+    assert find_weights(folder).read_bytes() == PICKLE
 
 
-def test_a_models_weights_may_have_a_name_of_their_own(site, downloads):
-    site.repositories["lab/own"] = {"model.safetensors": SAFE, "open.bin": BIN, "config.json": b"{}"}
-    folder, _ = download_model("lab/own", None, downloads, ["config.json"], weights=("open.bin",))
+def test_a_relative_downloads_folder_gives_a_relative_path(site, tmp_path, monkeypatch):
+    """A record in another clone of the project is the same file."""
+    monkeypatch.chdir(tmp_path)
+    folder, _ = download_model("lab/both", COMMIT, Path("downloads"), ["*.json"])
+    assert folder == Path("downloads/hub/models--lab--both/snapshots") / COMMIT
+    assert download_model("lab/both", COMMIT, Path("downloads"), ["*.json"]) == (folder, COMMIT)
+
+
+def test_the_file_of_weights_may_have_another_name(site, downloads):
+    site.repositories["lab/own"] = {"model.safetensors": SAFETENSORS, "open.bin": PICKLE, "config.json": b"{}"}
+    folder, _ = download_model("lab/own", None, downloads, ["config.json"], ("open.bin",))
     assert files(folder) == {"open.bin", "config.json"}
 
 
-def test_a_pinned_commit_is_asked_for_once(site, downloads):
-    first = download_model("lab/both", COMMIT, downloads, ["*.json"])
-    asked = len(site.seen)
+@pytest.mark.parametrize("revision", [COMMIT, None])
+def test_a_commit_in_the_cache_needs_no_request(site, downloads, revision):
+    first = download_model("lab/both", revision, downloads, ["*.json"])
+    count = len(site.requests)
     assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
-    assert len(site.seen) == asked
+    assert len(site.requests) == count
     site.stop()
     assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
-
-
-def test_a_commit_that_the_branch_brought_needs_no_request(site, downloads):
-    first = download_model("lab/both", None, downloads, ["*.json"])
-    asked = len(site.seen)
-    assert download_model("lab/both", COMMIT, downloads, ["*.json"]) == first
-    assert len(site.seen) == asked
 
 
 def test_a_branch_is_followed_and_unchanged_files_are_not_sent_again(site, downloads):
     download_model("lab/both", None, downloads, ["*.json"])
     download_model("lab/both", None, downloads, ["*.json"])
-    assert site.count(file_of("lab/both", "model.safetensors")) == 1
+    assert site.count(file_path("lab/both", "model.safetensors")) == 1
     site.commit = LATER
     site.repositories["lab/both"] = BOTH | {"model.safetensors": b"newer"}
     folder, commit = download_model("lab/both", None, downloads, ["*.json"])
@@ -153,40 +151,57 @@ def test_a_branch_is_followed_and_unchanged_files_are_not_sent_again(site, downl
     assert find_weights(folder).read_bytes() == b"newer"
 
 
-@pytest.mark.parametrize("stopped", [True, False])
-def test_without_the_hub_a_branch_is_what_it_was(site, downloads, capsys, stopped):
+@pytest.mark.parametrize(
+    "response",
+    [None, (503, {}, b"down"), (200, {"Content-Type": "text/html"}, b"<html>the login page of a hotel</html>")],
+)
+def test_without_the_hub_a_branch_is_the_commit_downloaded_before(site, downloads, capsys, response):
     first = download_model("lab/both", None, downloads, ["*.json"])
-    if stopped:
-        site.stop()
+    if response:
+        site.replaced["/api/models/lab/both"] = response
     else:
-        site.instead["/api/models/lab/both"] = (503, {}, b"down")
+        site.stop()
     assert download_model("lab/both", None, downloads, ["*.json"]) == first
-    assert f"the hub does not answer; used as it was brought before, at {COMMIT}" in capsys.readouterr().out
+    assert f"the hub does not answer; using commit {COMMIT}, downloaded before" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("revision", [None, "v1.0", COMMIT])
-def test_without_the_hub_and_anything_brought_the_line_tells_what_to_do(site, downloads, revision):
+@pytest.mark.parametrize("revision", [None, COMMIT])
+def test_without_the_hub_and_a_cache_the_error_says_what_to_do(site, downloads, tmp_path, revision):
+    connected = tmp_path / "connected"
+    first, _ = download_model("lab/both", revision, connected, ["*.json", "vocab.txt"])
     site.stop()
-    told = refusal(download_model, "lab/both", revision, downloads, ["*.json", "vocab.txt"])
-    folder = downloads / "hub/lab--both" / (revision or "main")
-    assert "'lab/both' could not be fetched ([Errno 111] Connection refused)" in told
-    assert "download model.safetensors or pytorch_model.bin, *.json, vocab.txt" in told
-    assert f"{site.address}/lab/both at revision {revision or 'main'}" in told
-    assert f"put them into {folder}" in told
-    folder.mkdir(parents=True)
-    for name in ("model.safetensors", "config.json", "vocab.txt"):
-        (folder / name).write_bytes(SAFE)
-    assert download_model("lab/both", revision, downloads, ["*.json", "vocab.txt"]) == (folder, revision or "main")
+    message = error_of(download_model, "lab/both", revision, downloads, ["*.json", "vocab.txt"])
+    assert message == (
+        "'lab/both' could not be downloaded ([Errno 111] Connection refused): "
+        f"run `hf download lab/both --revision {revision or 'main'} --include '*.json' --include 'vocab.txt' "
+        f"--include 'model.safetensors' --include 'pytorch_model.bin' --cache-dir {downloads / 'hub'}` "
+        "on a machine with a network and copy that folder here"
+    )
+    shutil.copytree(connected / "hub", downloads / "hub", symlinks=True)
+    folder, commit = download_model("lab/both", revision, downloads, ["*.json", "vocab.txt"])
+    assert commit == COMMIT
+    assert files(folder) == files(first)
 
 
-def test_what_was_brought_of_another_revision_does_not_stand_in(site, downloads):
+def test_without_the_hub_another_revision_does_not_replace_the_requested(site, downloads):
     download_model("lab/both", None, downloads, ["*.json"])
     site.stop()
-    assert "at revision v2" in refusal(download_model, "lab/both", "v2", downloads, ["*.json"])
+    assert "--revision v2" in error_of(download_model, "lab/both", "v2", downloads, ["*.json"])
+
+
+def test_what_is_in_the_cache(site, downloads):
+    assert cached_snapshot("lab/both", None, downloads) is None
+    folder, _ = download_model("lab/both", COMMIT, downloads, ["vocab.txt"], ())
+    assert folder.is_relative_to(cache_folder("lab/both", downloads))
+    assert cached_snapshot("lab/both", COMMIT, downloads) == folder
+    assert cached_snapshot("lab/both", COMMIT, downloads, ["vocab.txt"]) == folder
+    assert cached_snapshot("lab/both", COMMIT, downloads, ["*.json"]) is None
+    assert cached_snapshot("lab/both", COMMIT, downloads, ["vocab.txt"], ["model.safetensors"]) is None
+    assert cached_snapshot("lab/both", LATER, downloads) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "told"),
+    ("name", "revision", "message"),
     [
         ("lab/nothing", None, "'lab/nothing': no such model on ADDRESS/lab/nothing"),
         ("lab/nothing", COMMIT, "'lab/nothing': no such model on ADDRESS/lab/nothing"),
@@ -195,97 +210,78 @@ def test_what_was_brought_of_another_revision_does_not_stand_in(site, downloads)
         ("lab/none", None, "'lab/none' on the hub has no model.safetensors or pytorch_model.bin"),
     ],
 )
-def test_what_the_hub_has_not_is_one_line(site, downloads, name, revision, told):
-    assert refusal(download_model, name, revision, downloads, ["*.json"]) == told.replace("ADDRESS", site.address)
-    assert not list(downloads.rglob("main.txt"))
+def test_what_the_hub_lacks_is_named(site, downloads, name, revision, message):
+    assert error_of(download_model, name, revision, downloads, ["*.json"]) == message.replace("ADDRESS", site.address)
 
 
 @pytest.mark.parametrize("status", [401, 403])
-@pytest.mark.parametrize("path", ["/api/models/gated/model", file_of("gated/model", "model.safetensors")])
-def test_a_license_to_accept_is_one_line(site, downloads, status, path):
-    """The true hub tells all of a gated model, and refuses its files."""
-    site.instead[path] = (status, {"X-Error-Code": "GatedRepo"}, b"{}")
-    told = refusal(download_model, "gated/model", None, downloads, ["*.json"])
-    assert told == f"'gated/model' wants its license accepted on {site.address}/gated/model, then `hf auth login`"
-    assert not list(downloads.rglob("main.txt"))
+@pytest.mark.parametrize("path", ["/api/models/gated/model", file_path("gated/model", "model.safetensors")])
+def test_a_gated_model_is_named(site, downloads, status, path):
+    """The true hub describes a gated model, and refuses its files."""
+    site.replaced[path] = (status, {"X-Error-Code": "GatedRepo"}, b"{}")
+    message = error_of(download_model, "gated/model", None, downloads, ["*.json"])
+    page = f"{site.address}/gated/model"
+    assert message == f"'gated/model' is gated: accept its license on {page}, then run `hf auth login`"
 
 
 @pytest.mark.parametrize(("status", "reason"), [(401, "401 Unauthorized"), (403, "403 Forbidden"), (500, "500 Inter")])
-def test_other_refusals_are_one_line(site, downloads, status, reason):
-    site.instead["/api/models/lab/both"] = (status, {}, b"<html>many\nlines</html>")
-    told = refusal(download_model, "lab/both", None, downloads, ["*.json"])
-    assert reason in told and "put them into" in told
+def test_other_statuses_are_one_line(site, downloads, status, reason):
+    site.replaced["/api/models/lab/both"] = (status, {}, b"<html>many\nlines</html>")
+    assert reason in error_of(download_model, "lab/both", None, downloads, ["*.json"])
 
 
-def test_a_download_that_is_cut_off_is_resumed(site, downloads, monkeypatch):
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # the client loses up to one, 10 MB
-    path = file_of("lab/both", "model.safetensors")
-    site.resumable(path, SAFE)
-    site.fault(path, times=1, cut=30_000)
+def test_a_broken_connection_is_resumed(site, downloads, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # the client loses up to one chunk, of 10 MB
+    path = file_path("lab/both", "model.safetensors")
+    site.serve_ranges(path, SAFETENSORS)
+    site.fail(path, times=1, cut=30_000)
     folder, _ = download_model("lab/both", None, downloads, ["*.json"])
-    assert find_weights(folder).read_bytes() == SAFE
+    assert find_weights(folder).read_bytes() == SAFETENSORS
     assert site.ranges(path) == [None, "bytes=30000-"]
 
 
-def test_a_download_that_is_cut_off_for_good_is_one_line_and_counts_for_nothing(site, downloads):
-    path = file_of("lab/both", "model.safetensors")
-    site.fault(path, times=6, cut=20_000)
-    told = refusal(download_model, "lab/both", None, downloads, ["*.json"])
-    assert "'lab/both' could not be fetched (peer closed connection" in told
-    assert not list(downloads.rglob("main.txt"))
-    assert "model.safetensors" not in files(downloads / f"hub/lab--both/{COMMIT}")
+def test_an_interrupted_download_is_not_used_and_is_completed_later(site, downloads):
+    path = file_path("lab/both", "model.safetensors")
+    site.fail(path, times=6, cut=20_000)
+    assert "'lab/both' could not be downloaded" in error_of(download_model, "lab/both", None, downloads, ["*.json"])
     site.stop()
-    refusal(download_model, "lab/both", None, downloads, ["*.json"])  # half a model is none without the hub, too
+    error_of(download_model, "lab/both", None, downloads, ["*.json"])
     site.start()
     folder, _ = download_model("lab/both", None, downloads, ["*.json"])
-    assert find_weights(folder).read_bytes() == SAFE
+    assert find_weights(folder).read_bytes() == SAFETENSORS
 
 
-def test_more_files_of_a_pinned_commit_are_fetched(site, downloads):
-    """A vocabulary, then a BLIP of the same repository."""
+def test_more_files_of_a_pinned_commit_are_downloaded(site, downloads):
+    """A vocabulary first, then a BLIP of the same repository."""
     download_model("lab/both", COMMIT, downloads, ["vocab.txt"], ())
     folder, _ = download_model("lab/both", COMMIT, downloads, ["*.json"])
-    assert find_weights(folder).read_bytes() == SAFE
+    assert find_weights(folder).read_bytes() == SAFETENSORS
 
 
-def test_weights_of_another_revision_do_not_stay(site, downloads):
+def test_each_commit_has_its_own_folder(site, downloads):
     download_model("lab/both", None, downloads, ["*.json"])
-    site.commit, site.repositories["lab/both"] = LATER, HELD["lab/older"]
+    site.commit = LATER
+    site.repositories["lab/both"] = OLDER
     folder, commit = download_model("lab/both", LATER, downloads, ["*.json"])
     assert commit == LATER
-    assert find_weights(folder).read_bytes() == BIN
+    assert find_weights(folder).read_bytes() == PICKLE
 
 
-def test_half_an_update_is_not_taken_for_what_was_before(site, downloads):
+def test_the_weights_of_an_older_commit_are_not_taken_for_those_of_a_newer(site, downloads):
     download_model("lab/both", None, downloads, ["*.json"])
-    site.commit, site.repositories["lab/both"] = LATER, BOTH | {"config.json": b"[]", "model.safetensors": SAFE * 2}
-    site.fault(file_of("lab/both", "model.safetensors", LATER), cut=20_000)
+    site.commit = LATER
+    site.repositories["lab/both"] = BOTH | {"model.safetensors": b"newer"}
+    site.replaced[f"/api/models/lab/both/tree/{LATER}"] = (500, {}, b"down")
     folder, commit = download_model("lab/both", None, downloads, ["*.json"])
-    assert commit == COMMIT
-    assert (folder / "config.json").read_bytes() == b"{}"
+    assert (commit, find_weights(folder).read_bytes()) == (COMMIT, SAFETENSORS)
 
 
-def test_old_weights_are_never_told_as_a_newer_commits(site, downloads):
-    download_model("lab/both", None, downloads, ["*.json"])
-    site.commit, site.repositories["lab/both"] = LATER, BOTH | {"model.safetensors": b"newer"}
-    site.instead[f"/api/models/lab/both/tree/{LATER}"] = (500, {}, b"down")
-    folder, commit = download_model("lab/both", None, downloads, ["*.json"])
-    assert (commit, find_weights(folder).read_bytes()) == (COMMIT, SAFE)
-
-
-def test_a_page_that_is_no_hubs_answer_counts_as_none(site, downloads):
-    """A hotel's page to log in at, or a proxy's."""
-    first = download_model("lab/both", None, downloads, ["*.json"])
-    site.instead["/api/models/lab/both"] = (200, {"Content-Type": "text/html"}, b"<html>welcome</html>")
-    assert download_model("lab/both", None, downloads, ["*.json"]) == first
-
-
-# The shelf
+# The resolver
 
 
 @pytest.fixture(scope="module")
 def contents():
-    """Small checkpoints of the true layouts, and a vocabulary that is theirs."""
+    """Small checkpoints of the true layouts, and a vocabulary that fits them."""
     return {
         "vit": paper_site.vit(paper_site.VITS[0]),
         "blip": paper_site.blip(),
@@ -295,13 +291,13 @@ def contents():
 
 
 @pytest.fixture
-def shelf(site, downloads, contents):
+def resolver(site, downloads, contents):
     site.repositories[f"timm/{paper_site.VITS[0]}"] = {"model.safetensors": contents["vit"], "config.json": b"{}"}
-    site.repositories["bert/words"] = {"vocab.txt": contents["vocab"], "pytorch_model.bin": BIN}
+    site.repositories["bert/words"] = {"vocab.txt": contents["vocab"], "pytorch_model.bin": PICKLE}
     return CheckpointResolver(downloads, vocabulary=f"bert/words@{COMMIT}")
 
 
-def written(path: Path, content: bytes) -> str:
+def write(path: Path, content: bytes) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return str(path)
@@ -311,190 +307,189 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_a_timm_vit_comes_from_its_repository_and_loads_from_there(shelf, site, contents):
+def test_a_timm_vit_comes_from_the_hub_and_loads_offline(resolver, site, contents):
     name = paper_site.VITS[0]
-    for source in (name, f"{name}@{COMMIT}"):
-        found = shelf.vit(source)
-        assert (found.source, found.sha256, found.revision) == (source, sha256(contents["vit"]), COMMIT)
+    pinned = f"{name}@{COMMIT}"
+    for source in (name, pinned):
+        checkpoint = resolver.resolve_vit(source)
+        assert (checkpoint.source, checkpoint.sha256, checkpoint.revision) == (source, sha256(contents["vit"]), COMMIT)
     site.stop()
-    backbone = vit.load(found.source, found.file)
+    backbone = vit.load(pinned, checkpoint.file)
     assert (backbone.dim, len(backbone.vit.blocks)) == (64, 6)
-    assert shelf.vit(source) == found
+    assert resolver.resolve_vit(pinned) == checkpoint
 
 
-def test_a_vit_in_a_file_stays_where_it_is(shelf, site, tmp_path):
-    path = written(tmp_path / "mine.pth", b"weights")
-    assert shelf.vit(path) == Checkpoint(path, path, sha256(b"weights"))
-    assert not site.seen
+def test_a_vit_in_a_file_stays_where_it_is(resolver, site, tmp_path):
+    path = write(tmp_path / "mine.pth", b"weights")
+    assert resolver.resolve_vit(path) == Checkpoint(path, path, sha256(b"weights"))
+    assert not site.requests
 
 
-def test_an_address_is_downloaded_once_and_checked(shelf, site, downloads, monkeypatch):
+def test_a_url_is_downloaded_once_and_verified(resolver, site, downloads, monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0)
     site.files["/mine.pth"] = b"weights"
     source = f"{site.url('/mine.pth')}#sha256={sha256(b'weights')}"
-    found = shelf.vit(source)
-    assert (found.file, found.sha256) == (downloads / "mine.pth", sha256(b"weights"))
-    assert shelf.vit(source) == found
+    checkpoint = resolver.resolve_vit(source)
+    assert (checkpoint.file, checkpoint.sha256) == (downloads / "mine.pth", sha256(b"weights"))
+    assert resolver.resolve_vit(source) == checkpoint
     assert site.count("/mine.pth") == 1
-    told = refusal(shelf.vit, f"{site.url('/other.pth')}#sha256={'0' * 64}")
-    assert "404" in told and "0" * 64 in told and str(downloads / "other.pth") in told
+    message = error_of(resolver.resolve_vit, f"{site.url('/other.pth')}#sha256={'0' * 64}")
+    assert "404" in message and "0" * 64 in message and str(downloads / "other.pth") in message
 
 
 @pytest.mark.parametrize(
-    ("kind", "source", "told"),
+    ("kind", "source", "message"),
     [
-        ("vit", "nowhere.pth", "no such file"),
-        ("vit", "vit_tinny", "unknown backbone 'vit_tinny'.*such as .*vit_"),
-        ("vit", "vit_small_patch16_224.nobody", "Invalid pretrained tag .nobody.*There are: vit_small_patch16_224"),
+        ("backbone", "nowhere.pth", "no such file"),
+        ("backbone", "vit_tinny", "unknown backbone 'vit_tinny'.*such as .*vit_"),
+        (
+            "backbone",
+            "vit_small_patch16_224.nobody",
+            "Invalid pretrained tag .nobody.*There are: vit_small_patch16_224",
+        ),
         ("blip", "nowhere.pth", "no such file"),
-        ("blip", "blip_scenes", "no such folder; expected one, OWNER/NAME on the hub, or an original checkpoint"),
+        ("blip", "blip_scenes", "no such folder; allowed are a folder, OWNER/NAME on the hub, or an original"),
         ("blip", "data/checkpoints/blip_scenes", "no such folder"),
-        ("blip", "lab/none", "'lab/none' on the hub has no model.safetensors"),
+        ("blip", "lab/none", "'lab/none' on the hub has no vocab.txt, no model.safetensors"),
         ("catr", "nowhere.pth", "no such file"),
-        ("catr", "lab/both", "expected a CATR checkpoint's file or address"),
+        ("catr", "lab/both", "expected a CATR checkpoint's file or URL"),
     ],
 )
-def test_sources_of_no_model_are_one_line(shelf, tmp_path, monkeypatch, kind, source, told):
+def test_a_source_without_a_model_is_named(resolver, tmp_path, monkeypatch, kind, source, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=told):
-        getattr(shelf, kind)(source)
+    with pytest.raises(InputError, match=message):
+        RESOLVERS[kind](resolver, source)
 
 
-def test_a_blip_is_a_folder_or_a_repository(shelf, site, tmp_path):
+def test_a_blip_is_a_folder_or_a_repository(resolver, site, tmp_path):
     folder = tmp_path / "ours"
-    written(folder / "pytorch_model.bin", BIN)
-    assert shelf.blip(str(folder)) == Checkpoint(str(folder), str(folder), sha256(BIN))
-    written(folder / "model.safetensors", SAFE)
-    assert shelf.blip(str(folder)).sha256 == sha256(SAFE)
-    assert not site.seen
-    found = shelf.blip("lab/both@main")
-    assert (found.sha256, found.revision) == (sha256(SAFE), COMMIT)
-    assert files(found.file) == {"model.safetensors", "config.json", "vocab.txt"}
+    write(folder / "pytorch_model.bin", PICKLE)
+    assert resolver.resolve_blip(str(folder)) == Checkpoint(str(folder), str(folder), sha256(PICKLE))
+    write(folder / "model.safetensors", SAFETENSORS)
+    assert resolver.resolve_blip(str(folder)).sha256 == sha256(SAFETENSORS)
+    assert not site.requests
+    checkpoint = resolver.resolve_blip("lab/both@main")
+    assert (checkpoint.sha256, checkpoint.revision) == (sha256(SAFETENSORS), COMMIT)
+    assert files(checkpoint.file) == {"model.safetensors", "config.json", "vocab.txt"}
     (tmp_path / "empty").mkdir()
-    told = refusal(shelf.blip, str(tmp_path / "empty"))
-    assert told == f"{tmp_path / 'empty'} holds no model.safetensors or pytorch_model.bin"
+    message = error_of(resolver.resolve_blip, str(tmp_path / "empty"))
+    assert message == f"{tmp_path / 'empty'} holds no model.safetensors or pytorch_model.bin"
 
 
 @pytest.mark.parametrize("kind", ["blip", "catr"])
-def test_an_original_checkpoint_is_converted_once(shelf, site, contents, tmp_path, capsys, kind):
-    bring, path = getattr(shelf, kind), written(tmp_path / "weight.pth", contents[kind])
-    found = bring(path)
-    assert found.sha256 == sha256(contents[kind])  # of what is published, not of what was made of it
+def test_an_original_checkpoint_is_converted_once(resolver, site, contents, tmp_path, capsys, kind):
+    path = write(tmp_path / "weight.pth", contents[kind])
+    checkpoint = RESOLVERS[kind](resolver, path)
+    assert checkpoint.sha256 == sha256(contents[kind])  # of the published file, not of the converted one
     assert capsys.readouterr().out.count(": converting") == 1
-    made = {one: one.stat().st_mtime_ns for one in found.file.iterdir()}
-    site.stop()  # nor is the vocabulary asked for again
-    assert bring(path) == found
-    assert {one: one.stat().st_mtime_ns for one in found.file.iterdir()} == made
+    site.stop()  # the vocabulary is not requested again either
+    assert RESOLVERS[kind](resolver, path) == checkpoint
+    moved = write(tmp_path / "elsewhere/weight.pth", contents[kind])
+    assert RESOLVERS[kind](resolver, moved) == replace(checkpoint, source=moved)
     assert "converting" not in capsys.readouterr().out
-    moved = written(tmp_path / "elsewhere/weight.pth", contents[kind])
-    assert bring(moved) == replace(found, source=moved)
-    find_weights(found.file).unlink()  # as a conversion that was killed leaves it
-    assert bring(path) == found
-    assert find_weights(found.file).is_file()
+    find_weights(checkpoint.file).unlink()  # as a killed conversion leaves the folder
+    assert RESOLVERS[kind](resolver, path) == checkpoint
+    assert find_weights(checkpoint.file).is_file()
     assert "converting" in capsys.readouterr().out
 
 
-def test_another_checkpoint_of_the_same_name_is_converted_anew(shelf, contents, tmp_path):
-    first = shelf.catr(written(tmp_path / "weight.pth", contents["catr"]))
-    other = shelf.catr(written(tmp_path / "weight.pth", paper_site.catr()))
-    assert first.path != other.path
-    assert file_sha256(first.file / catr.WEIGHTS) != file_sha256(other.file / catr.WEIGHTS)
-    assert catr.load(other.file / catr.WEIGHTS).config.vocabulary == paper_site.words()
+def test_another_checkpoint_of_the_same_name_has_its_own_folder(resolver, contents, tmp_path):
+    first = resolver.resolve_catr(write(tmp_path / "weight.pth", contents["catr"]))
+    second = resolver.resolve_catr(write(tmp_path / "weight.pth", paper_site.catr()))
+    assert first.path != second.path
+    assert file_sha256(first.file / catr.WEIGHTS) != file_sha256(second.file / catr.WEIGHTS)
+    assert catr.load(second.file / catr.WEIGHTS).config.vocabulary == paper_site.words()
 
 
-def test_another_vocabulary_is_converted_anew(shelf, contents, tmp_path):
-    path = written(tmp_path / "weight.pth", contents["catr"])
-    shelf.catr(path)
-    words = contents["vocab"].replace(b"\ndog\n", b"\nyak\n")
-    found = replace(shelf, vocabulary=written(tmp_path / "vocab.txt", words)).catr(path)
-    assert "yak" in catr.load_tokenizer(found.file).get_vocab()
-
-
-@pytest.mark.parametrize(
-    ("kind", "count"), [("blip", "makes COUNT tokens with BLIP's two"), ("catr", "has COUNT word")]
-)
-def test_a_vocabulary_of_another_size_is_one_line(shelf, contents, tmp_path, kind, count):
-    words = written(tmp_path / "vocab.txt", contents["vocab"] + b"more\n")
-    told = refusal(getattr(replace(shelf, vocabulary=words), kind), written(tmp_path / "w.pth", contents[kind]))
-    more = paper_site.words() + 1 + 2 * (kind == "blip")
-    assert f"vocab.txt {count.replace('COUNT', str(more))}" in told
-    assert "w.pth" in told and f"embeds {more - 1}" in told
-    assert not list((shelf.downloads / "converted").rglob("model.safetensors"))
-
-
-@pytest.mark.parametrize("vocabulary", ["", "bert", "nowhere/vocab.txt/here"])
-def test_a_vocabulary_that_is_nowhere_is_one_line(shelf, contents, tmp_path, vocabulary):
-    told = refusal(replace(shelf, vocabulary=vocabulary).catr, written(tmp_path / "w.pth", contents["catr"]))
-    assert told == f"vocabulary = '{vocabulary}': expected a vocab.txt, or OWNER/NAME on the hub"
-
-
-def test_a_repository_without_a_vocabulary_is_one_line(shelf, contents, tmp_path):
-    path = written(tmp_path / "w.pth", contents["catr"])
-    assert "vocab.txt" in refusal(replace(shelf, vocabulary="lab/older").catr, path)
+def test_another_vocabulary_is_converted_again(resolver, contents, tmp_path):
+    path = write(tmp_path / "weight.pth", contents["catr"])
+    resolver.resolve_catr(path)
+    vocabulary = write(tmp_path / "vocab.txt", contents["vocab"].replace(b"\ndog\n", b"\nyak\n"))
+    checkpoint = replace(resolver, vocabulary=vocabulary).resolve_catr(path)
+    assert "yak" in catr.load_tokenizer(checkpoint.file).get_vocab()
 
 
 @pytest.mark.parametrize("kind", ["blip", "catr"])
-def test_a_file_of_something_else_is_one_line(shelf, tmp_path, kind):
-    told = refusal(getattr(shelf, kind), written(tmp_path / "w.pth", b"<html>not found</html>"))
-    assert "w.pth is no file of tensors" in told
+def test_a_vocabulary_of_another_size_is_named(resolver, contents, tmp_path, kind):
+    vocabulary = write(tmp_path / "vocab.txt", contents["vocab"] + b"more\n")
+    path = write(tmp_path / "w.pth", contents[kind])
+    message = error_of(RESOLVERS[kind], replace(resolver, vocabulary=vocabulary), path)
+    size = paper_site.words() + 1 + 2 * (kind == "blip")  # BLIP adds two tokens
+    for part in ("vocab.txt", "w.pth", str(size), str(size - 1)):
+        assert part in message
+    assert not list((resolver.downloads / "converted").rglob("model.safetensors"))
 
 
-# What was brought is kept on record
+@pytest.mark.parametrize("vocabulary", ["", "bert", "nowhere/vocab.txt/here"])
+def test_a_missing_vocabulary_is_named(resolver, contents, tmp_path, vocabulary):
+    path = write(tmp_path / "w.pth", contents["catr"])
+    message = error_of(replace(resolver, vocabulary=vocabulary).resolve_catr, path)
+    assert message == f"vocabulary = '{vocabulary}': expected a vocab.txt, or OWNER/NAME on the hub"
+
+
+def test_a_repository_without_a_vocabulary_is_named(resolver, contents, tmp_path):
+    path = write(tmp_path / "w.pth", contents["catr"])
+    message = error_of(replace(resolver, vocabulary="lab/older").resolve_catr, path)
+    assert message == "'lab/older' on the hub has no vocab.txt"
+
+
+@pytest.mark.parametrize("kind", ["blip", "catr"])
+def test_a_file_without_tensors_is_named(resolver, tmp_path, kind):
+    path = write(tmp_path / "w.pth", b"<html>not found</html>")
+    assert "w.pth" in error_of(RESOLVERS[kind], resolver, path)
+
+
+# The records
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_a_record_is_read_by_who_asks_for_its_source(here):
-    made = Checkpoint("a/b@main", "weights.pth", "0" * 64, COMMIT)
-    written(here / "weights.pth", b"x")
-    write_checkpoint("blip", made)
-    assert read_checkpoint("blip", "a/b@main") == made
-    assert made.file.is_file()
+def test_a_record_is_read_for_its_source(project):
+    checkpoint = Checkpoint("a/b@main", "weights.pth", "0" * 64, COMMIT)
+    write(project / "weights.pth", b"x")
+    write_checkpoint("blip", checkpoint)
+    assert read_checkpoint("blip", "a/b@main") == checkpoint
+    assert checkpoint.file.is_file()
+    message = error_of(read_checkpoint, "blip", "a/c")
+    assert message == "data/fetched/blip.json holds 'a/b@main', not 'a/c'; run `dvc repro checkpoints`"
 
 
-def test_a_record_of_another_source_is_refused(here):
-    written(here / "weights.pth", b"x")
-    write_checkpoint("blip", Checkpoint("a/b", "weights.pth", "0" * 64))
-    told = refusal(read_checkpoint, "blip", "a/c")
-    assert told == "data/fetched/blip.json holds 'a/b', not 'a/c'; run `dvc repro checkpoints`"
-
-
-def test_no_record_and_one_of_nothing_are_refused_alike(here):
-    missing = refusal(read_checkpoint, "catr", "a/c")
+def test_a_missing_record_and_an_empty_record_give_the_same_error(project):
+    missing = error_of(read_checkpoint, "catr", "a/c")
     write_checkpoint("catr", None)
     assert record_path("catr").is_file()
-    told = "data/fetched/catr.json holds nothing, not 'a/c'; run `dvc repro checkpoints`"
-    assert missing == refusal(read_checkpoint, "catr", "a/c") == told
+    message = "data/fetched/catr.json holds nothing, not 'a/c'; run `dvc repro checkpoints`"
+    assert missing == error_of(read_checkpoint, "catr", "a/c") == message
 
 
-def test_a_file_that_is_gone_is_named(here):
+def test_a_record_of_a_missing_file_is_refused(project):
     write_checkpoint("backbone", Checkpoint("a", "data/downloads/w.pth", "0" * 64))
-    told = refusal(read_checkpoint, "backbone", "a")
-    assert told == "data/downloads/w.pth is gone, where 'a' lay; run `dvc repro -f checkpoints`"
+    message = error_of(read_checkpoint, "backbone", "a")
+    assert message == "data/downloads/w.pth of 'a' is gone; run `dvc repro -f checkpoints`"
 
 
-def test_a_vit_that_cannot_be_loaded_names_its_param(here):
-    written(here / "w.pth", b"<html>")
+def test_a_vit_that_cannot_be_loaded_names_its_param(project):
+    write(project / "w.pth", b"<html>")
     write_checkpoint("classifier", Checkpoint("w.pth", "w.pth", "0" * 64))
-    active = SimpleNamespace(classifier=SimpleNamespace(backbone="w.pth"))
-    told = refusal(load_vit, "classifier", SimpleNamespace(active=active, profile="paper"))
-    assert told.startswith("paper.classifier.backbone = 'w.pth': w.pth is no file of tensors")
+    active = SimpleNamespace(backbone="v.pth", classifier=SimpleNamespace(backbone="w.pth"))
+    message = error_of(load_vit, "classifier", SimpleNamespace(active=active, profile="paper"))
+    assert message.startswith("paper.classifier.backbone = 'w.pth': w.pth ")
 
 
 @pytest.mark.parametrize(("catr_of_profile", "model"), [(None, "blip"), ("w.pth", "blip"), ("w.pth", "catr")])
-def test_only_the_captioner_that_is_asked_for_is_brought(catr_of_profile, model):
-    asked = requested_models(experiment_with(catr_of_profile, model))
-    assert asked["catr"] == ("embedded.catr", "w.pth" if model == "catr" else None)
-    assert asked["blip"][0] == "embedded.blip" and asked["blip"][1]
+def test_only_the_requested_captioner_is_resolved(catr_of_profile, model):
+    models = requested_models(experiment_with(catr_of_profile, model))
+    assert models["catr"] == ("embedded.catr", "w.pth" if model == "catr" else None)
+    assert models["blip"][0] == "embedded.blip" and models["blip"][1]
 
 
-def test_a_captioner_that_the_profile_has_not_is_named():
-    told = refusal(requested_models, experiment_with(None, "catr"))
-    assert told.startswith("captioning.model = 'catr': embedded.catr names no checkpoint")
+def test_a_captioner_that_the_profile_lacks_is_named():
+    message = error_of(requested_models, experiment_with(None, "catr"))
+    assert message.startswith("captioning.model = 'catr': embedded.catr names no checkpoint")
 
 
 def experiment_with(catr_of_profile, model):

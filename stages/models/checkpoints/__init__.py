@@ -1,1 +1,1 @@
-"""The models that a profile asks for, brought to this machine: what comes after needs no network."""
+"""The models of a profile: downloaded, converted and recorded, so that later stages need no network."""

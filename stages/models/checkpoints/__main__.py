@@ -1,46 +1,48 @@
-"""Stage `checkpoints`: the profile's models, downloaded and converted where they are not on this machine yet."""
+"""Stage `checkpoints`: downloads and converts the models of the profile that are not on this machine yet."""
 
 from stages.core.stage import InputError, stage
-from stages.models.checkpoints.record import KINDS, write_checkpoint
-from stages.models.checkpoints.resolver import CheckpointResolver
+from stages.models.checkpoints.record import write_checkpoint
+from stages.models.checkpoints.resolver import RESOLVERS, CheckpointResolver
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.model_source import is_url
 from stages.params.remote_file import RemoteFile
 
 
 def requested_models(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
-    """The params' key and value of each kind of model; CATR is asked for by those who caption with it.
+    """Return the param key and its value for each kind of model, None for one that the run does not need.
 
-    Nor is a BLIP where there is nothing to caption.
+    BLIP is needed only with captions, CATR only if it is the captioning model.
     """
-    active, name = experiment.active, experiment.profile
+    active = experiment.active
+    profile = experiment.profile
     catr = active.catr if experiment.captioning.model == "catr" else None
     if experiment.captioning.model == "catr" and catr is None:
-        raise InputError(f"captioning.model = 'catr': {name}.catr names no checkpoint; only blip captions here")
+        raise InputError(f"captioning.model = 'catr': {profile}.catr names no checkpoint; use 'blip' with this profile")
     return {
-        "backbone": (f"{name}.backbone", active.backbone),
-        "blip": (f"{name}.blip", active.blip if experiment.has_captions else None),
-        "classifier": (f"{name}.classifier.backbone", active.classifier.backbone),
-        "catr": (f"{name}.catr", catr),
+        "backbone": (f"{profile}.backbone", active.backbone),
+        "blip": (f"{profile}.blip", active.blip if experiment.has_captions else None),
+        "classifier": (f"{profile}.classifier.backbone", active.classifier.backbone),
+        "catr": (f"{profile}.catr", catr),
     }
 
 
 def main() -> None:
+    """Resolve each model and write its record."""
     experiment = load_experiment()
-    paper, asked = experiment.paper, requested_models(experiment)
-    shelf = CheckpointResolver(paper.downloads, paper.vocabulary, paper.mirrors)  # whatever the profile
-    bring = {"backbone": shelf.vit, "blip": shelf.blip, "classifier": shelf.vit, "catr": shelf.catr}
-    for kind in KINDS:
-        key, source = asked[kind]
+    paper = experiment.paper  # its download folder and mirrors serve every profile
+    resolver = CheckpointResolver(paper.downloads, paper.vocabulary, paper.mirrors)
+    for kind, (key, source) in requested_models(experiment).items():
+        if source is None:
+            write_checkpoint(kind, None)
+            continue
         try:
-            checkpoint = bring[kind](source) if source else None
-        except (InputError, ValueError) as fault:
-            raise InputError(f"{key} = '{source}': {fault}") from fault
+            checkpoint = RESOLVERS[kind](resolver, source)
+        except (InputError, ValueError) as error:
+            raise InputError(f"{key} = '{source}': {error}") from error
         write_checkpoint(kind, checkpoint)
-        if checkpoint:
-            print(f"{kind}: {checkpoint.path} ({checkpoint.sha256[:12]})")
-            if is_url(source) and RemoteFile.parse(source).digest is None:
-                print(f"  to pin these bytes: {key} = {RemoteFile.parse(source).url}#sha256={checkpoint.sha256}")
+        print(f"{kind}: {checkpoint.path} ({checkpoint.sha256[:12]})")
+        if is_url(source) and RemoteFile.parse(source).digest is None:
+            print(f"  to pin these bytes: {key} = {RemoteFile.parse(source).url}#sha256={checkpoint.sha256}")
 
 
 if __name__ == "__main__":

@@ -1,99 +1,118 @@
-"""Models on the Hugging Face hub, each commit of one in a folder of its own."""
+"""Models on the Hugging Face hub, in a cache of `huggingface_hub` under the downloads folder."""
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
-from stages.core.atomic import write_text
 from stages.core.stage import InputError, first_line
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that a model has
-PARTIAL = "partial.txt"  # in a folder while it is filled
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 COMMIT = re.compile("[0-9a-f]{40}")
+CLIENT_ERRORS = (
+    HTTPError,
+    OSError,
+    ValueError,  # an answer that is not the hub's, such as the login page of a network
+    RuntimeError,  # of hf_xet
+)
 
 
 def download_model(
-    name: str, revision: str | None, downloads: Path, wanted: Sequence[str], weights: Sequence[str] = WEIGHTS
+    name: str, revision: str | None, downloads: Path, patterns: Sequence[str], weights: Sequence[str] = WEIGHTS
 ) -> tuple[Path, str]:
-    """A folder with the files of `name` that match the patterns `wanted`, and the first of `weights`; and its commit.
+    """Return the folder with the files of a model that match `patterns` and the first of `weights`, and its commit.
 
-    What was brought before is used without asking where `revision` is a commit, and where the hub does not answer.
-    Raises `InputError` with one line.
+    A commit (40 hex digits) in the cache is used without a request. If the hub does not answer, a branch or tag is the
+    commit that was downloaded before. Raises `InputError` with one line.
     """
-    repository, asked = downloads / "hub" / name.replace("/", "--"), revision or "main"
-    last = repository / f"{asked.replace('/', '--')}.txt"  # the commit that a branch or a tag was
-    commit = last.read_text().strip() if last.is_file() else asked
-    kept = repository / commit
-    there = _is_whole(kept, wanted, weights)
-    if there and COMMIT.fullmatch(asked):
-        return kept, asked
+    if revision and COMMIT.fullmatch(revision):
+        snapshot = cached_snapshot(name, revision, downloads, patterns, weights)
+        if snapshot:
+            return snapshot, snapshot.name
+    page = f"{constants.ENDPOINT}/{name}"
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=30)
-        needed = _needed(name, [one.rfilename for one in info.siblings], wanted, weights)
-        folder = repository / info.sha
-        write_text(folder / PARTIAL, "downloading\n")
-        snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=needed)
-        lost = [one for one in needed if not (folder / one).is_file()]  # the client may give up without a word
-        if lost:
-            raise OSError(f"{', '.join(lost)} did not arrive")
-    except GatedRepoError as fault:
-        raise InputError(f"'{name}' wants its license accepted on {_page(name)}, then `hf auth login`") from fault
-    except RevisionNotFoundError as fault:
-        raise InputError(f"'{name}' has no revision '{asked}' on {_page(name)}") from fault
-    except RepositoryNotFoundError as fault:
-        raise InputError(f"'{name}': no such model on {_page(name)}") from fault
-    except (
-        HTTPError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as fault:  # the last two: hf_xet's, and an answer's that is none
-        if there:
-            print(f"{name}: the hub does not answer; used as it was brought before, at {commit}")
-            return kept, commit
-        parts = ", ".join([*([" or ".join(weights)] if weights else []), *wanted])
-        raise InputError(
-            f"'{name}' could not be fetched ({first_line(fault)}): download {parts} of {_page(name)} at revision "
-            f"{asked} where there is a network, and put them into {repository / asked.replace('/', '--')}"
-        ) from fault
-    (folder / PARTIAL).unlink()
-    if not COMMIT.fullmatch(asked):
-        write_text(last, f"{info.sha}\n")
-    return folder, info.sha
+        snapshot = _download(name, revision, downloads, patterns, weights)
+    except GatedRepoError as error:
+        raise InputError(f"'{name}' is gated: accept its license on {page}, then run `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"'{name}' has no revision '{revision}' on {page}") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(f"'{name}': no such model on {page}") from error
+    except CLIENT_ERRORS as error:
+        snapshot = cached_snapshot(name, revision, downloads, patterns, weights)
+        if snapshot is None:
+            includes = "".join(f" --include '{pattern}'" for pattern in [*patterns, *weights])
+            command = f"hf download {name} --revision {revision or 'main'}{includes} --cache-dir {downloads / 'hub'}"
+            raise InputError(
+                f"'{name}' could not be downloaded ({first_line(error)}): "
+                f"run `{command}` on a machine with a network and copy that folder here"
+            ) from error
+        print(f"{name}: the hub does not answer; using commit {snapshot.name}, downloaded before")
+    return snapshot, snapshot.name
+
+
+def cached_snapshot(
+    name: str, revision: str | None, downloads: Path, patterns: Sequence[str] = (), weights: Sequence[str] = ()
+) -> Path | None:
+    """Return the folder of a model in the cache, without a request; None if it lacks a file that is needed."""
+    try:
+        # The client knows the files of the commit, and raises if an interrupted download left out a match.
+        snapshot = _snapshot(name, revision, downloads, patterns, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return None if _missing_files(snapshot, patterns, weights) else snapshot
 
 
 def find_weights(folder: Path, weights: Sequence[str] = WEIGHTS) -> Path:
-    """The file of weights in a model's folder, the first of `weights`; raises `InputError` for none."""
-    for name in weights:
-        if (folder / name).is_file():
-            return folder / name
+    """Return the first of `weights` in a model's folder; raise `InputError` if there is none."""
+    for filename in weights:
+        if (folder / filename).is_file():
+            return folder / filename
     raise InputError(f"{folder} holds no {' or '.join(weights)}")
 
 
-def _needed(name: str, files: list[str], wanted: Sequence[str], weights: Sequence[str]) -> list[str]:
-    """Which of a model's files to bring; raises `InputError` where it lacks one."""
-    chosen = next(([one] for one in weights if one in files), [])
-    if weights and not chosen:
-        raise InputError(f"'{name}' on the hub has no {' or '.join(weights)}")
-    for one in wanted:
-        if "*" not in one and one not in files:
-            raise InputError(f"'{name}' on the hub has no {one}")
-    return chosen + [file for file in files if any(fnmatch(file, one) for one in wanted)]
+def _download(
+    name: str, revision: str | None, downloads: Path, patterns: Sequence[str], weights: Sequence[str]
+) -> Path:
+    """Download what is missing of a model. Raises `InputError` if the model lacks a file, else as the client does."""
+    # `snapshot_download` alone would silently fall back to the cache, and would take all files of weights.
+    siblings = HfApi().model_info(name, revision=revision, timeout=30).siblings or []
+    filenames = [sibling.rfilename for sibling in siblings]
+    best_weights = [filename for filename in weights if filename in filenames][:1]
+    snapshot = _snapshot(name, revision, downloads, [*patterns, *best_weights], local_files_only=False)
+    missing = _missing_files(snapshot, patterns, weights)
+    if missing:
+        raise InputError(f"'{name}' on the hub has no {', no '.join(missing)}")
+    return snapshot
 
 
-def _is_whole(folder: Path, wanted: Sequence[str], weights: Sequence[str]) -> bool:
-    """Whether all that is asked for is there, by whatever hand."""
-    if not folder.is_dir() or (folder / PARTIAL).exists():
-        return False
-    files = [file.name for file in folder.iterdir()]
-    named = all(one in files for one in wanted if "*" not in one)
-    return named and (not weights or any(one in files for one in weights))
+def _snapshot(
+    name: str, revision: str | None, downloads: Path, patterns: Sequence[str], local_files_only: bool
+) -> Path:
+    cache = downloads / "hub"
+    folder = snapshot_download(
+        name, revision=revision, cache_dir=cache, allow_patterns=list(patterns), local_files_only=local_files_only
+    )
+    # The client returns an absolute path; `downloads` may be relative, so that records are the same in every clone.
+    return cache / Path(folder).relative_to(cache.resolve())
 
 
-def _page(name: str) -> str:
-    return f"{constants.ENDPOINT}/{name}"
+def _missing_files(snapshot: Path, patterns: Sequence[str], weights: Sequence[str]) -> list[str]:
+    named = [pattern for pattern in patterns if "*" not in pattern]
+    missing = [filename for filename in named if not (snapshot / filename).is_file()]
+    if weights and not any((snapshot / filename).is_file() for filename in weights):
+        missing.append(" or ".join(weights))
+    return missing
+
+
+def cache_folder(name: str, downloads: Path) -> Path:
+    """Return the folder of all cached commits of a model."""
+    return downloads / "hub" / f"models--{name.replace('/', '--')}"

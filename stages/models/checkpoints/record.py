@@ -1,4 +1,4 @@
-"""Where a model that a profile asks for lies on this machine, and which bytes it is."""
+"""Records where each model of the profile is on this machine, and which bytes it has."""
 
 import json
 from collections.abc import Iterator
@@ -10,14 +10,13 @@ from stages.core.atomic import write_text
 from stages.core.stage import InputError, first_line
 
 FOLDER = Path("data/fetched")
-KINDS = ("backbone", "blip", "classifier", "catr")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`path` is a file of weights, or a folder that holds one with all that belongs to it.
+    """A model on disk: `path` is a file of weights, or a folder with the weights and the files that belong to them.
 
-    `sha256` is that of the weights; `revision` is a hub's, None for what comes from elsewhere.
+    `sha256` is the hash of the weights as published, before conversion; `revision` is the commit on the hub, if any.
     """
 
     source: str
@@ -27,38 +26,37 @@ class Checkpoint:
 
     @property
     def file(self) -> Path:
-        """Where it lies."""
+        """`path` as a `Path`."""
         return Path(self.path)
 
 
 def record_path(kind: str) -> Path:
-    """The record of one of `KINDS`."""
+    """Return the path of the record of "backbone", "blip", "classifier" or "catr"."""
     return FOLDER / f"{kind}.json"
 
 
 def write_checkpoint(kind: str, checkpoint: Checkpoint | None) -> None:
-    """Write a record; of a kind that the profile has none of, too: DVC asks for the file."""
+    """Write a record; null if the profile has no such model, as DVC expects the file."""
     write_text(record_path(kind), json.dumps(asdict(checkpoint) if checkpoint else None, indent=1) + "\n")
 
 
 @contextmanager
 def loading_errors(key: str, source: str) -> Iterator[None]:
-    """What goes wrong when a model is loaded becomes an `InputError`, one line that names its param."""
+    """Turn errors of loading a model into an `InputError`, one line that names its param."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as fault:
-        raise InputError(f"{key} = '{source}': {first_line(fault)}") from fault
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{key} = '{source}': {first_line(error)}") from error
 
 
 def read_checkpoint(kind: str, source: str) -> Checkpoint:
-    """What `source` was brought to; raises `InputError` where it was not, or is gone."""
-    try:
-        told = json.loads(record_path(kind).read_text())
-    except FileNotFoundError:
-        told = None
-    if not told or told["source"] != source:
-        found = f"'{told['source']}'" if told else "nothing"
-        raise InputError(f"{record_path(kind)} holds {found}, not '{source}'; run `dvc repro checkpoints`")
-    if not Path(told["path"]).exists():
-        raise InputError(f"{told['path']} is gone, where '{source}' lay; run `dvc repro -f checkpoints`")
-    return Checkpoint(**told)
+    """Return the record of `kind`; raise `InputError` if it is not of `source` or its files are gone."""
+    path = record_path(kind)
+    record = json.loads(path.read_text()) if path.exists() else None
+    if record is None or record["source"] != source:
+        content = f"'{record['source']}'" if record else "nothing"
+        raise InputError(f"{path} holds {content}, not '{source}'; run `dvc repro checkpoints`")
+    checkpoint = Checkpoint(**record)
+    if not checkpoint.file.exists():
+        raise InputError(f"{checkpoint.path} of '{source}' is gone; run `dvc repro -f checkpoints`")
+    return checkpoint

@@ -1,8 +1,9 @@
-"""Brings a source of a model, whatever it is, to a place on this machine."""
+"""Resolves what a param names as a model to files on this machine: downloads and converts them if necessary."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from stages.core.stage import InputError
@@ -12,81 +13,86 @@ from stages.models.checkpoints.record import Checkpoint
 from stages.params.model_source import is_checkpoint_file, is_url, split_revision
 from stages.params.remote_file import RemoteFile
 
-CONVERTERS = sorted((Path(__file__).parents[1]).glob("*.py"))
 BLIP_FILES = ("*.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
 class CheckpointResolver:
-    """`downloads` takes what comes over the network; `vocabulary` is BERT's, for checkpoints that carry none."""
+    """`downloads` is the folder for files from the network; `vocabulary` is BERT's, for checkpoints without their own.
+
+    All methods raise `InputError` for a source that cannot be resolved.
+    """
 
     downloads: Path
     vocabulary: str = ""
-    mirrors: dict[str, str] = field(default_factory=dict)
+    mirrors: Mapping[str, str] | None = None
 
-    def vit(self, source: str) -> Checkpoint:
-        """A ViT: a file, an address, or a pretrained timm model, `NAME` or `NAME@REVISION`."""
+    def resolve_vit(self, source: str) -> Checkpoint:
+        """Resolve a ViT: a file, a URL, or a pretrained timm model as `NAME` or `NAME@REVISION`."""
         if is_checkpoint_file(source):
-            path = self.file(source)
+            path = self._file(source)
             return Checkpoint(source, str(path), file_sha256(path))
         from stages.models.vit import pretrained_config  # timm takes seconds to import
 
         name, revision = split_revision(source)
         try:
             config = pretrained_config(name)
-        except ValueError as fault:
-            raise InputError(str(fault)) from fault
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        assert config.hf_hub_id is not None  # of every pretrained model of timm
         weights = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHTS
         folder, commit = download_model(config.hf_hub_id, revision, self.downloads, ["config.json"], weights)
         path = find_weights(folder, weights)
         return Checkpoint(source, str(path), file_sha256(path), commit)
 
-    def blip(self, source: str) -> Checkpoint:
-        """A BLIP: a folder, `OWNER/NAME[@REVISION]` on the hub, or an original checkpoint's file or address.
-
-        The last is converted, once, into a folder beside what was downloaded.
-        """
+    def resolve_blip(self, source: str) -> Checkpoint:
+        """Resolve a BLIP: a folder, `OWNER/NAME[@REVISION]` on the hub, or an original checkpoint's file or URL."""
         if is_checkpoint_file(source):
-            return self._converted(source, _convert_blip)
+            return self._convert(source, "stages.models.blip_original")
         if Path(source).is_dir():
             return Checkpoint(source, source, file_sha256(find_weights(Path(source))))
         name, revision = split_revision(source)
         if name.count("/") != 1:
-            raise InputError("no such folder; expected one, OWNER/NAME on the hub, or an original checkpoint's file")
+            raise InputError("no such folder; allowed are a folder, OWNER/NAME on the hub, or an original checkpoint")
         folder, commit = download_model(name, revision, self.downloads, BLIP_FILES)
         return Checkpoint(source, str(folder), file_sha256(find_weights(folder)), commit)
 
-    def catr(self, source: str) -> Checkpoint:
-        """A CATR checkpoint's file or address, put into a folder with the vocabulary."""
+    def resolve_catr(self, source: str) -> Checkpoint:
+        """Resolve a CATR checkpoint's file or URL."""
         if not is_checkpoint_file(source):
-            raise InputError("expected a CATR checkpoint's file or address")
-        return self._converted(source, _convert_catr)
+            raise InputError("expected a CATR checkpoint's file or URL")
+        return self._convert(source, "stages.models.catr")
 
-    def words(self) -> Path:
-        """BERT's `vocab.txt`."""
+    def _convert(self, source: str, module: str) -> Checkpoint:
+        """Convert a checkpoint with `convert_file` of a module, into a folder named after what it depends on.
+
+        The folder is not converted again when the code changes: delete it for that.
+        """
+        path = self._file(source)
+        vocabulary = self._vocabulary_file()
+        sha256 = file_sha256(path)
+        key = hashlib.sha256(f"{sha256}{file_sha256(vocabulary)}".encode()).hexdigest()
+        folder = self.downloads / "converted" / f"{path.stem}-{key[:12]}"
+        if not (folder / WEIGHTS[0]).is_file():  # written last
+            print(f"{path}: converting")
+            convert_file = import_module(module).convert_file  # here, as transformers takes seconds to import
+            try:
+                convert_file(path, vocabulary, folder)
+            except ValueError as error:
+                raise InputError(f"{path}: {error}") from error
+        return Checkpoint(source, str(folder), sha256)
+
+    def _vocabulary_file(self) -> Path:
+        """Return the path of BERT's `vocab.txt`."""
         if Path(self.vocabulary).is_file():
             return Path(self.vocabulary)
         name, revision = split_revision(self.vocabulary)
         if name.count("/") != 1:
             raise InputError(f"vocabulary = '{self.vocabulary}': expected a vocab.txt, or OWNER/NAME on the hub")
-        return download_model(name, revision, self.downloads, ["vocab.txt"], ())[0] / "vocab.txt"
+        folder, _ = download_model(name, revision, self.downloads, ["vocab.txt"], weights=())
+        return folder / "vocab.txt"
 
-    def _converted(self, source: str, convert: Callable[[Path, Path, Path], None]) -> Checkpoint:
-        """A checkpoint's file in the layout that is loaded; its folder is named after all that it is made from."""
-        path, words = self.file(source), self.words()
-        held = file_sha256(path)
-        made_from = "".join([held, file_sha256(words), *map(file_sha256, CONVERTERS)])
-        folder = self.downloads / "converted" / f"{path.stem}-{hashlib.sha256(made_from.encode()).hexdigest()[:12]}"
-        if not (folder / WEIGHTS[0]).is_file():  # which is written last
-            print(f"{path}: converting")
-            try:
-                convert(path, words, folder)
-            except ValueError as fault:
-                raise InputError(f"{path}: {fault}") from fault
-        return Checkpoint(source, str(folder), held)
-
-    def file(self, source: str) -> Path:
-        """A file where it lies, or downloaded from its address."""
+    def _file(self, source: str) -> Path:
         if is_url(source):
             return download_file(RemoteFile.parse(source), self.downloads, self.mirrors)
         if not Path(source).is_file():
@@ -94,19 +100,15 @@ class CheckpointResolver:
         return Path(source)
 
 
-def _convert_blip(path: Path, vocabulary: Path, folder: Path) -> None:
-    from stages.models.blip_original import convert_file  # transformers takes seconds to import
-
-    convert_file(path, vocabulary, folder)
-
-
-def _convert_catr(path: Path, vocabulary: Path, folder: Path) -> None:
-    from stages.models.catr import convert_file
-
-    convert_file(path, vocabulary, folder)
+RESOLVERS: dict[str, Callable[[CheckpointResolver, str], Checkpoint]] = {
+    "backbone": CheckpointResolver.resolve_vit,
+    "blip": CheckpointResolver.resolve_blip,
+    "classifier": CheckpointResolver.resolve_vit,
+    "catr": CheckpointResolver.resolve_catr,
+}
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
