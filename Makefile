@@ -51,7 +51,7 @@ dag: $(READY)  ## draw the stages
 
 clean:  ## remove outputs and caches; .venv and the shipped checkpoints stay
 	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
-		data/predictions data/fetched data/attention data/shown.json data/resume reports/look predictions.csv mlflow.db mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache
+		data/predictions data/fetched data/attention data/report_runs.json data/resume reports/look predictions.csv mlflow.db mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache
 
 $(READY): requirements.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or: make PYTHON=/path/to/python"; exit 2; }

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 
 from stages.core.atomic import atomic_write
 
 
 @contextmanager
-def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, np.ndarray]]:
+def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, Any]]:
     """`plt.subplots` whose figure is written to `path` (PNG) at the end; the same figure gives the same bytes."""
     drawn, axes = plt.subplots(*args, layout="constrained", **settings)
     try:

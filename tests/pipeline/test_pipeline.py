@@ -87,7 +87,7 @@ def test_the_shipped_checkpoints_are_not_made_again(undisturbed):
 
 def test_a_fresh_clone_of_all_results_still_tells_mlflow_of_them(undisturbed):
     """What is committed is skipped where it comes out the same; the store and what DVC caches are not there."""
-    for name in ("mlflow.db", "data/shown.json"):
+    for name in ("mlflow.db", "data/report_runs.json"):
         (undisturbed.root / name).unlink()
     cached = undisturbed.root / ".dvc/cache"
     cached.rename(cached.with_name("away"))
