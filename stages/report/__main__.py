@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from stages.captioning import BOOTSTRAP as CAPTIONING
@@ -18,7 +17,7 @@ from stages.params.experiment import Experiment, load_experiment
 from stages.report import attention, captioning, classification, retrieval, segmentation
 from stages.report.page import build_page
 from stages.report.results import Result, load_results
-from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Section, skipped_section
+from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Section, render
 from stages.retrieval import BOOTSTRAP as RETRIEVAL
 from stages.segmentation import BOOTSTRAP as SEGMENTATION
 
@@ -26,86 +25,71 @@ from stages.segmentation import BOOTSTRAP as SEGMENTATION
 # outputs are up to date, its absence makes DVC run this stage, which registers the runs in MLflow.
 REPORT_RUNS = Path("data/report_runs.json")
 
+TASK_TABLES = {
+    "segmentation": "Table 1 is",
+    "captioning": "Tables 2 and 3 are",
+    "retrieval": "Tables 4 and 5 are",
+    "classification": "The table is",
+}
+
 
 def expected_runs(experiment: Experiment) -> dict[str, list[str]]:
-    """Names of the runs that the params ask for, by task, without the tasks whose stages were skipped."""
-    names = {
+    """Names of the runs that the params ask for, by task."""
+    classifier = experiment.active.classifier.backbone
+    return {
         "segmentation": list(experiment.segmentation.heads),
         "captioning": list(experiment.captioning.cells),
         "retrieval": ["provided", "scratch", "finetuned"],
         "retrieval_grid": list(experiment.retrieval.grid),
         "classification": list(experiment.classification.settings),
-        "position_similarity": attention.position_runs(
-            experiment.active.classifier.backbone, experiment.attention.positions.others
-        ),
+        "position_similarity": attention.position_runs(classifier, experiment.attention.positions.others),
         "class_attention": ["pretrained", "finetuned"],
         "caption_attention": [experiment.attention.captions.cell],
     }
-    if runs_skip_reason("classification", experiment.classification.settings):
-        names["classification"] = []
-        names["class_attention"] = ["pretrained"]
-    if runs_skip_reason("segmentation", experiment.segmentation.heads):
-        names["segmentation"] = []
-    return {task: runs for task, runs in names.items() if runs and not skip_reason(RUNS / task)}
 
 
-def runs_skip_reason(task: str, names: Iterable[str]) -> str | None:
-    """Why a task whose runs are stages of their own was skipped; None if it was not."""
-    reasons = (skip_reason(record_path(task, name)) for name in names)
-    return next((reason for reason in reasons if reason), None)
+def skip_reasons(runs: dict[str, list[str]]) -> dict[str, str]:
+    """The tasks among `runs` whose stages had nothing to do, with the reason."""
+    reasons = {}
+    for task, names in runs.items():
+        # The reason is in the runs' folder if one stage makes them all, else in place of each record.
+        outputs = (RUNS / task, *(record_path(task, name) for name in names))
+        messages = [reason for output in outputs if (reason := skip_reason(output))]
+        if messages:
+            reasons[task] = messages[0]
+    return reasons
 
 
 def build_sections(
-    results: dict[str, list[Result]], manifest: Manifest, labeled: Manifest, experiment: Experiment
+    results: dict[str, list[Result]],
+    skipped: dict[str, str],
+    manifest: Manifest,
+    labeled: Manifest,
+    experiment: Experiment,
 ) -> dict[str, Section]:
-    """Every task's part of the page, with its figures and curves written."""
-    sections = {}
-
-    if "segmentation" in results:
-        seed = experiment.seed_for(SEGMENTATION)
-        sections["segmentation"] = segmentation.section(results["segmentation"], manifest, seed)
-    else:
-        reason = runs_skip_reason("segmentation", experiment.segmentation.heads)
-        sections["segmentation"] = skipped_section("Segmentation", "Table 1 is", reason)
-
-    if "captioning" in results:
-        seed = experiment.seed_for(CAPTIONING)
-        sections["captioning"] = captioning.section(results["captioning"], manifest, seed)
-    else:
-        reason = skip_reason(RUNS / "captioning")
-        sections["captioning"] = skipped_section("Captioning", "Tables 2 and 3 are", reason)
-
-    if {"retrieval", "retrieval_grid"} <= results.keys():
-        seed = experiment.seed_for(RETRIEVAL)
-        recipes, grid = results["retrieval"], results["retrieval_grid"]
-        sections["retrieval"] = retrieval.section(recipes, grid, manifest, seed)
-    else:
-        reason = skip_reason(RUNS / "retrieval")
-        sections["retrieval"] = skipped_section("Retrieval", "Tables 4 and 5 are", reason)
-
+    """Every task's part of the page, by task; writes its figures and curves."""
     settings = experiment.classification.settings
-    if "classification" in results:
-        seed = experiment.seed_for(CLASSIFICATION)
-        sections["classification"] = classification.section(results["classification"], labeled, settings, seed)
-    else:
-        reason = runs_skip_reason("classification", settings)
-        sections["classification"] = skipped_section("Classification", "The table is", reason)
-
-    skipped = {task: reason for task in attention.TASKS if (reason := skip_reason(RUNS / task))}
+    builders = {
+        "segmentation": lambda: segmentation.section(
+            results["segmentation"], manifest, experiment.seed_for(SEGMENTATION)
+        ),
+        "captioning": lambda: captioning.section(results["captioning"], manifest, experiment.seed_for(CAPTIONING)),
+        "retrieval": lambda: retrieval.section(
+            results["retrieval"], results["retrieval_grid"], manifest, experiment.seed_for(RETRIEVAL)
+        ),
+        "classification": lambda: classification.section(
+            results["classification"], labeled, settings, experiment.seed_for(CLASSIFICATION)
+        ),
+    }
+    sections = {}
+    for task, build in builders.items():
+        if task in skipped:
+            text = render("skipped.md", title=task.capitalize(), tables=TASK_TABLES[task], reason=skipped[task])
+            sections[task] = Section(text)
+        else:
+            sections[task] = build()
     sections["attention"] = attention.section(results, skipped)
     return sections
-
-
-def attach_figures(results: list[Result], sections: Iterable[Section]) -> None:
-    """Add the figures of every run to its MLflow run."""
-    run_ids = {result.run.identity: result.run_id for result in results}
-    figures = {}
-    for section in sections:
-        for identity, paths in section.figures.items():
-            run_id = run_ids[identity]
-            assert run_id is not None  # all results come from the store
-            figures[run_id] = paths
-    tracking.attach(figures)
 
 
 def read_timings() -> str:
@@ -125,11 +109,15 @@ def main() -> None:
     for folder in folders:
         folder.mkdir(parents=True)  # DVC requires the folder, even if nothing is written to it
 
-    results_by_task, from_store = load_results(expected_runs(experiment))
+    runs = expected_runs(experiment)
+    skipped = skip_reasons(runs)
+    if "classification" in skipped:
+        runs["class_attention"].remove("finetuned")
+    results_by_task, from_store = load_results({task: names for task, names in runs.items() if task not in skipped})
     results = [result for task_results in results_by_task.values() for result in task_results]
-    sections = build_sections(results_by_task, manifest, labeled, experiment)
-    if from_store:
-        attach_figures(results, sections.values())
+    sections = build_sections(results_by_task, skipped, manifest, labeled, experiment)
+    figures = {run_id: paths for section in sections.values() for run_id, paths in section.figures.items()}
+    tracking.attach({run_id: paths for run_id, paths in figures.items() if run_id})  # no IDs without a store
 
     tables = {name: table for section in sections.values() for name, table in section.tables.items()}
     for name, table in tables.items():
@@ -139,8 +127,7 @@ def main() -> None:
     identities = {f"{result.run.task}/{result.run.name}": result.run.identity for result in results}
     write_text(REPORT_RUNS, json.dumps(identities, indent=1) + "\n")
     data = [manifest] if labeled.source == manifest.source else [manifest, labeled]
-    runs = [result.run for result in results]
-    page = build_page(data, experiment.profile, sections.values(), from_store, runs)
+    page = build_page(data, experiment.profile, sections.values(), from_store, [result.run for result in results])
     write_text(ROOT / "report.md", page)
 
     texts = [f"{table.plain()}\n" for table in tables.values()]

@@ -9,14 +9,13 @@ import pyarrow.parquet as pq
 
 from stages.captioning.bleu import Counts, bootstrap_bleu, count_ngrams
 from stages.data.manifest import Manifest
-from stages.params.model_source import display_name
 from stages.report.claims import Claim, claim_lines
 from stages.report.contact_sheets import plot_captions
 from stages.report.curves import plot_bleu
-from stages.report.numbers import compare_with_original, format_interval, format_optional, star_highest
-from stages.report.original import load_original, original_number, sort_as_original
+from stages.report.numbers import format_optional, star_highest
+from stages.report.original import comparison_cells, comparison_table, load_original, original_number, sort_as_original
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, image, select_metrics
+from stages.report.section import FIGURES, Section, render, select_metrics
 from stages.report.tables import Table
 
 TABLE2 = "table2_captioning"
@@ -68,32 +67,20 @@ def table3(results: list[Result]) -> Table:
 
 
 def _table(title: str, name: str, cells: list[Result], scores: list[str]) -> Table:
-    original = load_original()[name]
-    columns = (*original["columns"], "95 % interval", "Original", "Difference")
     # Only generated scenes tell what their captions should name.
-    named = bool(cells) and "class_named" in cells[0].metrics
-    if named:
-        columns += ("Class named (%)", "Color named (%)")
-    rows = [_row(cell, score, named) for cell, score in zip(cells, scores, strict=True)]
-    return Table(f"{title}. {original['caption']}", columns, tuple(rows))
-
-
-def _row(cell: Result, score: str, named: bool) -> tuple[str, ...]:
-    label, k, temperature, prompt = _settings(cell)
-    params = cell.run.params
-    metrics = cell.metrics
-    # The column K also holds the parameter of decodings that the original does not have.
-    widths = {"top_p": f"p = {params.get('p')}", "beam": f"{params.get('beams')} beams"}
-    return (
-        label,
-        widths.get(params["type"], format_optional(k)),
-        format_optional(temperature),
-        f'"{prompt}"',
-        score,
-        format_interval(metrics, "bleu"),
-        *compare_with_original(metrics["bleu"], original_bleu(cell)),
-        *((f"{metrics['class_named']:.1f}", f"{metrics['color_named']:.1f}") if named else ()),
-    )
+    naming = {"class_named": "Class named (%)", "color_named": "Color named (%)"}
+    naming = {key: column for key, column in naming.items() if cells and key in cells[0].metrics}
+    rows = []
+    for cell, score in zip(cells, scores, strict=True):
+        label, k, temperature, prompt = _settings(cell)
+        params = cell.run.params
+        # The column K also holds the parameter of decodings that the original does not have.
+        widths = {"top_p": f"p = {params.get('p')}", "beam": f"{params.get('beams')} beams"}
+        width = widths.get(params["type"], format_optional(k))
+        comparison = comparison_cells(cell.metrics, "bleu", original_bleu(cell))
+        named = [f"{cell.metrics[key]:.1f}" for key in naming]
+        rows.append((label, width, format_optional(temperature), f'"{prompt}"', score, *comparison, *named))
+    return comparison_table(title, name, rows, *naming.values())
 
 
 @cache
@@ -123,40 +110,25 @@ def claims(results: list[Result], seed: int) -> list[str]:
 
 def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
     """Tables 2 and 3 with their claims and figures."""
-    tables = {TABLE2: table2(results), TABLE3: table3(results)}
     bleu_figure = FIGURES / "captioning/bleu_against_temperature.png"
     plot_bleu(bleu_figure, results)
     best = max(results, key=lambda cell: cell.metrics["bleu"])
     captions_figure = FIGURES / "captioning/captions.png"
     plot_captions(captions_figure, manifest.split("val"), _example_captions(results, best))
-    run = results[0].run
-    naming = (
-        " *Class named* is the share of captions that name the class of the largest object in the scene, *Color named* "
-        "of those that name it with its color: BLEU hides a wrong class behind the right words around it."
+    tables = {TABLE2: table2(results), TABLE3: table3(results)}
+    text = render(
+        "captioning.md",
+        backbone=results[0].run.inputs["backbone"],
+        params=results[0].run.params,
+        metrics=results[0].metrics,
+        tables=tables.values(),
+        claims=claims(results, seed),
+        bleu_figure=bleu_figure,
+        captions_figure=captions_figure,
     )
-    lines = [
-        "## Captioning",
-        "",
-        f"Captions of {results[0].metrics['images']} validation images by `{display_name(run.inputs['backbone'])}`, "
-        f"{run.params['min_length']} to {run.params['max_length']} tokens including the prompt. The prompt is removed "
-        "before scoring. Every cell and image has its own random stream.",
-        "",
-        *(line for table in tables.values() for line in (table.markdown(), "")),
-        "BLEU: nltk's corpus BLEU-4 without smoothing, lower case, words between white space, against one reference "
-        "per image (drawn if the source has several). The interval is a bootstrap over images. BLEU-1 to 3 and the "
-        "score against all references are in the run records. *Original* and *Difference* as in Table 1."
-        f"{naming if 'class_named' in results[0].metrics else ''}",
-        "",
-        *claims(results, seed),
-        image("BLEU against temperature for each K", bleu_figure),
-        "",
-        image("Validation images with their captions", captions_figure),
-        "",
-    ]
-    metrics = select_metrics(
-        results, "bleu", "bleu_low", "bleu_high", "bleu_all_references", "class_named", "color_named"
-    )
-    return Section(lines, tables, metrics, {best.run.identity: [bleu_figure, captions_figure]})
+    keys = ("bleu", "bleu_low", "bleu_high", "bleu_all_references", "class_named", "color_named")
+    figures = {best.run_id: [bleu_figure, captions_figure]}
+    return Section(text, tables, select_metrics(results, *keys), figures)
 
 
 def _example_captions(results: list[Result], best: Result) -> dict[str, dict[str, tuple[str, str]]]:

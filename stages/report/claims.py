@@ -46,7 +46,7 @@ def claim_lines(
     metric: str,
     draw_differences: Callable[[Result, Result], np.ndarray],
 ) -> list[str]:
-    """The claims in markdown, or no line if none can be checked.
+    """The claims that can be checked, as list items in markdown.
 
     `originals` maps runs to the original's numbers, or None for a run with other settings than the original's: claims
     about it are left out. `draw_differences` returns bootstrap draws of the metric's difference between two runs.
@@ -63,4 +63,4 @@ def claim_lines(
         difference = first.metrics[metric] - second.metrics[metric]
         original = claim.original or f"{first_original - second_original:+.2f}"
         lines.append(claim.line(original, difference, draw_differences(first, second)))
-    return ["What the original says, and the difference here:", "", *lines, ""] if lines else []
+    return lines

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from stages.core.bootstrap import bootstrap_means
 from stages.data.manifest import Manifest
 from stages.params.classification import Setting
-from stages.params.model_source import display_name
 from stages.report.claims import Claim, claim_lines
 from stages.report.confusion_matrix import plot_confusion_matrix
 from stages.report.contact_sheets import plot_mistakes
@@ -19,7 +18,7 @@ from stages.report.curves import plot_accuracy, write_curves
 from stages.report.numbers import format_interval, format_scientific
 from stages.report.original import load_original, sort_as_original
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, image, select_metrics
+from stages.report.section import FIGURES, Section, render, select_metrics
 from stages.report.tables import Table
 
 TABLE = "classification"
@@ -50,43 +49,28 @@ def original_row(name: str, settings: dict[str, Setting]) -> list | None:
 def table(results: list[Result], settings: dict[str, Setting]) -> Table:
     """The original's rows in its order, then all others."""
     original = load_original()[TABLE]
-    label, accuracy = original["columns"]
-    columns = (
-        label,
-        "Learning Rate",
-        "Input",
-        "Effective batch size",
-        "Steps",
-        "Train loss",
-        accuracy,
-        "95 % interval",
-        "Best epoch",
-        "Original",
-        "Difference",
-    )
-    rows = [_row(result, original_row(result.run.name, settings)) for result in sort_as_original(results, TABLE)]
-    return Table(f"Classification. {original['caption']}", columns, tuple(rows))
-
-
-def _row(result: Result, original: list | None) -> tuple[str, ...]:
-    params = result.run.params
-    metrics = result.metrics
-    # The original states some accuracies in words, such as "over 94".
-    label, accuracy = original or (result.run.name, None)
-    size = f"{params['size']}x{params['size']}"
-    return (
-        label,
-        format_scientific(params["lr"]),
-        f"{size}, augmented" if params["augment"] else size,
-        str(effective_batch_size(result)),
-        str(metrics["steps"]),
-        f"{metrics['train_loss']:.2f}",
-        f"{metrics['accuracy']:.2f}",
-        format_interval(metrics, "accuracy"),
-        f"{metrics['best_accuracy']:.2f} ({metrics['best_epoch']})",
-        "-" if accuracy is None else str(accuracy),
-        f"{metrics['accuracy'] - accuracy:+.2f}" if isinstance(accuracy, int | float) else "-",
-    )
+    label_column, accuracy_column = original["columns"]
+    rows = []
+    for result in sort_as_original(results, TABLE):
+        params = result.run.params
+        metrics = result.metrics
+        # The original states some accuracies in words, such as "over 94".
+        label, accuracy = original_row(result.run.name, settings) or (result.run.name, None)
+        cells = {
+            label_column: label,
+            "Learning Rate": format_scientific(params["lr"]),
+            "Input": f"{params['size']}x{params['size']}" + (", augmented" if params["augment"] else ""),
+            "Effective batch size": str(effective_batch_size(result)),
+            "Steps": str(metrics["steps"]),
+            "Train loss": f"{metrics['train_loss']:.2f}",
+            accuracy_column: f"{metrics['accuracy']:.2f}",
+            "95 % interval": format_interval(metrics, "accuracy"),
+            "Best epoch": f"{metrics['best_accuracy']:.2f} ({metrics['best_epoch']})",
+            "Original": "-" if accuracy is None else str(accuracy),
+            "Difference": f"{metrics['accuracy'] - accuracy:+.2f}" if isinstance(accuracy, int | float) else "-",
+        }
+        rows.append(cells)
+    return Table.from_dicts(f"Classification. {original['caption']}", rows)
 
 
 def effective_batch_size(result: Result) -> int:
@@ -116,14 +100,13 @@ def claims(results: list[Result], settings: dict[str, Setting], seed: int) -> li
 
 
 def still_learning(results: list[Result]) -> list[str]:
-    """Which settings were still learning when their training ended, if any."""
-    settings = [
+    """The settings that were still learning when their training ended, in a few words each."""
+    return [
         f"`{result.run.name}`, training loss {result.metrics['train_loss']:.2f} after {result.metrics['steps']} steps "
         f"of {effective_batch_size(result)} images"
         for result in results
         if _is_learning(result)
     ]
-    return [f"Still learning at the end: {'; '.join(settings)}.", ""] if settings else []
 
 
 def _is_learning(result: Result) -> bool:
@@ -142,41 +125,24 @@ def section(results: list[Result], manifest: Manifest, settings: dict[str, Setti
     best = max(results, key=lambda result: result.metrics["accuracy"])
     plot_confusion_matrix(confusion_figure, best, manifest.labels)
     wrong = plot_mistakes(mistakes_figure, best.run.name, manifest.split("val"), read_predictions(best.predictions))
-    keys = ("epoch", "train_loss", "val_loss", "accuracy")
-    write_curves("classification", results, dict(zip(keys, keys, strict=True)))
-    summary = table(results, settings)
-    run = best.run
-    untrained = run.metrics["untrained_labels"]
-    lines = [
-        "## Classification",
-        "",
-        f"`{display_name(run.inputs['backbone'])}` with a new classification layer, fully fine-tuned with Adam on "
-        f"{run.inputs['train_images']} images of {len(manifest.labels)} labels from `{run.inputs['source']}`; "
-        f"accuracy on {best.metrics['images']} validation images.",
-        "",
-        summary.markdown(),
-        "",
-        "Accuracy in percent after the last epoch, with Wilson's interval for a proportion; it does not include the "
-        "randomness of training. *Best epoch* is the highest accuracy and its epoch, chosen on the validation images "
-        f"themselves. *Original* is what {load_original()[TABLE]['source']}, states for its own learning rates. Batch "
-        "norm, if the ViT has any, keeps its pretrained statistics, so that accumulated steps equal those of one large "
-        "batch.",
-        "",
-    ]
-    if untrained:
-        lines += [f"Labels without training images, which no prediction can have: {', '.join(untrained)}.", ""]
-    lines += [
-        *claims(results, settings, seed),
-        *still_learning(results),
-        image("Accuracy and losses per epoch, all settings", accuracy_figure),
-        "",
-        image(f"Confusion matrix of setting {run.name}", confusion_figure),
-        "",
-    ]
-    if wrong:
-        lines += [image(f"Images that setting {run.name} misclassifies", mistakes_figure), ""]
-    metrics = select_metrics(
-        results, "accuracy", "accuracy_low", "accuracy_high", "best_accuracy", "best_epoch", "train_loss", "val_loss"
+    write_curves("classification", results, {key: key for key in ("epoch", "train_loss", "val_loss", "accuracy")})
+    accuracies = table(results, settings)
+    text = render(
+        "classification.md",
+        inputs=best.run.inputs,
+        metrics=best.metrics,
+        labels=len(manifest.labels),
+        table=accuracies,
+        source=load_original()[TABLE]["source"],
+        untrained=best.run.metrics["untrained_labels"],
+        claims=claims(results, settings, seed),
+        learning=still_learning(results),
+        best=best.run.name,
+        wrong=wrong,
+        accuracy_figure=accuracy_figure,
+        confusion_figure=confusion_figure,
+        mistakes_figure=mistakes_figure,
     )
+    scores = ("accuracy", "accuracy_low", "accuracy_high", "best_accuracy", "best_epoch", "train_loss", "val_loss")
     figures = [accuracy_figure, confusion_figure, *([mistakes_figure] if wrong else [])]
-    return Section(lines, {TABLE: summary}, metrics, {run.identity: figures})
+    return Section(text, {TABLE: accuracies}, select_metrics(results, *scores), {best.run_id: figures})

@@ -28,8 +28,3 @@ def star_highest(values: list[float]) -> list[str]:
     texts = [f"{value:.2f}" for value in values]
     highest = max((float(text) for text in texts), default=None)
     return [f"{text}*" if float(text) == highest else text for text in texts]
-
-
-def compare_with_original(value: float, original: float | None) -> tuple[str, str]:
-    """The cells `Original` and `Difference` (ours minus the original's); `-` if the original has no such number."""
-    return ("-", "-") if original is None else (f"{original:.2f}", f"{value - original:+.2f}")

@@ -1,4 +1,4 @@
-"""The numbers that the assignment's two write-ups print (`original.json`): every table has a column for them."""
+"""The numbers that the assignment's two write-ups print (`original.json`), and tables that compare ours with them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stages.report.numbers import format_interval
 from stages.report.results import Result
+from stages.report.tables import Table
 
 
 @cache
@@ -28,3 +30,18 @@ def sort_as_original(results: Iterable[Result], table: str) -> list[Result]:
     """Results in the order of the original's rows; results that it does not have come last, in their own order."""
     order = list(load_original()[table]["rows"])
     return sorted(results, key=lambda result: order.index(result.run.name) if result.run.name in order else len(order))
+
+
+def comparison_table(title: str, name: str, rows: Iterable[tuple[str, ...]], *more_columns: str) -> Table:
+    """The original's table `name` with our rows; after its columns come those of `comparison_cells`."""
+    original = load_original()[name]
+    columns = (*original["columns"], "95 % interval", "Original", "Difference", *more_columns)
+    return Table(f"{title}. {original['caption']}", columns, tuple(rows))
+
+
+def comparison_cells(metrics: dict[str, Any], key: str, original: float | None) -> tuple[str, str, str]:
+    """The 95 % interval, the original's number, and ours minus it; `-` if the original has no such number."""
+    interval = format_interval(metrics, key)
+    if original is None:
+        return interval, "-", "-"
+    return interval, f"{original:.2f}", f"{metrics[key] - original:+.2f}"

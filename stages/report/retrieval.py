@@ -9,20 +9,13 @@ import pyarrow.parquet as pq
 
 from stages.core.bootstrap import bootstrap_means
 from stages.data.manifest import Manifest
-from stages.params.model_source import display_name
 from stages.report.claims import Claim, claim_lines
 from stages.report.contact_sheets import plot_retrieved
 from stages.report.curves import RECALL, plot_recall, write_curves
-from stages.report.numbers import (
-    compare_with_original,
-    format_interval,
-    format_optional,
-    format_scientific,
-    star_highest,
-)
-from stages.report.original import load_original, original_number, sort_as_original
+from stages.report.numbers import format_optional, format_scientific, star_highest
+from stages.report.original import comparison_cells, comparison_table, original_number, sort_as_original
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, image, select_metrics
+from stages.report.section import FIGURES, Section, render, select_metrics
 from stages.report.tables import Table
 
 TABLE4 = "table4_retrieval"
@@ -72,23 +65,13 @@ def table5(results: list[Result]) -> Table:
 
 
 def _table(title: str, name: str, results: list[Result], scores: list[str]) -> Table:
-    original = load_original()[name]
     rows = []
     for result, score in zip(results, scores, strict=True):
         mode, lr, weight_decay, temperature, epochs = _settings(result)
-        row = (
-            mode,
-            format_scientific(lr),
-            format_scientific(weight_decay),
-            format_optional(temperature),
-            format_optional(epochs),
-            score,
-            format_interval(result.metrics, RECALL),
-            *compare_with_original(result.metrics[RECALL], original_recall(result)),
-        )
-        rows.append(row)
-    columns = (*original["columns"], "95 % interval", "Original", "Difference")
-    return Table(f"{title}. {original['caption']}", columns, tuple(rows))
+        rates = (format_scientific(lr), format_scientific(weight_decay))
+        comparison = comparison_cells(result.metrics, RECALL, original_recall(result))
+        rows.append((mode, *rates, format_optional(temperature), format_optional(epochs), score, *comparison))
+    return comparison_table(title, name, rows)
 
 
 @cache
@@ -114,49 +97,26 @@ def claims(results: list[Result], seed: int) -> list[str]:
 def section(recipes: list[Result], grid: list[Result], manifest: Manifest, seed: int) -> Section:
     """Tables 4 (`recipes`) and 5 (`grid`) with their claims and figures."""
     results = [*recipes, *grid]
-    tables = {TABLE4: table4(recipes), TABLE5: table5(grid)}
     recall_figure = FIGURES / "retrieval/r_at_1_per_epoch.png"
     plot_recall(recall_figure, {describe(result): result for result in results})
     best = max(results, key=lambda result: result.metrics[RECALL])
     retrieved_figure = FIGURES / "retrieval/retrieved.png"
     plot_retrieved(retrieved_figure, describe(best), manifest.split("val"), read_predictions(best.predictions))
     write_curves("retrieval", results, {"epoch": "epoch", "train_loss": "train_loss", "r_at_1": RECALL})
-    run = recipes[0].run
-    views = run.params["views"]
-    gallery = recipes[0].metrics["gallery"]
-    lines = [
-        "## Retrieval",
-        "",
-        f"Two linear projections over frozen class-token states of `{display_name(run.inputs['backbone'])}`, "
-        f"trained on {views} cached views of every training image (epoch e uses view e mod {views}) with an in-batch "
-        "contrastive loss.",
-        "",
-        *(line for table in tables.values() for line in (table.markdown(), "")),
-        f"R@1: share of {gallery} validation images whose own caption is the nearest of all {gallery} (image to text, "
-        "one caption per image); ties count as misses. The interval is a bootstrap over images, without the randomness "
-        "of training. R@5, R@10, median and mean rank, and the same from text to image, are in the run records. "
-        "*Original* and *Difference* as in Table 1.",
-        "",
-        *unknown_words(run.inputs),
-        *claims(results, seed),
-        image("R@1 per epoch for every row", recall_figure),
-        "",
-        image("Captions and the five images nearest to each", retrieved_figure),
-        "",
-    ]
-    metrics = select_metrics(
-        results, RECALL, f"{RECALL}_low", f"{RECALL}_high", "image_to_text_r_at_5", "text_to_image_r_at_1"
+    tables = {TABLE4: table4(recipes), TABLE5: table5(grid)}
+    text = render(
+        "retrieval.md",
+        inputs=recipes[0].run.inputs,
+        views=recipes[0].run.params["views"],
+        gallery=recipes[0].metrics["gallery"],
+        tables=tables.values(),
+        claims=claims(results, seed),
+        recall_figure=recall_figure,
+        retrieved_figure=retrieved_figure,
     )
-    return Section(lines, tables, metrics, {best.run.identity: [recall_figure, retrieved_figure]})
-
-
-def unknown_words(inputs: dict[str, Any]) -> list[str]:
-    """How many words of the captions the BLIP of a run's `inputs` does not know, if any."""
-    share = float(inputs["unknown_share"])
-    if not share:
-        return []
-    words = ", ".join(inputs["unknown_words"].split())
-    return [f"{share:.1%} of the words in the captions are unknown to this BLIP, such as {words}.", ""]
+    keys = (RECALL, f"{RECALL}_low", f"{RECALL}_high", "image_to_text_r_at_5", "text_to_image_r_at_1")
+    figures = {best.run_id: [recall_figure, retrieved_figure]}
+    return Section(text, tables, select_metrics(results, *keys), figures)
 
 
 def describe(result: Result) -> str:

@@ -1,10 +1,14 @@
-"""One task's part of the page."""
+"""One task's part of the page, and the templates that it is written with."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stages.params.model_source import display_name
 from stages.report.results import Result
 from stages.report.tables import Table
 
@@ -16,22 +20,28 @@ CURVES = ROOT / "curves"
 
 @dataclass(frozen=True)
 class Section:
-    """Markdown `lines`; `tables` by file name; `metrics` by run, for `dvc metrics`; `figures` by the run's identity."""
+    """Markdown `text`; `tables` by file name; `metrics` by run, for `dvc metrics`; `figures` by MLflow run ID."""
 
-    lines: list[str]
+    text: str
     tables: dict[str, Table] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    figures: dict[str, list[Path]] = field(default_factory=dict)
+    figures: dict[str | None, list[Path]] = field(default_factory=dict)
 
 
-def skipped_section(title: str, subject: str, reason: str | None) -> Section:
-    """The part of a task whose stage had nothing to do; `subject` is what is missing, with its verb."""
-    return Section([f"## {title}", "", f"{subject} left out: {reason}.", ""])
+def link(path: str | Path) -> str:
+    """The path of a figure relative to the page's folder."""
+    return Path(path).relative_to(ROOT).as_posix()
 
 
-def image(alt: str, path: Path) -> str:
-    """A figure in markdown, linked from the page's folder."""
-    return f"![{alt}]({path.relative_to(ROOT).as_posix()})"
+def render(template: str, **context: Any) -> str:
+    """The markdown of `templates/TEMPLATE`; more than one empty line in a row becomes one."""
+    folder = Path(__file__).with_name("templates")
+    environment = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"display_name": display_name, "link": link}
+    text = environment.get_template(template).render(context)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def select_metrics(results: Iterable[Result], *keys: str) -> dict[str, dict[str, Any]]:

@@ -8,14 +8,12 @@ import pyarrow.parquet as pq
 
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest, evenly_spaced
-from stages.params.model_source import display_name
 from stages.report.claims import Claim, claim_lines
 from stages.report.curves import plot_class_iou, plot_miou, write_curves
-from stages.report.numbers import compare_with_original, format_interval
-from stages.report.original import load_original, original_number, sort_as_original
+from stages.report.original import comparison_cells, comparison_table, load_original, original_number, sort_as_original
 from stages.report.overlays import plot_masks
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, image, select_metrics
+from stages.report.section import FIGURES, Section, render, select_metrics
 from stages.report.tables import Table
 from stages.segmentation.iou import confusion, mean_iou_draws
 
@@ -45,14 +43,11 @@ def original_miou(name: str) -> float | None:
 
 def table(heads: list[Result]) -> Table:
     """Table 1: the original's heads in its order, then all others."""
-    original = load_original()[TABLE]
     rows = []
     for head in sort_as_original(heads, TABLE):
-        miou = head.metrics["miou"]
-        comparison = compare_with_original(miou, original_miou(head.run.name))
-        rows.append((head_label(head.run.name), f"{miou:.2f}", format_interval(head.metrics, "miou"), *comparison))
-    columns = (*original["columns"], "95 % interval", "Original", "Difference")
-    return Table(f"Table 1. {original['caption']}", columns, tuple(rows))
+        comparison = comparison_cells(head.metrics, "miou", original_miou(head.run.name))
+        rows.append((head_label(head.run.name), f"{head.metrics['miou']:.2f}", *comparison))
+    return comparison_table("Table 1", TABLE, rows)
 
 
 @cache
@@ -81,35 +76,8 @@ def claims(heads: list[Result], truths: dict[str, np.ndarray], classes: int, see
     return claim_lines(CLAIMS, heads, originals, "miou", draw_differences)
 
 
-def section(heads: list[Result], manifest: Manifest, seed: int) -> Section:
-    """Table 1 with its claims and figures."""
-    truths = {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val") if row.mask}
-    table1 = table(heads)
-    overview = FIGURES / "segmentation/miou_per_epoch.png"
-    plot_miou(overview, {head_label(head.run.name): head.run for head in heads})
-    write_curves("segmentation", heads, {"epoch": "epoch", "train_loss": "train_loss", "miou": "miou"})
-    lines = [
-        *_introduction(heads),
-        table1.markdown(),
-        "",
-        *_explanation(heads),
-        *claims(heads, truths, len(manifest.classes), seed),
-        image("Validation mIoU per epoch, all heads", overview),
-        "",
-    ]
-    figures = {}
-    for head in heads:
-        captions = plot_head(head, manifest, truths)
-        lines += [f"### {head_label(head.run.name)}", "", *_unpadded(head)]
-        for letter, (path, caption) in zip("abc", captions.items(), strict=True):
-            lines += [f"({letter}) {caption}", "", image(f"{head_label(head.run.name)}: {caption}", path), ""]
-        figures[head.run.identity] = list(captions)
-    metrics = select_metrics(heads, "miou", "miou_low", "miou_high", "best_miou", "best_epoch", "train_loss")
-    return Section(lines, {TABLE: table1}, metrics, figures)
-
-
-def plot_head(head: Result, manifest: Manifest, truths: dict[str, np.ndarray]) -> dict[Path, str]:
-    """Write the figures of one head; returns their captions by path."""
+def plot_head(head: Result, manifest: Manifest, truths: dict[str, np.ndarray]) -> dict[str, Path]:
+    """Write the figures of one head; returns their paths by caption."""
     run = head.run
     label = head_label(run.name)
     miou, class_iou, masks = (
@@ -120,50 +88,36 @@ def plot_head(head: Result, manifest: Manifest, truths: dict[str, np.ndarray]) -
     examples = evenly_spaced(manifest.split("val"), EXAMPLES)
     plot_masks(masks, label, examples, truths, read_predictions(head.predictions), manifest.classes)
     return {
-        miou: "Validation mIoU per epoch",
-        class_iou: "Validation IoU of every class per epoch",
-        masks: "Validation images with true and predicted masks; void is not painted",
+        "Validation mIoU per epoch": miou,
+        "Validation IoU of every class per epoch": class_iou,
+        "Validation images with true and predicted masks; void is not painted": masks,
     }
 
 
-def _introduction(heads: list[Result]) -> list[str]:
+def section(heads: list[Result], manifest: Manifest, seed: int) -> Section:
+    """Table 1 with its claims and figures."""
+    truths = {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val") if row.mask}
+    overview = FIGURES / "segmentation/miou_per_epoch.png"
+    plot_miou(overview, {head_label(head.run.name): head.run for head in heads})
+    write_curves("segmentation", heads, {"epoch": "epoch", "train_loss": "train_loss", "miou": "miou"})
+    figures = [plot_head(head, manifest, truths) for head in heads]
     run = heads[0].run
-    params = run.params
-    return [
-        "## Segmentation",
-        "",
-        f"Heads on frozen patch tokens of `{display_name(run.inputs['backbone'])}`, {params['epochs']} epochs of "
-        f"{params['views']} cached views (epoch e uses view e mod {params['views']}), AdamW, learning rate "
-        f"{params['lr']:g} falling linearly to 0, weight decay {params['weight_decay']:g}, batch size "
-        f"{params['batch_size']}.",
-        "",
-    ]
-
-
-def _explanation(heads: list[Result]) -> list[str]:
-    """What the columns mean, and which classes have no IoU."""
-    comparison = COMPARISONS.get(heads[0].run.params["profile"], OTHER_COMPARISON)
-    lines = [
-        "mIoU in percent after the last epoch, from intersections and unions summed over the validation set at native "
-        "size. Pixels labeled 255 (void) are not counted. The interval is a bootstrap over validation images; it does "
-        "not include the randomness of training. *Original* is the number printed in "
-        f"{load_original()['source']}; *Difference* is ours minus the original's, {comparison}.",
-        "",
-    ]
-    absent = sorted({name for head in heads for name in head.run.metrics["absent_classes"]})
-    if absent:
-        lines += [f"In neither truth nor prediction, and left out of the mean: {', '.join(absent)}.", ""]
-    return lines
-
-
-def _unpadded(head: Result) -> list[str]:
-    """What an unpadded kernel does to the masks, if the head has one."""
-    kernel = head.run.params.get("kernel", 1)
-    if kernel == 1:
-        return []
-    return [
-        f"The unpadded {kernel}x{kernel} convolution returns {kernel - 1} rows and columns fewer than the grid of "
-        "patch tokens has. Its output is stretched over the whole image: masks move away from the center, the more the "
-        "coarser the grid is.",
-        "",
-    ]
+    table1 = table(heads)
+    text = render(
+        "segmentation.md",
+        backbone=run.inputs["backbone"],
+        params=run.params,
+        table=table1,
+        source=load_original()["source"],
+        comparison=COMPARISONS.get(run.params["profile"], OTHER_COMPARISON),
+        absent=sorted({name for head in heads for name in head.run.metrics["absent_classes"]}),
+        claims=claims(heads, truths, len(manifest.classes), seed),
+        overview=overview,
+        heads=[
+            {"label": head_label(head.run.name), "kernel": head.run.params.get("kernel", 1), "figures": paths}
+            for head, paths in zip(heads, figures, strict=True)
+        ],
+    )
+    metrics = select_metrics(heads, "miou", "miou_low", "miou_high", "best_miou", "best_epoch", "train_loss")
+    paths_by_run = {head.run_id: list(paths.values()) for head, paths in zip(heads, figures, strict=True)}
+    return Section(text, {TABLE: table1}, metrics, paths_by_run)

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from stages.core.atomic import atomic_write
 
@@ -16,6 +17,12 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
+
+    @classmethod
+    def from_dicts(cls, caption: str, rows: list[dict[str, str]], left: int = 1) -> Self:
+        """A table with the rows' keys as columns; all rows have the same keys."""
+        columns = tuple(rows[0]) if rows else ()
+        return cls(caption, columns, tuple(tuple(row.values()) for row in rows), left)
 
     def markdown(self) -> str:
         """A GitHub table under its caption."""

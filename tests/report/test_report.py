@@ -8,18 +8,21 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from stages.core.runs import Run
+from stages.core.runs import RUNS, Run
+from stages.core.skipped import mark_skipped
 from stages.data.manifest import Manifest, Row
 from stages.params.experiment import load_experiment
 from stages.report import attention, captioning, classification, retrieval, segmentation
+from stages.report.__main__ import skip_reasons
 from stages.report.claims import Claim, claim_lines
 from stages.report.colors import class_colors
 from stages.report.curves import write_curves
 from stages.report.numbers import format_scientific
 from stages.report.original import load_original
 from stages.report.overlays import overlay
-from stages.report.page import describe_data
+from stages.report.page import build_page
 from stages.report.results import Result
+from stages.report.section import FIGURES, Section, render
 from stages.report.tables import Table
 
 
@@ -101,7 +104,7 @@ def test_only_claims_about_runs_with_the_originals_settings_are_checked():
     def draw_differences(first, second):
         return np.full(3, first.metrics["score"] - second.metrics["score"])
 
-    _, _, line, _ = claim_lines(claims, runs, originals, "score", draw_differences)
+    (line,) = claim_lines(claims, runs, originals, "score", draw_differences)
     assert line == "- *More is better* (original: +2.50): +2.00 here, 95 % CI +2.00 to +2.00: same direction."
     assert claim_lines(claims[1:], runs, originals, "score", draw_differences) == []
 
@@ -197,19 +200,53 @@ def test_learning_rates_are_printed_as_in_the_original(value, text):
     assert format_scientific(value) == text
 
 
-def test_the_page_names_words_that_blip_does_not_know():
-    (line, _) = retrieval.unknown_words({"unknown_share": "0.2222", "unknown_words": "bus street"})
-    assert line == "22.2% of the words in the captions are unknown to this BLIP, such as bus, street."
-    assert retrieval.unknown_words({"unknown_share": "0.0000", "unknown_words": ""}) == []
+@pytest.mark.parametrize(
+    ("share", "words", "line"),
+    [
+        (
+            "0.2222",
+            "bus street",
+            "\n22.2 % of the words in the captions are unknown to this BLIP, such as bus, street.\n",
+        ),
+        ("0.0000", "", None),
+    ],
+)
+def test_the_page_names_words_that_blip_does_not_know(share, words, line):
+    inputs = {"backbone": "blip", "unknown_share": share, "unknown_words": words}
+    figures = {"recall_figure": FIGURES / "a.png", "retrieved_figure": FIGURES / "b.png"}
+    page = render("retrieval.md", inputs=inputs, views=4, gallery=7, tables=[], claims=[], **figures)
+    assert (line in page) if line else ("unknown" not in page)
+    assert "![R@1 per epoch for every row](figures/a.png)" in page
 
 
 def test_the_page_describes_images_of_different_sizes_and_a_source_without_masks():
     rows = (Row("a", "train", "a.jpg", height=20, width=30), Row("b", "val", "b.jpg", height=40, width=25))
-    assert describe_data(Manifest(rows, "somewhere", ()))[1:] == [
-        "- Images: 1 train, 1 val; 30x20 to 25x40 pixels",
-        "- No masks",
-        "- Captions: none; labels: none",
-    ]
+    run = result("task", "name", {}, inputs={"backbone": "vit", "weights": "ab" * 32}).run
+    page = build_page([Manifest(rows, "somewhere", ())], "folder", [Section("## Task\n")], False, [run])
+    assert (
+        """
+- Source: `somewhere`; license: unknown
+- Images: 1 train, 1 val; 30x20 to 25x40 pixels
+- No masks
+- Captions: none; labels: none
+
+## Task
+
+---
+
+Packages: """
+        in page
+    )
+    assert "tables are read from the run records" in page
+    assert "Weights: vit `abababababab`." in page
+
+
+def test_skipped_tasks_give_their_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mark_skipped("x has no captions", RUNS / "captioning")  # one stage makes all runs
+    mark_skipped("x has no labels", RUNS / "classification/base.json")  # one stage per run
+    runs = {"captioning": ["greedy"], "classification": ["base"], "retrieval": ["scratch"]}
+    assert skip_reasons(runs) == {"captioning": "x has no captions", "classification": "x has no labels"}
 
 
 def finetuned(name, accuracy, folder, losses=(2.0, 1.5), **settings):
@@ -243,16 +280,14 @@ def test_the_classification_table_has_the_originals_words_next_to_our_numbers(tm
 def test_the_originals_claims_about_settings_are_checked_on_paired_images(tmp_path):
     settings = load_experiment(ROOT / "params.yaml").classification.settings
     results = [finetuned("base", 70.0, tmp_path), finetuned("high_lr", 0.0, tmp_path)]
-    _, _, line, _ = classification.claims(results, settings, seed=0)
+    (line,) = classification.claims(results, settings, seed=0)
     assert "accuracy collapses* (original: -86): -70.00 here" in line
     assert line.endswith("same direction.")
 
 
 def test_settings_that_were_still_learning_are_named(tmp_path):
-    assert classification.still_learning([finetuned("base", 70.0, tmp_path)]) == [
-        "Still learning at the end: `base`, training loss 1.50 after 15 steps of 8 images.",
-        "",
-    ]
+    (setting,) = classification.still_learning([finetuned("base", 70.0, tmp_path)])
+    assert setting == "`base`, training loss 1.50 after 15 steps of 8 images"
 
 
 @pytest.mark.parametrize(
@@ -279,9 +314,8 @@ def test_skipped_attention_stages_give_their_reason_and_the_others_stay():
     rotary = result("position_similarity", "rotary", {}, inputs={"backbone": "rotary"})
     skipped = {"class_attention": "x has no class token", "caption_attention": "y has no captions"}
     section = attention.section({"position_similarity": [rotary]}, skipped)
-    page = "\n".join(section.lines)
-    assert "`rotary` has no learned position embeddings to show." in page
-    assert "Left out: x has no class token." in page
-    assert "Left out: y has no captions." in page
+    assert "`rotary` has no learned position embeddings to show." in section.text
+    assert "Left out: x has no class token." in section.text
+    assert "Left out: y has no captions." in section.text
     assert not section.tables
     assert not section.metrics
