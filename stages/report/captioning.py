@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.captioning.bleu import Counts, bootstrap_bleu, count_ngrams
+from stages.captioning.bleu import bootstrap_bleu, count_ngrams
 from stages.data.manifest import Manifest
 from stages.report.claims import Claim, claim_lines
 from stages.report.contact_sheets import plot_captions
@@ -92,20 +92,20 @@ def read_captions(path: Path) -> dict[str, dict[str, tuple[str, str]]]:
     return dict(captions)
 
 
-@cache
-def _ngram_counts(path: Path, cell: str) -> Counts:
-    pairs = read_captions(path)[cell].values()
-    return count_ngrams([caption for caption, _ in pairs], [[reference] for _, reference in pairs])
-
-
 def claims(results: list[Result], seed: int) -> list[str]:
     """What the original says of these cells."""
 
-    def bleu_draws(cell: Result) -> np.ndarray:
-        return bootstrap_bleu(_ngram_counts(cell.predictions, cell.run.name), seed=seed)
+    @cache  # a cell may be in several claims
+    def bleu_draws(path: Path, cell: str) -> np.ndarray:
+        captions, references = zip(*read_captions(path)[cell].values(), strict=True)
+        return bootstrap_bleu(count_ngrams(captions, [[reference] for reference in references]), seed=seed)
+
+    def draw_differences(first: Result, second: Result) -> np.ndarray:
+        # One seed resamples the same images for both cells: the differences are paired.
+        return bleu_draws(first.predictions, first.run.name) - bleu_draws(second.predictions, second.run.name)
 
     originals = {cell.run.name: original_bleu(cell) for cell in results}
-    return claim_lines(CLAIMS, results, originals, "bleu", lambda first, second: bleu_draws(first) - bleu_draws(second))
+    return claim_lines(CLAIMS, results, originals, "bleu", draw_differences)
 
 
 def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
