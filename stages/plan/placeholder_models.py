@@ -7,8 +7,7 @@ import timm
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from transformers import BlipConfig, BlipForImageTextRetrieval
-from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+from transformers import BlipConfig, BlipForConditionalGeneration
 
 from stages.models import blip, vit
 from stages.models.blip_original import SIDE
@@ -28,8 +27,7 @@ class Models:
 
     backbone: vit.Backbone | None
     classifier: vit.Backbone | None
-    blip: BlipForImageTextRetrieval
-    decoder: BlipTextLMHeadModel
+    blip: BlipForConditionalGeneration  # with the image tower and the text decoder
     side: int  # of BLIP's square images, in pixels
 
     @property
@@ -51,16 +49,14 @@ def build_models(experiment: Experiment) -> Models:
     backbone = build_vit(active.backbone)
     classifier = build_vit(active.classifier.backbone)
     if Path(active.blip).is_dir():
-        retriever = blip.load(BlipForImageTextRetrieval, active.blip)
-        decoder = blip.load_decoder(active.blip)
-        return Models(backbone, classifier, retriever, decoder, blip.load_preprocessing(active.blip).side)
+        model = blip.load(BlipForConditionalGeneration, active.blip)
+        return Models(backbone, classifier, model, blip.load_preprocessing(active.blip).side)
     # `capfilt_large` in a checkpoint's name is the size of the captioner that filtered its data, not its own.
     is_large = "large" in active.blip.rpartition("/")[2].replace("capfilt_large", "")
     vision = {**(LARGE if is_large else BASE), "image_size": SIDE, "patch_size": PATCH_SIZE}
     text = {**BASE, "encoder_hidden_size": vision["hidden_size"], "vocab_size": VOCABULARY}
-    retriever = BlipForImageTextRetrieval(BlipConfig(vision_config=vision, text_config=text)).eval()
-    decoder = BlipTextLMHeadModel(retriever.text_encoder.config).eval()
-    return Models(backbone, classifier, retriever, decoder, SIDE)
+    model = BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text)).eval()
+    return Models(backbone, classifier, model, SIDE)
 
 
 def build_vit(source: str) -> vit.Backbone | None:
@@ -76,6 +72,6 @@ def build_vit(source: str) -> vit.Backbone | None:
     return vit.Backbone(network) if isinstance(network, VisionTransformer | Eva) else None
 
 
-def weight_bytes(*models: nn.Module) -> int:
-    """The size of the models' weights in float32."""
-    return 4 * sum(parameter.numel() for model in models for parameter in model.parameters())
+def weight_bytes(model: nn.Module) -> int:
+    """The size of a model's weights in float32."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters())

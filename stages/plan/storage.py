@@ -40,7 +40,8 @@ def list_stored(experiment: Experiment, images: DatasetSize, labeled: DatasetSiz
         vectors = images.train * experiment.retrieval.views + images.val + images.captions
         outputs.append(Stored("data/features/retrieval", vectors * dim * FLOAT16, f"{vectors} vectors x {dim} float16"))
         if is_checkpoint_file(experiment.active.blip):
-            size = weight_bytes(models.blip, models.decoder)
+            # Retrieval has a text encoder of its own, about as large as the decoder.
+            size = weight_bytes(models.blip) + weight_bytes(models.blip.text_decoder)
             outputs.append(Stored("data/downloads/converted", size, "BLIP in the layout of transformers"))
     if labeled.train and models.classifier:
         size = weight_bytes(models.classifier)

@@ -33,7 +33,6 @@ MIN_SECONDS = 1.0  # per measurement
 GPU_BATCH = 32  # images, enough to keep a GPU busy
 CPU_BATCH = 4
 CLASSES = 21  # of a measured head: VOC's, and the generated scenes'
-CAPTION_TOKENS = 14  # a typical caption
 
 
 @dataclass(frozen=True)
@@ -141,9 +140,14 @@ def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit
         train = measure_training(head, tokens, partial(pixel_loss, masks=masks), compute)
         predict = partial(predict_mask, head, images.image_size)
         evaluate = measure_inference(predict, val_tokens, compute)
-        count = images.train + images.val
-        mean = (images.train * train + images.val * evaluate) / count
-        yield Work(f"train_head@{name}", f"{task.epochs} epochs, train and val images", task.epochs * count, mean)
+        yield epochs_work(f"train_head@{name}", task.epochs, images, train, evaluate)
+
+
+def epochs_work(stage: str, epochs: int, images: DatasetSize, train: float, evaluate: float) -> Work:
+    """Epochs that train on the train images and evaluate on the val images, from the seconds per image of each."""
+    count = images.train + images.val
+    mean = (images.train * train + images.val * evaluate) / count
+    return Work(stage, f"{epochs} epochs, train and val images", epochs * count, mean)
 
 
 def predict_mask(head: nn.Module, size: tuple[int, int], tokens: Tensor) -> Tensor:
@@ -152,22 +156,19 @@ def predict_mask(head: nn.Module, size: tuple[int, int], tokens: Tensor) -> Tens
 
 
 def encoding_work(experiment: Experiment, images: DatasetSize, models: Models) -> Iterator[Work]:
-    """BLIP's towers over train views, val images and captions."""
+    """BLIP's image tower over train views and val images; reading the captions takes seconds."""
     compute = experiment.compute
     side = models.side
-    prepare_model(models.blip, compute)
+    tower = models.blip.vision_model
+    prepare_model(tower, compute)
     image = random_image(images.image_size)
     pixels = random_pixels((side, side))
-    vision = models.blip.vision_model
-    encode = measure_inference(lambda pixels: vision(pixels.float()).last_hidden_state.half(), pixels, compute)
+    encode = measure_inference(lambda pixels: tower(pixels.float()).last_hidden_state.half(), pixels, compute)
     views = images.train * experiment.retrieval.views
     load = measure_loading(lambda: train_view(image, side, seed=1), compute)
     yield Work("encode_image_text", f"train views of {side}x{side}", views, max(load, encode))
     load = measure_loading(lambda: val_view(image, side), compute)
     yield Work("encode_image_text", f"val images of {side}x{side}", images.val, max(load, encode))
-    tokens = torch.randint(1, 50, (len(pixels), CAPTION_TOKENS))
-    encode = measure_inference(lambda tokens: models.blip.text_encoder(tokens).last_hidden_state, tokens, compute)
-    yield Work("encode_image_text", "captions", images.captions, encode)
 
 
 def captioning_work(experiment: Experiment, images: DatasetSize, models: Models) -> Work:
@@ -175,8 +176,9 @@ def captioning_work(experiment: Experiment, images: DatasetSize, models: Models)
     task = experiment.captioning
     cells = [cell for cell in task.cells.values() if cell.type != "beam"]
     batch_size = IMAGES if torch.cuda.is_available() else 2
-    prepare_model(models.decoder, experiment.compute.model_copy(update={"compile": False}))
-    generator = CaptionGenerator(BlipDecoder(models.decoder), Lengths(task.max_length, task.max_length))
+    model = models.blip.text_decoder
+    model.to(get_device())  # type: ignore[arg-type]  # transformers wraps `to` in an untyped decorator
+    generator = CaptionGenerator(BlipDecoder(model), Lengths(task.max_length, task.max_length))
     states = torch.randn(batch_size, 1, models.blip_tokens, models.blip_dim, device=get_device())
     uniform = np.random.default_rng(0).random((batch_size, len(cells), task.max_length))
     prompts = [[5, 6, 7]] * len(cells)  # any three tokens
@@ -201,9 +203,7 @@ def classification_work(experiment: Experiment, images: DatasetSize, classifier:
     for name, params in experiment.classification.settings.items():
         setting = params.resolved(experiment.active.classifier)
         train, evaluate = measure_setting(setting.size, setting.augment, setting.batch_size)
-        epochs = setting.epochs
-        yield Work(f"finetune@{name}", f"{epochs} epochs of train images", epochs * images.train, train)
-        yield Work(f"finetune@{name}", f"{epochs} epochs of val images", epochs * images.val, evaluate)
+        yield epochs_work(f"finetune@{name}", setting.epochs, images, train, evaluate)
     # Twice the forward pass, as the attention weights are computed once more.
     seconds = 2 * measure_vit(classifier, random_pixels(images.image_size, count=1), compute)
     yield Work("class_attention", "val images, two ViTs", 2 * images.val, seconds)

@@ -4,27 +4,30 @@ import json
 import sys
 from pathlib import Path
 
-from stages.captioning import BOOTSTRAP as CAPTIONING
-from stages.classification import BOOTSTRAP as CLASSIFICATION
 from stages.core import tracking
 from stages.core.atomic import remove_folders, write_text
 from stages.core.runs import RUNS, record_path
 from stages.core.skipped import skip_reason
 from stages.core.stage import TIMINGS, stage
 from stages.data import manifest as manifests
-from stages.data.manifest import LABELED, Manifest
+from stages.data.manifest import LABELED
 from stages.params.experiment import Experiment, load_experiment
 from stages.report import attention, captioning, classification, retrieval, segmentation
 from stages.report.page import build_page
-from stages.report.results import Result, load_results
-from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Section, render
-from stages.retrieval import BOOTSTRAP as RETRIEVAL
-from stages.segmentation import BOOTSTRAP as SEGMENTATION
+from stages.report.results import load_results
+from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Inputs, Section, render
 
 # Identities of the runs on the page. This is the only output that is not committed: in a fresh clone, where all other
 # outputs are up to date, its absence makes DVC run this stage, which registers the runs in MLflow.
 REPORT_RUNS = Path("data/report_runs.json")
 
+SECTIONS = {
+    "segmentation": segmentation.section,
+    "captioning": captioning.section,
+    "retrieval": retrieval.section,
+    "classification": classification.section,
+    "attention": attention.section,
+}
 TASK_TABLES = {
     "segmentation": "Table 1 is",
     "captioning": "Tables 2 and 3 are",
@@ -60,35 +63,16 @@ def skip_reasons(runs: dict[str, list[str]]) -> dict[str, str]:
     return reasons
 
 
-def build_sections(
-    results: dict[str, list[Result]],
-    skipped: dict[str, str],
-    manifest: Manifest,
-    labeled: Manifest,
-    experiment: Experiment,
-) -> dict[str, Section]:
+def build_sections(inputs: Inputs) -> dict[str, Section]:
     """Every task's part of the page, by task; writes its figures and curves."""
-    settings = experiment.classification.settings
-    builders = {
-        "segmentation": lambda: segmentation.section(
-            results["segmentation"], manifest, experiment.seed_for(SEGMENTATION)
-        ),
-        "captioning": lambda: captioning.section(results["captioning"], manifest, experiment.seed_for(CAPTIONING)),
-        "retrieval": lambda: retrieval.section(
-            results["retrieval"], results["retrieval_grid"], manifest, experiment.seed_for(RETRIEVAL)
-        ),
-        "classification": lambda: classification.section(
-            results["classification"], labeled, settings, experiment.seed_for(CLASSIFICATION)
-        ),
-    }
     sections = {}
-    for task, build in builders.items():
-        if task in skipped:
-            text = render("skipped.md", title=task.capitalize(), tables=TASK_TABLES[task], reason=skipped[task])
+    for task, build in SECTIONS.items():
+        if task in inputs.skipped:
+            reason = inputs.skipped[task]
+            text = render("skipped.md", title=task.capitalize(), tables=TASK_TABLES[task], reason=reason)
             sections[task] = Section(text)
         else:
-            sections[task] = build()
-    sections["attention"] = attention.section(results, skipped)
+            sections[task] = build(inputs)
     return sections
 
 
@@ -115,7 +99,7 @@ def main() -> None:
         runs["class_attention"].remove("finetuned")
     results_by_task, from_store = load_results({task: names for task, names in runs.items() if task not in skipped})
     results = [result for task_results in results_by_task.values() for result in task_results]
-    sections = build_sections(results_by_task, skipped, manifest, labeled, experiment)
+    sections = build_sections(Inputs(results_by_task, skipped, manifest, labeled, experiment))
     figures = {run_id: paths for section in sections.values() for run_id, paths in section.figures.items()}
     tracking.attach({run_id: paths for run_id, paths in figures.items() if run_id})  # no IDs without a store
 

@@ -6,7 +6,7 @@ from typing import Any
 from stages.attention import short_name
 from stages.report.numbers import format_interval
 from stages.report.results import Result
-from stages.report.section import Section, render
+from stages.report.section import Inputs, Section, render
 from stages.report.tables import Table
 
 CLASS_TABLE = "class_token_attention"
@@ -90,16 +90,16 @@ def word_table(metrics: dict[str, Any]) -> Table:
     return Table.from_dicts("Captions: where the decoder's attention to the patches lies, word by word", rows)
 
 
-def section(results: dict[str, list[Result]], skipped: dict[str, str]) -> Section:
-    """All parts on attention; `skipped` maps a stage that had nothing to do to its reason."""
-    positions, class_tokens, captions = (results.get(task, []) for task in TASKS)
+def section(inputs: Inputs) -> Section:
+    """All parts on attention."""
+    positions, class_tokens, captions = (inputs.results.get(task, []) for task in TASKS)
     measured = [result for result in class_tokens if "mean_mass" in result.metrics]
     word_metrics = captions[0].metrics if captions else {}
     labels = {"class": "class names", "color": "colors", "end": "`<end>` on all objects"}
     tables = {CLASS_TABLE: class_table(measured), WORD_TABLE: word_table(word_metrics)}
     text = render(
         "attention.md",
-        skipped=skipped,
+        skipped=inputs.skipped,
         positions=[
             (result.run, result.metrics, grid_verdict(result.metrics) if result.metrics else "") for result in positions
         ],

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from stages.captioning import BOOTSTRAP
 from stages.captioning.bleu import bootstrap_bleu, count_ngrams
-from stages.data.manifest import Manifest
 from stages.report.claims import Claim, claim_lines
 from stages.report.contact_sheets import plot_captions
 from stages.report.curves import plot_bleu
 from stages.report.numbers import format_optional, star_highest
 from stages.report.original import comparison_cells, comparison_table, load_original, original_number, sort_as_original
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.tables import Table
 
 TABLE2 = "table2_captioning"
@@ -108,27 +108,18 @@ def claims(results: list[Result], seed: int) -> list[str]:
     return claim_lines(CLAIMS, results, originals, "bleu", draw_differences)
 
 
-def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
+def section(inputs: Inputs) -> Section:
     """Tables 2 and 3 with their claims and figures."""
-    bleu_figure = FIGURES / "captioning/bleu_against_temperature.png"
-    plot_bleu(bleu_figure, results)
+    results = inputs.results["captioning"]
+    figures = [FIGURES / "captioning/bleu_against_temperature.png", FIGURES / "captioning/captions.png"]
     best = max(results, key=lambda cell: cell.metrics["bleu"])
-    captions_figure = FIGURES / "captioning/captions.png"
-    plot_captions(captions_figure, manifest.split("val"), _example_captions(results, best))
+    plot_bleu(figures[0], results)
+    plot_captions(figures[1], inputs.manifest.split("val"), _example_captions(results, best))
     tables = {TABLE2: table2(results), TABLE3: table3(results)}
-    text = render(
-        "captioning.md",
-        backbone=results[0].run.inputs["backbone"],
-        params=results[0].run.params,
-        metrics=results[0].metrics,
-        tables=tables.values(),
-        claims=claims(results, seed),
-        bleu_figure=bleu_figure,
-        captions_figure=captions_figure,
-    )
+    checked_claims = claims(results, inputs.experiment.seed_for(BOOTSTRAP))
+    text = render("captioning.md", run=results[0].run, tables=tables.values(), claims=checked_claims)
     keys = ("bleu", "bleu_low", "bleu_high", "bleu_all_references", "class_named", "color_named")
-    figures = {best.run_id: [bleu_figure, captions_figure]}
-    return Section(text, tables, select_metrics(results, *keys), figures)
+    return Section(text, tables, select_metrics(results, *keys), {best.run_id: figures})
 
 
 def _example_captions(results: list[Result], best: Result) -> dict[str, dict[str, tuple[str, str]]]:

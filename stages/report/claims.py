@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.bootstrap import confidence_interval
+from stages.core.bootstrap import bootstrap_means, confidence_interval
 from stages.report.results import Result
 
 
@@ -37,6 +37,11 @@ class Claim:
             f"- *{self.text}* (original: {original}): {difference:+.2f} here, "
             f"95 % CI {low:+.2f} to {high:+.2f}: {verdict}."
         )
+
+
+def mean_differences(values: Callable[[Result], np.ndarray], first: Result, second: Result, *, seed: int) -> np.ndarray:
+    """Bootstrap draws of the difference of two runs' mean `values`, which have one number per image."""
+    return bootstrap_means(values(first) - values(second), seed=seed)
 
 
 def claim_lines(

@@ -1,24 +1,23 @@
 """The classification section: the table, the original's claims, accuracy per epoch, confusions and mistakes."""
 
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.core.bootstrap import bootstrap_means
-from stages.data.manifest import Manifest
+from stages.classification import BOOTSTRAP
 from stages.params.classification import Setting
-from stages.report.claims import Claim, claim_lines
+from stages.report.claims import Claim, claim_lines, mean_differences
 from stages.report.confusion_matrix import plot_confusion_matrix
 from stages.report.contact_sheets import plot_mistakes
 from stages.report.curves import plot_accuracy, write_curves
 from stages.report.numbers import format_interval, format_scientific
 from stages.report.original import load_original, sort_as_original
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.tables import Table
 
 TABLE = "classification"
@@ -84,19 +83,16 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
+def hits(result: Result) -> np.ndarray:
+    """100 for every image whose label is predicted, else 0."""
+    return np.array([100.0 * (row["predicted"] == row["label"]) for row in read_predictions(result.predictions)])
+
+
 def claims(results: list[Result], settings: dict[str, Setting], seed: int) -> list[str]:
     """What the original says of these settings."""
-
-    def hits(result: Result) -> np.ndarray:
-        """100 for every image whose label is predicted, else 0."""
-        return np.array([100.0 * (row["predicted"] == row["label"]) for row in read_predictions(result.predictions)])
-
-    def draw_differences(first: Result, second: Result) -> np.ndarray:
-        return bootstrap_means(hits(first) - hits(second), seed=seed)
-
     rows = {result.run.name: original_row(result.run.name, settings) for result in results}
     originals = {name: row[1] if row else None for name, row in rows.items()}
-    return claim_lines(CLAIMS, results, originals, "accuracy", draw_differences)
+    return claim_lines(CLAIMS, results, originals, "accuracy", partial(mean_differences, hits, seed=seed))
 
 
 def still_learning(results: list[Result]) -> list[str]:
@@ -116,33 +112,29 @@ def _is_learning(result: Result) -> bool:
     return len(losses) > 1 and LEARNED_LOSS < losses[-1] < min(losses[-2], random_guess)
 
 
-def section(results: list[Result], manifest: Manifest, settings: dict[str, Setting], seed: int) -> Section:
+def section(inputs: Inputs) -> Section:
     """The table with its claims and figures."""
-    accuracy_figure, confusion_figure, mistakes_figure = (
+    results = inputs.results["classification"]
+    manifest = inputs.labeled
+    settings = inputs.experiment.classification.settings
+    accuracy_figure, confusion_figure, mistakes_figure = figures = [
         FIGURES / "classification" / f"{name}.png" for name in ("accuracy_per_epoch", "confusion", "mistakes")
-    )
-    plot_accuracy(accuracy_figure, results)
+    ]
     best = max(results, key=lambda result: result.metrics["accuracy"])
+    plot_accuracy(accuracy_figure, results)
     plot_confusion_matrix(confusion_figure, best, manifest.labels)
     wrong = plot_mistakes(mistakes_figure, best.run.name, manifest.split("val"), read_predictions(best.predictions))
     write_curves("classification", results, {key: key for key in ("epoch", "train_loss", "val_loss", "accuracy")})
     accuracies = table(results, settings)
     text = render(
         "classification.md",
-        inputs=best.run.inputs,
-        metrics=best.metrics,
-        labels=len(manifest.labels),
+        run=best.run,
         table=accuracies,
         source=load_original()[TABLE]["source"],
-        untrained=best.run.metrics["untrained_labels"],
-        claims=claims(results, settings, seed),
+        claims=claims(results, settings, inputs.experiment.seed_for(BOOTSTRAP)),
         learning=still_learning(results),
-        best=best.run.name,
         wrong=wrong,
-        accuracy_figure=accuracy_figure,
-        confusion_figure=confusion_figure,
-        mistakes_figure=mistakes_figure,
     )
-    scores = ("accuracy", "accuracy_low", "accuracy_high", "best_accuracy", "best_epoch", "train_loss", "val_loss")
-    figures = [accuracy_figure, confusion_figure, *([mistakes_figure] if wrong else [])]
-    return Section(text, {TABLE: accuracies}, select_metrics(results, *scores), {best.run_id: figures})
+    keys = ("accuracy", "accuracy_low", "accuracy_high", "best_accuracy", "best_epoch", "train_loss", "val_loss")
+    figures = figures if wrong else figures[:2]
+    return Section(text, {TABLE: accuracies}, select_metrics(results, *keys), {best.run_id: figures})

@@ -1,22 +1,21 @@
 """The retrieval section: Tables 4 and 5, the original's claims, recall per epoch, retrieved images."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.core.bootstrap import bootstrap_means
-from stages.data.manifest import Manifest
-from stages.report.claims import Claim, claim_lines
+from stages.report.claims import Claim, claim_lines, mean_differences
 from stages.report.contact_sheets import plot_retrieved
 from stages.report.curves import RECALL, plot_recall, write_curves
 from stages.report.numbers import format_optional, format_scientific, star_highest
 from stages.report.original import comparison_cells, comparison_table, original_number, sort_as_original
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.tables import Table
+from stages.retrieval import BOOTSTRAP
 
 TABLE4 = "table4_retrieval"
 TABLE5 = "table5_retrieval_grid"
@@ -80,43 +79,33 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
+def hits(result: Result) -> np.ndarray:
+    """100 for every image whose own caption is ranked first, else 0."""
+    return np.array([100.0 * (row["image_to_text_rank"] == 1) for row in read_predictions(result.predictions)])
+
+
 def claims(results: list[Result], seed: int) -> list[str]:
     """What the original says of these rows."""
-
-    def hits(result: Result) -> np.ndarray:
-        """100 for every image whose own caption is ranked first, else 0."""
-        return np.array([100.0 * (row["image_to_text_rank"] == 1) for row in read_predictions(result.predictions)])
-
-    def draw_differences(first: Result, second: Result) -> np.ndarray:
-        return bootstrap_means(hits(first) - hits(second), seed=seed)
-
     originals = {result.run.name: original_recall(result) for result in results}
-    return claim_lines(CLAIMS, results, originals, RECALL, draw_differences)
+    return claim_lines(CLAIMS, results, originals, RECALL, partial(mean_differences, hits, seed=seed))
 
 
-def section(recipes: list[Result], grid: list[Result], manifest: Manifest, seed: int) -> Section:
-    """Tables 4 (`recipes`) and 5 (`grid`) with their claims and figures."""
+def section(inputs: Inputs) -> Section:
+    """Tables 4 and 5 with their claims and figures."""
+    recipes = inputs.results["retrieval"]
+    grid = inputs.results["retrieval_grid"]
     results = [*recipes, *grid]
-    recall_figure = FIGURES / "retrieval/r_at_1_per_epoch.png"
-    plot_recall(recall_figure, {describe(result): result for result in results})
+    figures = [FIGURES / "retrieval/r_at_1_per_epoch.png", FIGURES / "retrieval/retrieved.png"]
+    plot_recall(figures[0], {describe(result): result for result in results})
     best = max(results, key=lambda result: result.metrics[RECALL])
-    retrieved_figure = FIGURES / "retrieval/retrieved.png"
-    plot_retrieved(retrieved_figure, describe(best), manifest.split("val"), read_predictions(best.predictions))
+    rows = inputs.manifest.split("val")
+    plot_retrieved(figures[1], describe(best), rows, read_predictions(best.predictions))
     write_curves("retrieval", results, {"epoch": "epoch", "train_loss": "train_loss", "r_at_1": RECALL})
     tables = {TABLE4: table4(recipes), TABLE5: table5(grid)}
-    text = render(
-        "retrieval.md",
-        inputs=recipes[0].run.inputs,
-        views=recipes[0].run.params["views"],
-        gallery=recipes[0].metrics["gallery"],
-        tables=tables.values(),
-        claims=claims(results, seed),
-        recall_figure=recall_figure,
-        retrieved_figure=retrieved_figure,
-    )
+    checked_claims = claims(results, inputs.experiment.seed_for(BOOTSTRAP))
+    text = render("retrieval.md", run=recipes[0].run, tables=tables.values(), claims=checked_claims)
     keys = (RECALL, f"{RECALL}_low", f"{RECALL}_high", "image_to_text_r_at_5", "text_to_image_r_at_1")
-    figures = {best.run_id: [recall_figure, retrieved_figure]}
-    return Section(text, tables, select_metrics(results, *keys), figures)
+    return Section(text, tables, select_metrics(results, *keys), {best.run_id: figures})
 
 
 def describe(result: Result) -> str:

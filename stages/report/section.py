@@ -8,6 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.data.manifest import Manifest
+from stages.params.experiment import Experiment
 from stages.params.model_source import display_name
 from stages.report.results import Result
 from stages.report.tables import Table
@@ -16,6 +18,17 @@ ROOT = Path("reports")
 FIGURES = ROOT / "figures"
 TABLES = ROOT / "tables"
 CURVES = ROOT / "curves"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the sections are made from: results and reasons of skipped stages by task, data, and params."""
+
+    results: dict[str, list[Result]]
+    skipped: dict[str, str]
+    manifest: Manifest
+    labeled: Manifest
+    experiment: Experiment
 
 
 @dataclass(frozen=True)

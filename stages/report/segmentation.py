@@ -13,8 +13,9 @@ from stages.report.curves import plot_class_iou, plot_miou, write_curves
 from stages.report.original import comparison_cells, comparison_table, load_original, original_number, sort_as_original
 from stages.report.overlays import plot_masks
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.tables import Table
+from stages.segmentation import BOOTSTRAP
 from stages.segmentation.iou import confusion, mean_iou_draws
 
 TABLE = "table1_segmentation"
@@ -94,25 +95,25 @@ def plot_head(head: Result, manifest: Manifest, truths: dict[str, np.ndarray]) -
     }
 
 
-def section(heads: list[Result], manifest: Manifest, seed: int) -> Section:
+def section(inputs: Inputs) -> Section:
     """Table 1 with its claims and figures."""
+    heads = inputs.results["segmentation"]
+    manifest = inputs.manifest
+    seed = inputs.experiment.seed_for(BOOTSTRAP)
     truths = {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val") if row.mask}
-    overview = FIGURES / "segmentation/miou_per_epoch.png"
-    plot_miou(overview, {head_label(head.run.name): head.run for head in heads})
+    plot_miou(FIGURES / "segmentation/miou_per_epoch.png", {head_label(head.run.name): head.run for head in heads})
     write_curves("segmentation", heads, {"epoch": "epoch", "train_loss": "train_loss", "miou": "miou"})
     figures = [plot_head(head, manifest, truths) for head in heads]
     run = heads[0].run
     table1 = table(heads)
     text = render(
         "segmentation.md",
-        backbone=run.inputs["backbone"],
-        params=run.params,
+        run=run,
         table=table1,
         source=load_original()["source"],
         comparison=COMPARISONS.get(run.params["profile"], OTHER_COMPARISON),
         absent=sorted({name for head in heads for name in head.run.metrics["absent_classes"]}),
         claims=claims(heads, truths, len(manifest.classes), seed),
-        overview=overview,
         heads=[
             {"label": head_label(head.run.name), "kernel": head.run.params.get("kernel", 1), "figures": paths}
             for head, paths in zip(heads, figures, strict=True)

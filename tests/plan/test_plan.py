@@ -75,7 +75,7 @@ def test_images_in_a_folder_are_counted_in_its_manifest(project):
 
 def test_stored_features_have_the_size_of_their_shapes(project):
     shipped = build_models(load_experiment())
-    models = Models(shipped.backbone, None, shipped.blip, shipped.decoder, side=80)
+    models = Models(shipped.backbone, None, shipped.blip, side=80)
     images = DatasetSize(train=10, val=5, image_size=(80, 160), captions=30)
     outputs = list_stored(load_experiment(), images, DatasetSize(3, 3, (80, 80)), models)
     # Patches of 8x8 pixels, 128 numbers of two bytes per token, and one class token per image of BLIP
@@ -97,7 +97,7 @@ def test_a_plan_prints_three_tables_and_writes_nothing(project, capsys):
     assert "\nStore\n" in text
     assert re.search(r"train_head@transformer +15 epochs, train and val images +750 ", text)
     assert re.search(r"caption +captions, 11 cells per image +220 ", text)
-    assert re.search(r"finetune@accumulated +5 epochs of train images +1300 ", text)
+    assert re.search(r"finetune@accumulated +5 epochs, train and val images +2800 ", text)
     assert re.search(r"\ntotal +\d", text)
     assert sorted(project.rglob("*")) == before
 

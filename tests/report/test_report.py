@@ -22,7 +22,7 @@ from stages.report.original import load_original
 from stages.report.overlays import overlay
 from stages.report.page import build_page
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, render
+from stages.report.section import Inputs, Section, render
 from stages.report.tables import Table
 
 
@@ -213,10 +213,9 @@ def test_learning_rates_are_printed_as_in_the_original(value, text):
 )
 def test_the_page_names_words_that_blip_does_not_know(share, words, line):
     inputs = {"backbone": "blip", "unknown_share": share, "unknown_words": words}
-    figures = {"recall_figure": FIGURES / "a.png", "retrieved_figure": FIGURES / "b.png"}
-    page = render("retrieval.md", inputs=inputs, views=4, gallery=7, tables=[], claims=[], **figures)
+    provided = result("retrieval", "provided", {"gallery": 7}, {"views": 4}, inputs=inputs)
+    page = render("retrieval.md", run=provided.run, tables=[], claims=[])
     assert (line in page) if line else ("unknown" not in page)
-    assert "![R@1 per epoch for every row](figures/a.png)" in page
 
 
 def test_the_page_describes_images_of_different_sizes_and_a_source_without_masks():
@@ -313,7 +312,9 @@ def test_attention_on_the_object_is_compared_with_uniform_attention_by_its_inter
 def test_skipped_attention_stages_give_their_reason_and_the_others_stay():
     rotary = result("position_similarity", "rotary", {}, inputs={"backbone": "rotary"})
     skipped = {"class_attention": "x has no class token", "caption_attention": "y has no captions"}
-    section = attention.section({"position_similarity": [rotary]}, skipped)
+    manifest = Manifest((), "somewhere", ())
+    experiment = load_experiment(ROOT / "params.yaml")
+    section = attention.section(Inputs({"position_similarity": [rotary]}, skipped, manifest, manifest, experiment))
     assert "`rotary` has no learned position embeddings to show." in section.text
     assert "Left out: x has no class token." in section.text
     assert "Left out: y has no captions." in section.text
