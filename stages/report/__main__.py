@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from stages.core import tracking
@@ -38,14 +39,14 @@ TASK_TABLES = {
 
 def expected_runs(experiment: Experiment) -> dict[str, list[str]]:
     """Names of the runs that the params ask for, by task."""
-    classifier = experiment.active.classifier.backbone
+    vits = [experiment.active.classifier.backbone, *experiment.attention.positions.others]
     return {
         "segmentation": list(experiment.segmentation.heads),
         "captioning": list(experiment.captioning.cells),
         "retrieval": ["provided", "scratch", "finetuned"],
         "retrieval_grid": list(experiment.retrieval.grid),
         "classification": list(experiment.classification.settings),
-        "position_similarity": attention.position_runs(classifier, experiment.attention.positions.others),
+        "position_similarity": attention.position_runs(vits),
         "class_attention": ["pretrained", "finetuned"],
         "caption_attention": [experiment.attention.captions.cell],
     }
@@ -76,6 +77,16 @@ def build_sections(inputs: Inputs) -> dict[str, Section]:
     return sections
 
 
+def attach_figures(sections: Iterable[Section]) -> None:
+    """Add the figures of every run to its MLflow run."""
+    figures = {}
+    for section in sections:
+        for run_id, paths in section.figures.items():
+            assert run_id is not None  # all results come from the store
+            figures[run_id] = paths
+    tracking.attach(figures)
+
+
 def read_timings() -> str:
     """Seconds of the stages so far in one line, for the terminal."""
     if not TIMINGS.is_file():
@@ -100,8 +111,8 @@ def main() -> None:
     results_by_task, from_store = load_results({task: names for task, names in runs.items() if task not in skipped})
     results = [result for task_results in results_by_task.values() for result in task_results]
     sections = build_sections(Inputs(results_by_task, skipped, manifest, labeled, experiment))
-    figures = {run_id: paths for section in sections.values() for run_id, paths in section.figures.items()}
-    tracking.attach({run_id: paths for run_id, paths in figures.items() if run_id})  # no IDs without a store
+    if from_store:
+        attach_figures(sections.values())
 
     tables = {name: table for section in sections.values() for name, table in section.tables.items()}
     for name, table in tables.items():

@@ -20,9 +20,9 @@ WORD_KINDS = {
 }
 
 
-def position_runs(backbone: str, others: list[str]) -> list[str]:
-    """Names of the runs of `position_similarity`."""
-    return list(dict.fromkeys(short_name(source) for source in (backbone, *others)))
+def position_runs(sources: list[str]) -> list[str]:
+    """Names of the runs of `position_similarity`, one per ViT."""
+    return list(dict.fromkeys(short_name(source) for source in sources))
 
 
 def grid_verdict(metrics: dict[str, float]) -> str:
