@@ -38,8 +38,8 @@ from stages.data.manifest import Row
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.image_text.decoder_states import encode_states
+from stages.image_text.pixels import view_dataset
 from stages.image_text.towers import Towers
-from stages.image_text.views import Views
 from stages.models import blip, vit
 from stages.models.compute import get_device
 from stages.params.captioning import Captioning, Cell
@@ -115,7 +115,7 @@ def usual_way(subject: Subject, use_cache: bool) -> Texts:
     """Every cell by itself, from pixels. One pool of loading workers, kept over the cells."""
     towers, task, found = subject.towers, subject.task, {}
     config = towers.model.config.text_config
-    views = Views(subject.rows, towers.pixels.side)
+    views = view_dataset(subject.rows, towers.pixels.side)
     batches = DataLoader(views, GENERATED, num_workers=COMPUTE.workers, persistent_workers=True)
     for name, cell in task.cells.items():
         torch.manual_seed(0)
@@ -205,7 +205,7 @@ def compare(name: str, usual: Texts, other: Texts, subject: Subject) -> None:
 def from_singles(subject: Subject, cell: str, row: Row) -> list[int]:
     """What ours writes of one image whose states were not rounded to half floats."""
     task, towers = subject.task, subject.towers
-    states = towers.image_states(Views((row,), towers.pixels.side)[0][1][None])
+    states = towers.image_states(view_dataset((row,), towers.pixels.side)[0][1][None])
     chance = np.zeros((1, 1, task.max_length))
     return subject.decoder().sample(states, [subject.ids[task.cells[cell].prompt]], [task.cells[cell]], chance)[0]
 

@@ -35,10 +35,10 @@ from stages.data.scenes.captions import scene_captions
 from stages.data.scenes.scene import Style, draw_scene
 from stages.features.shards import Shards
 from stages.image_text import REFERENCE_SEED
+from stages.image_text.pixels import BATCH, view_dataset
 from stages.image_text.reference_caption import reference_index
 from stages.image_text.retrieval_vectors import TEXTS, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
-from stages.image_text.views import BATCH, Views
 from stages.models.checkpoints.record import Checkpoint
 from stages.params import retrieval as params
 from stages.params.experiment import Experiment, load_experiment
@@ -108,7 +108,7 @@ def drawn(rows: tuple[Row, ...], experiment: Experiment) -> list[str]:
 def usual_way(towers: Towers, rows: Rows, experiment: Experiment) -> list[list[ProjectionTraining]]:
     """One run after another, towers and all."""
     runs = begin(experiment, towers)
-    views, workers = Views(rows["val"], towers.pixels.side), COMPUTE.workers
+    views, workers = view_dataset(rows["val"], towers.pixels.side), COMPUTE.workers
     images = DataLoader(views, BATCH, num_workers=workers, persistent_workers=True)
     for run in chain(*runs):
         if run.recipe is None:
@@ -133,7 +133,7 @@ def train_usual(towers: Towers, run: ProjectionTraining, rows: Rows, val: DataLo
     ]
     orders = [torch.randperm(count, generator=order)[: steps * recipe.batch_size] for _ in range(recipe.epochs)]
     places = torch.cat([epoch * count + some for epoch, some in enumerate(orders)]).view(-1, recipe.batch_size).tolist()
-    views = Views(rows["train"] * recipe.epochs, towers.pixels.side, seeds)
+    views = view_dataset(rows["train"] * recipe.epochs, towers.pixels.side, seeds)
     batches = DataLoader(views, batch_sampler=places, num_workers=COMPUTE.workers, persistent_workers=True)
     temperature = torch.tensor(recipe.temperature, device=towers.device)
     losses = []

@@ -187,7 +187,7 @@ def run(experiment: Experiment) -> Run:
         manifest.split("val"), experiment.active.examples.captions, f"{experiment.profile}.examples.captions"
     )
     table = FeatureTable(DECODER_STATES / "val", backbone=captioner.source, manifest=manifests.manifest_hash())
-    reader, about = Reader(captioner, asked), About(manifest, experiment.profile == "embedded")
+    reader, about = Reader(captioner, asked), About(manifest, experiment.active.objects_annotated)
     found, drawn, folder = [], {}, PICTURES / TASK
     for image_id, words in read_all(reader, table, experiment.captioning, asked.cell):
         row = by_id[image_id]

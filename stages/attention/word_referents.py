@@ -25,9 +25,9 @@ def referents_in_scene(words: Sequence[str], things: tuple[SceneObject, ...]) ->
     held = {thing.name for thing in things}
     for mention in mentions(words):
         label = CLASSES.index(mention.name)
-        found[mention.name_at] = Referent(CLASS, label) if mention.name in held else None
-        if mention.color_at is not None:
-            found[mention.color_at] = Referent(COLOR, label) if mention.name in held else None
+        found[mention.name_index] = Referent(CLASS, label) if mention.name in held else None
+        if mention.color_index is not None:
+            found[mention.color_index] = Referent(COLOR, label) if mention.name in held else None
     return found
 
 

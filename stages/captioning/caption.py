@@ -108,7 +108,7 @@ class Judge:
 
 def judge_of(manifest: Manifest, experiment: Experiment) -> Judge:
     """The validation split's judge. What an image shows is known of generated scenes alone."""
-    things = read_objects(Path(manifest.source)) if experiment.profile == "embedded" else {}
+    things = read_objects(Path(manifest.source)) if experiment.active.objects_annotated else {}
     rows = manifest.split("val")
     seed = experiment.seed_for(REFERENCE_SEED)
     drawn = [row.captions[reference_index(row, seed)] for row in rows]

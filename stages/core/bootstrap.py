@@ -1,25 +1,31 @@
-"""Intervals from resampling whole images: what other validation images would have done to a number."""
+"""Bootstrap confidence intervals over images: how much a metric would vary with other validation images."""
 
 import numpy as np
 
 
 def resample_counts(images: int, *, seed: int, draws: int = 1000) -> np.ndarray:
-    """How often each of `images` is in each bootstrap sample: `(draws, images)`.
+    """How often each of `images` occurs in each bootstrap sample: `(draws, images)`.
 
-    Two runs' draws with one seed are of the same images, so that their differences are paired.
+    The same seed gives the same samples, so the difference of two runs is a paired comparison.
     """
+    # Drawing n images with replacement is one multinomial draw of their counts.
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
 
 def bootstrap_means(values: np.ndarray, images: np.ndarray | None = None, *, seed: int) -> np.ndarray:
-    """Bootstrap draws of the mean of `values` `(N,)`, one an image, or each of the image that `images` numbers."""
+    """Bootstrap draws of the mean of `values` `(N,)`, resampled by image: `(draws,)`.
+
+    `images` `(N,)` is the image index of each value; by default, there is one value per image.
+    """
     images = np.arange(len(values)) if images is None else images
-    drawn = resample_counts(int(images.max()) + 1, seed=seed)
-    sums, counts = drawn @ np.bincount(images, values), drawn @ np.bincount(images)
-    return sums[counts > 0] / counts[counts > 0]  # a draw may have missed all images that have one
+    counts = resample_counts(int(images.max()) + 1, seed=seed)
+    totals = counts @ np.bincount(images, values)  # per image its sum of values, then per draw
+    sizes = counts @ np.bincount(images)
+    # An index may have no value (its image was left out). Draws of such images only have no mean.
+    return totals[sizes > 0] / sizes[sizes > 0]
 
 
 def confidence_interval(draws: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of bootstrap draws."""
+    """The 95 % interval of bootstrap draws (percentile method)."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)

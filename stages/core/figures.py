@@ -1,4 +1,4 @@
-"""Figures as files: the backend, and writing without half of one."""
+"""Figures: the matplotlib backend, and atomic writing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("Agg")  # before pyplot is imported: a backend that needs no display
 import matplotlib.pyplot as plt
 
 from stages.core.atomic import atomic_write
@@ -15,11 +15,12 @@ from stages.core.atomic import atomic_write
 
 @contextmanager
 def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, Any]]:
-    """`plt.subplots` whose figure is written to `path` (PNG) at the end; the same figure gives the same bytes."""
-    drawn, axes = plt.subplots(*args, layout="constrained", **settings)
+    """Yield figure and axes of `plt.subplots(*args, **settings)`; write the figure to `path` (PNG) at the end."""
+    fig, axes = plt.subplots(*args, layout="constrained", **settings)
     try:
-        yield drawn, axes
-        with atomic_write(path) as beside:
-            drawn.savefig(beside, dpi=130, format="png", metadata={"Software": None})
+        yield fig, axes
+        with atomic_write(path) as temporary:
+            # No `Software` entry: it holds matplotlib's version, and the same figure must give the same bytes.
+            fig.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
     finally:
-        plt.close(drawn)
+        plt.close(fig)

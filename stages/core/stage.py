@@ -1,4 +1,4 @@
-"""How a stage runs: its faults end in one line, its seconds go to an untracked file."""
+"""Stage wrapper: errors in the input end in one line, and durations go to an untracked file."""
 
 import json
 import subprocess
@@ -16,12 +16,12 @@ TIMINGS = Path("reports/timings.json")
 
 
 class InputError(Exception):
-    """Something that the user can mend. Its text names the key or file, what it holds and what is allowed."""
+    """An error that the user can fix. Its message names the key or file, its content and what is allowed."""
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Run the body as stage `name` and record its seconds.
+    """Run the body as stage `name` and record its duration.
 
     Wrong input, a full disk or an unreadable file end in one line on stderr and exit code 2; other exceptions pass.
     """
@@ -31,49 +31,61 @@ def stage(name: str) -> Iterator[None]:
             # Denormal floats are up to 100 times slower on a CPU, and too small to matter here.
             sys.modules["torch"].set_flush_denormal(True)
         yield
-        note_seconds(name, time.perf_counter() - start)
-    except (InputError, OSError, SafetensorError) as error:
-        print(f"{name}: {_message(error)}", file=sys.stderr)
-        sys.exit(2)
+        write_duration(name, time.perf_counter() - start)
+    except InputError as error:
+        _exit(name, str(error))
+    except OSError as error:
+        path = f": {error.filename}" if error.filename else ""
+        _exit(name, (error.strerror or _last_line(error)) + path)
+    except SafetensorError as error:
+        _exit(name, _last_line(error))
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        first = first_line(error)
-        print(f"{name}: {first} Fewer compute.workers need less shared memory (/dev/shm).", file=sys.stderr)
-        sys.exit(2)
+        # torch's workers pass tensors through shared memory; in containers, it is small by default.
+        _exit(name, f"{first_line(error)} Fewer compute.workers need less shared memory (/dev/shm).")
 
 
-def first_line(fault: Exception) -> str:
-    """What a fault says first, or its kind where it says nothing."""
-    return (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _message(fault: Exception) -> str:
-    """What a fault says, without the tracebacks that data loading workers pack into it."""
-    if isinstance(fault, InputError):
-        return str(fault)
-    where = f": {fault.filename}" if getattr(fault, "filename", None) else ""
-    lines = str(getattr(fault, "strerror", None) or fault).strip().splitlines() or [type(fault).__name__]
-    return lines[-1] + where
+def _last_line(error: Exception) -> str:
+    """The last line of an error's message, or its type if it has none.
+
+    An error in a data loading worker has the worker's traceback as its message, which ends with the cause.
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def note_seconds(name: str, seconds: float) -> None:
-    """Keep how long a stage took, outside everything that is compared or committed."""
-    try:
-        timings = json.loads(TIMINGS.read_text())
-    except (FileNotFoundError, ValueError):
-        timings = {}
+def _exit(name: str, message: str) -> None:
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def write_duration(name: str, seconds: float) -> None:
+    """Record a stage's duration in a file that is neither committed nor compared."""
+    timings = read_timings()
     finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     timings[name] = {"seconds": round(seconds, 1), "finished": finished, "revision": git_revision()}
     write_text(TIMINGS, json.dumps(timings, indent=2, sort_keys=True) + "\n")
 
 
-def git_revision() -> str | None:
-    """The commit that is checked out here, with `-dirty` after changes; None outside a repository."""
+def read_timings() -> dict[str, dict]:
+    """The recorded durations: `seconds`, `finished` and `revision` by stage. Empty if missing or invalid."""
     try:
-        described = subprocess.run(
+        return json.loads(TIMINGS.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def git_revision() -> str | None:
+    """The checked-out commit, with `-dirty` if files have changed; None outside a repository."""
+    try:
+        result = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"], capture_output=True, text=True
         )
-    except FileNotFoundError:  # no git on this machine
+    except FileNotFoundError:  # git is not installed
         return None
-    return described.stdout.strip() or None
+    return result.stdout.strip() or None

@@ -1,1 +1,1 @@
-"""Image sources; each gives the same manifest (`stages/data/manifest.py`)."""
+"""Data sources by name (`sources.py`), which all give the same manifest (`manifest.py`)."""

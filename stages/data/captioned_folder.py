@@ -1,8 +1,8 @@
-"""Captioned images without masks, as COCO, Flickr8k and Flickr30k are handed out.
+"""Folders of captioned images without masks, in the layouts of COCO, Flickr8k and Flickr30k.
 
-Karpathy's splits    dataset*.json, whose images lie anywhere below the folder under their file names (Karpathy and
-                     Fei-Fei, 2015); `restval` belongs to train, `test` is left out
-COCO's own           annotations/captions_train*.json and captions_val*.json
+Karpathy's splits    dataset*.json, with images anywhere below the folder under their file names (Karpathy and Fei-Fei,
+                     2015); `restval` belongs to train, `test` is left out
+COCO                 annotations/captions_train*.json and captions_val*.json
 """
 
 from pathlib import Path
@@ -12,45 +12,50 @@ from stages.data.captions import collect_layout_errors, parse_captions, read_jso
 from stages.data.images import IMAGE_SUFFIXES
 from stages.data.manifest import SPLITS, Manifest, Problems, Row, validate_manifest
 
-KARPATHY = {"train": "train", "restval": "train", "val": "val"}
-EXPECTED = "expected VOC's layout, Karpathy's dataset*.json or COCO's annotations/captions_{train,val}*.json"
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val"}
 
 
 def read_captioned_folder(root: Path) -> Manifest:
-    """The validated manifest of such a folder; raises `InputError` listing all that is wrong with it."""
-    faults, told = Problems(), {}
-    listed: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for file, split in _files(root).items():
-        held = read_json(file, faults)
-        if held is None:
+    """Return the validated manifest of a captioned folder; raises `InputError` listing all problems."""
+    problems = Problems()
+    captions: dict[str, tuple[str, ...]] = {}
+    file_names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for path, split in _annotation_files(root).items():
+        content = read_json(path, problems)
+        if content is None:
             continue
-        told |= parse_captions(held, file, faults)
-        with collect_layout_errors(file, faults):
-            for one in held["images"]:
+        captions |= parse_captions(content, path, problems)
+        with collect_layout_errors(path, problems):
+            for image in content["images"]:
                 if split:
-                    listed[split].append(one["file_name"])
-                elif one["split"] in KARPATHY:
-                    listed[KARPATHY[one["split"]]].append(one["filename"])
+                    file_names[split].append(image["file_name"])
+                elif image["split"] in KARPATHY_SPLITS:
+                    file_names[KARPATHY_SPLITS[image["split"]]].append(image["filename"])
     images = {path.name: path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
-    rows = [
-        Row(Path(name).stem, split, str(images.get(name, root / name)), captions=told.get(Path(name).stem, ()))
-        for split, names in listed.items()
-        for name in names
-    ]
-    return validate_manifest(Manifest(tuple(rows), str(root), ()), faults)
+    rows = []
+    for split, names in file_names.items():
+        for name in names:
+            image_id = Path(name).stem
+            path = images.get(name, root / name)
+            rows.append(Row(image_id, split, str(path), captions=captions.get(image_id, ())))
+    return validate_manifest(Manifest(tuple(rows), str(root), classes=()), problems)
 
 
-def _files(root: Path) -> dict[Path, str | None]:
-    """The files that list images and captions, each with the split that all of its images are of, if they are.
+def _annotation_files(root: Path) -> dict[Path, str | None]:
+    """Return the files that list images and captions, each with its split, or None if it lists all splits.
 
-    Raises `InputError` for none, and for more than are meant.
+    Raises `InputError` if there are none, or several candidates for the same split.
     """
-    found = dict.fromkeys(sorted(root.glob("dataset*.json")))
-    if not found:
-        found = {path: split for split in SPLITS for path in sorted(root.glob(f"annotations/captions_{split}*.json"))}
-        if set(found.values()) != set(SPLITS):
-            raise InputError(f"{root}: no JPEGImages/ here; {EXPECTED} (see stages/data)")
-    if len(found) > max(1, len(set(found.values()))):
-        names = ", ".join(path.name for path in found)
-        raise InputError(f"{root}: {names}: more than one file of a split; leave those that are meant")
-    return found
+    files: dict[Path, str | None] = dict.fromkeys(sorted(root.glob("dataset*.json")))
+    expected_count = 1
+    if not files:
+        for split in SPLITS:
+            files |= dict.fromkeys(sorted(root.glob(f"annotations/captions_{split}*.json")), split)
+        expected_count = len(SPLITS)
+        if set(files.values()) != set(SPLITS):
+            layouts = "VOC's layout, Karpathy's dataset*.json or COCO's annotations/captions_{train,val}*.json"
+            raise InputError(f"{root}: no JPEGImages/ here; expected {layouts} (see stages/data)")
+    if len(files) > expected_count:
+        names = ", ".join(path.name for path in files)
+        raise InputError(f"{root}: {names}: more than one file for a split; remove all but the one to use")
+    return files

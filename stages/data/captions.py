@@ -1,4 +1,4 @@
-"""Captions by image id, from the layouts that they are handed out in."""
+"""Read captions by image ID from JSON, in the layouts of published data sets."""
 
 import json
 from collections.abc import Iterator
@@ -6,83 +6,72 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stages.data.manifest import Problems, read_text_file
+from stages.data.manifest import Problems
 
 LAYOUTS = (
     "{id: caption}, {id: [captions]}, COCO's {images, annotations} or Karpathy's {images: [{filename, sentences}]}"
 )
 
 
-def read_captions(path: Path, faults: Problems) -> dict[str, tuple[str, ...]]:
-    """Captions by image id, a file's name without its suffix; what is wrong is added to `faults`.
+def read_captions(path: Path, problems: Problems) -> dict[str, tuple[str, ...]]:
+    """Return captions by image ID (a file name without its suffix); add what is wrong with them to `problems`.
 
-    COCO's JSON is that of `captions_val2017.json`, Karpathy's that of `dataset_coco.json`, `dataset_flickr8k.json` and
-    `dataset_flickr30k.json` (Karpathy and Fei-Fei, 2015). A list on an empty caption is a fault, an image without
-    captions is not.
+    COCO's layout is that of `captions_val2017.json`, Karpathy's that of `dataset_coco.json`, `dataset_flickr8k.json`
+    and `dataset_flickr30k.json` (Karpathy and Fei-Fei, 2015). An image may have no captions, but no empty caption.
     """
-    told = read_json(path, faults)
-    return {} if told is None else parse_captions(told, path, faults)
+    content = read_json(path, problems)
+    return {} if content is None else parse_captions(content, path, problems)
 
 
-def parse_captions(told: dict, path: Path, faults: Problems) -> dict[str, tuple[str, ...]]:
-    """Captions by image id, of what a JSON file at `path` holds."""
-    with collect_layout_errors(path, faults):
-        by_id = _by_id(told)
-        return _checked(by_id, path, faults)
-    return {}
-
-
-@contextmanager
-def collect_layout_errors(path: Path, faults: Problems) -> Iterator[None]:
-    """Whatever a file lacks of its layout becomes a fault."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as fault:
-        faults.add(path, f"is neither COCO's nor Karpathy's layout: {type(fault).__name__} {fault}")
-
-
-def _checked(by_id: dict[str, Any], path: Path, faults: Problems) -> dict[str, tuple[str, ...]]:
+def parse_captions(content: dict, path: Path, problems: Problems) -> dict[str, tuple[str, ...]]:
+    """Return captions by image ID, given the content of the JSON file at `path`."""
     captions = {}
-    for image_id, value in by_id.items():
-        if isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value):
-            captions[image_id] = tuple(" ".join(one.split()) for one in value)  # COCO's have line ends in them
-        else:
-            faults.add(path, f"'{image_id}' holds {value!r:.60}; expected a caption or a list of captions, none empty")
+    with collect_layout_errors(path, problems):
+        for image_id, texts in _texts_by_id(content).items():
+            if isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts):
+                captions[image_id] = tuple(" ".join(text.split()) for text in texts)  # some of COCO's have line breaks
+            else:
+                expected = "expected a caption or a list of captions, none empty"
+                problems.add(path, f"'{image_id}' holds {texts!r:.60}; {expected}")
     return captions
 
 
-def read_json(path: Path, faults: Problems) -> dict | None:
-    """The object in a JSON file, or None with a fault added."""
-    before = len(faults.lines)
-    text = read_text_file(path, faults)
-    if len(faults.lines) > before:
-        return None
+@contextmanager
+def collect_layout_errors(path: Path, problems: Problems) -> Iterator[None]:
+    """Turn the errors of reading missing keys and wrong types into a problem of `path`."""
     try:
-        told = json.loads(text)
-    except ValueError as fault:
-        faults.add(path, f"no JSON: {fault}")
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        problems.add(path, f"is in neither COCO's nor Karpathy's layout: {type(error).__name__} {error}")
+
+
+def read_json(path: Path, problems: Problems) -> dict | None:
+    """Return the object in a JSON file; None and a problem if there is none."""
+    try:
+        content = json.loads(path.read_bytes())  # bytes: a byte order mark is accepted
+    except ValueError as error:  # of the encoding, too
+        problems.add(path, f"not valid JSON: {error}")
         return None
-    if not isinstance(told, dict):
-        faults.add(path, f"holds a {type(told).__name__}; expected {LAYOUTS}")
+    if not isinstance(content, dict):
+        problems.add(path, f"holds a {type(content).__name__}; expected {LAYOUTS}")
         return None
-    return told
+    return content
 
 
-def _by_id(told: dict) -> dict[str, Any]:
-    if "annotations" in told and "images" in told:
-        return _coco(told)
-    if isinstance(told.get("images"), list):
-        return {_id(one["filename"]): [each["raw"] for each in one["sentences"]] for one in told["images"]}
-    return {image_id: [value] if isinstance(value, str) else value for image_id, value in told.items()}
+def _texts_by_id(content: dict) -> dict[str, Any]:
+    if "annotations" in content and "images" in content:
+        return _coco_texts(content)
+    if isinstance(content.get("images"), list):  # Karpathy's
+        return {
+            Path(image["filename"]).stem: [sentence["raw"] for sentence in image["sentences"]]
+            for image in content["images"]
+        }
+    return {image_id: [texts] if isinstance(texts, str) else texts for image_id, texts in content.items()}
 
 
-def _coco(told: dict) -> dict[str, list[str]]:
-    names = {one["id"]: _id(one["file_name"]) for one in told["images"]}
-    by_id: dict[str, list[str]] = {name: [] for name in names.values()}
-    for one in told["annotations"]:
-        by_id[names[one["image_id"]]].append(one["caption"])
-    return by_id
-
-
-def _id(filename: str) -> str:
-    return Path(filename).stem
+def _coco_texts(content: dict) -> dict[str, list[str]]:
+    image_ids = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+    texts: dict[str, list[str]] = {image_id: [] for image_id in image_ids.values()}
+    for annotation in content["annotations"]:
+        texts[image_ids[annotation["image_id"]]].append(annotation["caption"])
+    return texts

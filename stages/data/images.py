@@ -1,4 +1,4 @@
-"""Reading pictures and masks from disk, whatever their mode."""
+"""Find image files, and read images and masks of any color mode."""
 
 from pathlib import Path
 
@@ -8,49 +8,56 @@ from PIL import Image, ImageOps
 from stages.core.stage import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-MASK_MODES = ("P", "L", "1")
+MASK_MODES = ("P", "L", "1")  # Pillow's palette, 8-bit gray and 1-bit
 
 
-def find_images(asked: list[Path]) -> dict[str, Path]:
-    """The files asked for, and all images in the folders asked for, by name: in a folder, the path below it.
+def find_images(paths: list[Path]) -> dict[str, Path]:
+    """Return image files by name, from paths of files and of folders.
 
-    Raises `InputError` for what is not there, a folder without images, or two files of one name.
+    A file is named by its file name, a file in a folder by its path relative to that folder. Raises `InputError` for
+    a missing path, a folder without images, and two files with the same name.
     """
-    found: dict[str, Path] = {}
-    for path in asked:
-        inside = _images_below(path) if path.is_dir() else [path]
-        if not inside:
-            raise InputError(f"{path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
-        for file in inside:
-            name = str(file.relative_to(path)) if path.is_dir() else file.name
-            if not file.is_file():
-                raise InputError(f"{file}: missing")
-            if found.setdefault(name, file) != file:
-                raise InputError(f"{found[name]} and {file} would both be called '{name}'; ask for them one by one")
-    return found
+    images: dict[str, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            files = {str(file.relative_to(path)): file for file in _images_below(path)}
+        elif path.is_file():
+            files = {path.name: path}
+        else:
+            raise InputError(f"{path}: missing")
+        for name, file in files.items():
+            if images.setdefault(name, file) != file:
+                raise InputError(f"{images[name]} and {file} would both be called '{name}'; pass one of them at a time")
+    return images
 
 
 def _images_below(folder: Path) -> list[Path]:
-    files = sorted(one for one in folder.rglob("*") if one.is_file())
-    images = [one for one in files if one.suffix.lower() in IMAGE_SUFFIXES]
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    suffixes = ", ".join(IMAGE_SUFFIXES)
+    if not images:
+        raise InputError(f"{folder}: no images in this folder ({suffixes})")
     if len(images) < len(files):
-        print(
-            f"{folder}: {len(files) - len(images)} of {len(files)} files are left out, not being {', '.join(IMAGE_SUFFIXES)}"
-        )
+        skipped = len(files) - len(images)
+        print(f"{folder}: skipped {skipped} of {len(files)} files, whose names do not end in {suffixes}")
     return images
 
 
 def read_image(path: Path) -> Image.Image:
-    """An RGB picture, upright (EXIF orientation applied). Raises `OSError` where it is missing or truncated."""
+    """Return an upright RGB image (EXIF orientation applied). Raises `OSError` if it is missing or truncated."""
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit gray at 255
+        if upright.mode.startswith("I;16"):
+            # Pillow converts 16-bit gray to RGB by clipping at 255, so keep the upper 8 bits instead.
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return upright.convert("RGB")
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Class indices `(H, W)` uint8 of a palette or gray mask. Raises `OSError`, or `ValueError` for another mode."""
+    """Return the class indices `(H, W)` uint8 of a palette or gray mask.
+
+    Raises `OSError` if it is missing or truncated, and `ValueError` for another color mode.
+    """
     with Image.open(path) as mask:
         if mask.mode not in MASK_MODES:
             raise ValueError(f"a mask of mode {mask.mode}; expected palette (P) or gray (L) class indices")

@@ -1,4 +1,4 @@
-"""The manifest: one row an image, the same for every source, validated before it is written."""
+"""The manifest: one row per image, the same for every data source, validated before it is written."""
 
 import hashlib
 import json
@@ -19,10 +19,14 @@ from stages.core.stage import InputError
 from stages.data.images import read_image, read_mask
 from stages.data.voc import VOID
 
+# Outputs of the `data` stage.
 MANIFEST = Path("data/manifest.parquet")
 LABELED = Path("data/labeled.parquet")  # the images that classifiers are fine-tuned on
+SCENES = Path("data/scenes")  # files of the source of MANIFEST, if it writes any
+OBJECTS = Path("data/objects")  # files of the source of LABELED, if it writes any
+
 SPLITS = ("train", "val")
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on bad files
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow for bad files
 
 SCHEMA = pa.schema(
     [
@@ -41,9 +45,10 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Row:
-    """One image. `validate` fills in `height` and `width` (pixels, upright) and `content`.
+    """One image. `mask` is the path of a mask of class indices, `label` an index into `Manifest.labels`.
 
-    `content` is the SHA-256 of the image's and the mask's bytes: a redrawn mask makes another manifest.
+    `validate_manifest` fills in `height` and `width` (pixels, upright) and `content`, the SHA-256 of the image's and
+    the mask's bytes: it makes the manifest, and all that is computed from it, depend on their pixels.
     """
 
     image_id: str
@@ -59,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Rows, with what is known of them all: names of mask classes, names of labels, license, source."""
+    """Rows, and what they share: the source, names of mask values (`classes`) and of labels, the license."""
 
     rows: tuple[Row, ...]
     source: str
@@ -68,139 +73,149 @@ class Manifest:
     license: str = "unknown"
 
     def split(self, name: str) -> tuple[Row, ...]:
-        """The rows of one split, in the source's order."""
+        """Return the rows of a split, in the source's order."""
         return tuple(row for row in self.rows if row.split == name)
 
 
 def evenly_spaced(rows: tuple[Row, ...], count: int) -> tuple[Row, ...]:
-    """Images spread evenly over a split."""
-    return tuple(rows[index] for index in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))
+    """Return at most `count` rows, spaced evenly from the first to the last."""
+    indices = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return tuple(rows[index] for index in indices)
 
 
 @dataclass
 class Problems:
-    """What is wrong with a source, gathered in one pass."""
+    """Problems of an input, collected so that users see all of them at once."""
 
     lines: list[str] = field(default_factory=list)
 
-    def add(self, where: object, reason: object) -> None:
-        self.lines.append(f"{where}: {reason}")
+    def add(self, location: object, reason: object) -> None:
+        self.lines.append(f"{location}: {reason}")
 
     def raise_if_any(self, source: str) -> None:
-        """Raise `InputError` with a line a fault, if there is one."""
+        """Raise `InputError` with one line per problem, if there are any."""
         if self.lines:
-            count = f"{len(self.lines)} fault{'s' if len(self.lines) > 1 else ''}"
-            raise InputError("\n  ".join([f"{source}: {count}, nothing written", *self.lines]))
+            count = f"{len(self.lines)} problem{'s' if len(self.lines) > 1 else ''}"
+            heading = f"{source}: {count}. All problems are listed; nothing is written until you fix them."
+            raise InputError("\n  ".join([heading, *self.lines]))
 
 
-def read_text_file(path: Path, faults: Problems) -> str:
-    """The text of a file; "" with a fault added where it is no UTF-8 (a byte order mark is fine)."""
+def read_text_file(path: Path, problems: Problems) -> str:
+    """Return the text of a UTF-8 file, without its byte order mark if any; "" and a problem for another encoding."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as fault:
-        faults.add(path, f"no UTF-8: {fault.reason} at byte {fault.start}")
+    except UnicodeDecodeError as error:
+        problems.add(path, f"not UTF-8 text: {error.reason} at byte {error.start}")
         return ""
 
 
-def validate_manifest(manifest: Manifest, faults: Problems | None = None) -> Manifest:
-    """Look at every file once; return the manifest with image sizes, or raise `InputError` listing all faults.
+@dataclass(frozen=True)
+class ImageCheck:
+    """Result of reading an image and its mask: the completed row, the mask's values, and problems."""
 
-    `faults` holds what reading the source has found already. Where the source names no classes, they are numbered
-    from the masks' values; images without masks have none.
+    row: Row
+    mask_values: tuple[int, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def validate_manifest(manifest: Manifest, problems: Problems | None = None) -> Manifest:
+    """Read every image and mask once; return the manifest with sizes, content hashes and class names.
+
+    If the source names no classes, they are numbered from the masks' values. `problems` are those met while the source
+    was read. Raises `InputError` listing all problems.
     """
-    faults = faults or Problems()
+    problems = problems or Problems()
     for image_id, count in Counter(row.image_id for row in manifest.rows).items():
         if count > 1:
-            faults.add(image_id, f"duplicate id, listed {count} times")
+            problems.add(image_id, f"duplicate image ID, listed {count} times")
     for split in SPLITS:
         if not manifest.split(split):
-            faults.add(split, "empty split")
-    with ThreadPoolExecutor() as pool:
-        looks = pool.map(_look, manifest.rows)
-        looks = list(tqdm(looks, "check images", len(manifest.rows), unit="image", mininterval=1))
-    for look in looks:
-        faults.lines.extend(look.faults)
-    classes = manifest.classes or _numbered(looks)
+            problems.add(split, "empty split")
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
+        results = pool.map(_check_image, manifest.rows)
+        checks = list(tqdm(results, "check images", len(manifest.rows), unit="image", mininterval=1))
+    for check in checks:
+        problems.lines.extend(check.problems)
+    classes = manifest.classes or _numbered_classes(checks)
     for name, count in Counter(classes).items():
         if count > 1:
-            faults.add(manifest.source, f"class name '{name}' stands {count} times")
+            problems.add(manifest.source, f"class name '{name}' is listed {count} times")
     if any(row.mask for row in manifest.rows) and len(classes) < 2:
-        faults.add(manifest.source, f"masks hold {len(classes)} class; at least 2 are needed beside {VOID} (void)")
-    for look in looks:
-        beyond = [value for value in look.values if value >= len(classes) and value != VOID]
-        if beyond:
+        # Masks of 0 and 255 are common, but 255 is void here: every score would be 100 %.
+        problems.add(manifest.source, f"masks hold {len(classes)} class; at least 2 are needed besides {VOID} (void)")
+    for check in checks:
+        invalid = [value for value in check.mask_values if value >= len(classes) and value != VOID]
+        if invalid:
             allowed = f"0..{len(classes) - 1} and {VOID} (void)"
-            faults.add(look.row.mask, f"mask value {beyond} out of range; allowed {allowed}")
-    faults.raise_if_any(manifest.source)
-    return replace(manifest, rows=tuple(look.row for look in looks), classes=classes)
+            problems.add(check.row.mask, f"mask value {invalid} out of range; allowed {allowed}")
+    problems.raise_if_any(manifest.source)
+    return replace(manifest, rows=tuple(check.row for check in checks), classes=classes)
 
 
-@dataclass(frozen=True)
-class _Look:
-    row: Row
+def _check_image(row: Row) -> ImageCheck:
+    """Decode an image and its mask in full, which finds truncated files too."""
+    problems = Problems()
     values: tuple[int, ...] = ()
-    faults: tuple[str, ...] = ()
-
-
-def _look(row: Row) -> _Look:
-    """Decode an image and its mask in full: size, mask values, faults."""
-    faults, values = [], ()
     try:
         width, height = read_image(Path(row.image)).size
-        row = replace(row, height=height, width=width, content=_content(row))
-    except IMAGE_ERRORS as fault:
-        faults.append(f"{row.image}: {_reason(fault)}")
+        row = replace(row, height=height, width=width, content=_content_hash(row))
+    except IMAGE_ERRORS as error:
+        problems.add(row.image, image_problem(error))
     if row.mask is not None:
         try:
             mask = read_mask(Path(row.mask))
             values = tuple(np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist())
             if row.height and mask.shape != (row.height, row.width):
-                faults.append(
-                    f"{row.mask}: mask is {mask.shape[1]}x{mask.shape[0]}, its image {row.width}x{row.height} pixels"
-                )
-        except IMAGE_ERRORS as fault:
-            faults.append(f"{row.mask}: {_reason(fault)}")
-    return _Look(row, values, tuple(faults))
+                mask_size = f"{mask.shape[1]}x{mask.shape[0]}"
+                problems.add(row.mask, f"mask is {mask_size}, its image {row.width}x{row.height} pixels")
+        except IMAGE_ERRORS as error:
+            problems.add(row.mask, image_problem(error))
+    return ImageCheck(row, values, tuple(problems.lines))
 
 
-def _content(row: Row) -> str:
-    files = [Path(name) for name in (row.image, row.mask) if name is not None and Path(name).is_file()]
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+def _content_hash(row: Row) -> str:
+    files = [Path(path) for path in (row.image, row.mask) if path is not None and Path(path).is_file()]
+    digests = [hashlib.sha256(file.read_bytes()).digest() for file in files]
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _reason(fault: Exception) -> str:
-    if isinstance(fault, FileNotFoundError):
+def image_problem(error: Exception) -> str:
+    """Say in a few words why an image cannot be read, given one of `IMAGE_ERRORS`."""
+    if isinstance(error, FileNotFoundError):
         return "missing"
-    return "not a readable image" if "cannot identify" in str(fault) else str(fault)
+    # Pillow's own message repeats the path, with the Python object that it was given.
+    return "not a readable image" if "cannot identify" in str(error) else str(error)
 
 
-def _numbered(looks: Iterable[_Look]) -> tuple[str, ...]:
-    values = {value for look in looks for value in look.values if value != VOID}
+def _numbered_classes(checks: Iterable[ImageCheck]) -> tuple[str, ...]:
+    values = {value for check in checks for value in check.mask_values if value != VOID}
     return tuple(f"class {index}" for index in range(max(values, default=-1) + 1))
 
 
 def write_manifest(manifest: Manifest, path: Path = MANIFEST) -> None:
-    """Write a validated manifest."""
-    facts = {
+    """Write a validated manifest as parquet: rows as columns, the rest as schema metadata."""
+    metadata = {
         "source": manifest.source,
         "classes": json.dumps(manifest.classes),
         "labels": json.dumps(manifest.labels),
         "license": manifest.license,
     }
-    table = pa.Table.from_pylist([asdict(row) for row in manifest.rows], schema=SCHEMA.with_metadata(facts))
-    with atomic_write(path) as beside:
-        pq.write_table(table, beside)
+    rows = [asdict(row) for row in manifest.rows]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def manifest_hash(path: Path = MANIFEST) -> str:
-    """SHA-256 of a manifest on disk: what is made from it is bound to it."""
+    """Return the SHA-256 of a manifest file. Cached features record it, to detect another manifest."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_manifest(path: Path = MANIFEST) -> Manifest:
-    """Read a manifest of `write`. Raises `OSError` where there is none."""
+    """Read a manifest that `write_manifest` wrote. Raises `OSError` if it is missing."""
     table = pq.read_table(path)
-    facts = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     rows = tuple(Row(**{**row, "captions": tuple(row["captions"])}) for row in table.to_pylist())
-    classes, labels = (tuple(json.loads(facts[key])) for key in ("classes", "labels"))
-    return Manifest(rows, facts["source"], classes, labels, facts["license"])
+    classes = tuple(json.loads(metadata["classes"]))
+    labels = tuple(json.loads(metadata["labels"]))
+    return Manifest(rows, metadata["source"], classes, labels, metadata["license"])

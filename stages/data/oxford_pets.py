@@ -1,72 +1,80 @@
-"""Oxford-IIIT Pet (Parkhi et al., 2012): 37 breeds, an animal a picture, a trimap a picture.
+"""Oxford-IIIT Pet (Parkhi et al., 2012): images of 37 breeds, with one animal and one trimap per image.
 
 images/Abyssinian_1.jpg ...                Breed_number.jpg
-annotations/trainval.txt, test.txt         name, class from 1, and two more columns a line; here train and val
-annotations/trimaps/Abyssinian_1.png ...   1 animal, 2 background, 3 neither for sure
+annotations/trainval.txt, test.txt         per line: image name, class from 1, and two more columns; here train and val
+annotations/trimaps/Abyssinian_1.png ...   1 animal, 2 background, 3 uncertain
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from stages.core.atomic import atomic_write
 from stages.data.images import read_mask
-from stages.data.manifest import IMAGE_ERRORS, Manifest, Problems, Row, read_text_file, validate_manifest
-from stages.data.voc import BACKGROUND, COLOR_MAP, VOID
+from stages.data.manifest import IMAGE_ERRORS, Manifest, Problems, Row, image_problem, read_text_file, validate_manifest
+from stages.data.voc import BACKGROUND, VOID, save_mask
 
 LISTS = {"train": "trainval.txt", "val": "test.txt"}
 CLASSES = (BACKGROUND, "animal")
-MEANT = np.full(256, VOID, np.uint8)  # by a trimap's values
-MEANT[[1, 2]] = CLASSES.index("animal"), CLASSES.index(BACKGROUND)
+MASK_VALUES = np.full(256, VOID, np.uint8)  # by trimap value
+MASK_VALUES[1] = CLASSES.index("animal")
+MASK_VALUES[2] = CLASSES.index(BACKGROUND)
 LICENSE = "CC BY-SA 4.0"
 
 
 def read_pets(images: Path, annotations: Path, masks: Path, expected: Mapping[str, int]) -> Manifest:
-    """The validated manifest; masks in VOC's values are written to the folder `masks`.
+    """Return the validated manifest; write masks with VOC's values to the folder `masks`.
 
-    Raises `InputError` listing all that is wrong, numbers of images other than `expected` among it.
+    `expected` is the number of images by split. Raises `InputError` listing all problems.
     """
-    faults, rows, names = Problems(), [], {}
-    for split, file in LISTS.items():
-        lines = _lines(annotations / file, faults)
-        if len(lines) != expected[split]:
-            faults.add(annotations / file, f"{len(lines)} images; expected {expected[split]}")
-        for image_id, number in lines:
-            label, name = int(number) - 1, image_id.rpartition("_")[0].replace("_", " ")
+    problems = Problems()
+    rows = []
+    names: dict[int, str] = {}  # breeds by label
+    for split, list_name in LISTS.items():
+        path = annotations / list_name
+        entries = _read_entries(path, problems)
+        if len(entries) != expected[split]:
+            problems.add(path, f"{len(entries)} images; expected {expected[split]}")
+        for image_id, number in entries:
+            label = number - 1
+            name = image_id.rpartition("_")[0].replace("_", " ")
             if names.setdefault(label, name) != name:
-                faults.add(annotations / file, f"class {number} is '{names[label]}', and '{name}' at {image_id}")
+                problems.add(path, f"class {number} is '{names[label]}', but '{name}' at {image_id}")
             image = images / f"{image_id}.jpg"
-            rows.append(Row(image_id, split, str(image), str(masks / f"{image_id}.png"), label=label))
-    labels = tuple(names[index] for index in sorted(names))
-    if sorted(names) != list(range(len(labels))):
-        faults.add(annotations, f"classes {sorted(number + 1 for number in names)}; expected 1 to {len(labels)}")
+            mask = masks / f"{image_id}.png"
+            rows.append(Row(image_id, split, str(image), str(mask), label=label))
+    labels = tuple(names[label] for label in sorted(names))
+    if sorted(names) != list(range(len(names))):
+        numbers = [label + 1 for label in sorted(names)]
+        problems.add(annotations, f"classes {numbers}; expected 1 to {len(names)}")
+    masks.mkdir(parents=True, exist_ok=True)
     for row in tqdm(rows, "read trimaps", unit="image", mininterval=1):
-        _write_mask(annotations / "trimaps" / f"{row.image_id}.png", Path(row.mask), faults)
-    return validate_manifest(Manifest(tuple(rows), str(images.parent), CLASSES, labels, LICENSE), faults)
+        trimap = annotations / "trimaps" / f"{row.image_id}.png"
+        try:
+            values = read_mask(trimap)
+        except IMAGE_ERRORS as error:
+            problems.add(trimap, image_problem(error))
+            continue
+        save_mask(MASK_VALUES[values], masks / f"{row.image_id}.png")
+    return validate_manifest(Manifest(tuple(rows), str(images.parent), CLASSES, labels, LICENSE), problems)
 
 
-def _lines(path: Path, faults: Problems) -> list[tuple[str, str]]:
-    """Name and class number a line."""
+def _read_entries(path: Path, problems: Problems) -> list[tuple[str, int]]:
+    """Return the image name and class number of every line. Only the first invalid line is a problem of its own."""
     if not path.is_file():
-        faults.add(path, "missing")
+        problems.add(path, "missing")
         return []
-    words = [line.split() for line in read_text_file(path, faults).splitlines() if not line.startswith("#")]
-    wrong = [" ".join(one) for one in words if one and not (len(one) > 1 and one[1].isdecimal() and int(one[1]))]
-    if wrong:
-        faults.add(path, f"'{wrong[0]}' is no line of a name and a class")
-    return [(one[0], one[1]) for one in words if one and " ".join(one) not in wrong]
-
-
-def _write_mask(trimap: Path, mask: Path, faults: Problems) -> None:
-    try:
-        values = read_mask(trimap)
-    except IMAGE_ERRORS as fault:
-        faults.add(trimap, "missing" if isinstance(fault, FileNotFoundError) else fault)
-        return
-    made = Image.fromarray(MEANT[values], mode="P")
-    made.putpalette(COLOR_MAP.tobytes())
-    with atomic_write(mask) as beside:
-        made.save(beside, format="PNG")
+    entries = []
+    invalid = []
+    for line in read_text_file(path, problems).splitlines():
+        columns = line.split()
+        if not columns or line.startswith("#"):
+            continue
+        if len(columns) > 1 and columns[1].isdecimal() and int(columns[1]) > 0:
+            entries.append((columns[0], int(columns[1])))
+        else:
+            invalid.append(" ".join(columns))
+    if invalid:
+        problems.add(path, f"'{invalid[0]}': expected an image name and a class number from 1")
+    return entries

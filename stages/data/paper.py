@@ -1,4 +1,4 @@
-"""The paper profile's data: in place where they are unpacked already, else downloaded, once."""
+"""The `paper` source: VOC 2012 and Oxford-IIIT Pet, used in place if they are unpacked already, else downloaded."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -6,78 +6,108 @@ from pathlib import Path
 
 from stages.core.stage import InputError
 from stages.data import voc
-from stages.data.manifest import Manifest
+from stages.data.manifest import OBJECTS, Manifest
 from stages.data.oxford_pets import read_pets
 from stages.data.voc_folder import read_folder
 from stages.fetch.archive import extract_archive
 from stages.fetch.download import download_file
-from stages.params.experiment import Paper
 from stages.params.model_source import is_url
+from stages.params.profiles import Paper
 from stages.params.remote_file import RemoteFile
 
 VOC_LICENSE = "Flickr's terms of use, see host.robots.ox.ac.uk/pascal/VOC/voc2012"
-VOC_PARTS = ("/JPEGImages/", "/SegmentationClass/", "/ImageSets/Segmentation/")  # of an archive with much more
+VOC_FOLDERS = ("JPEGImages", "SegmentationClass", "ImageSets")
+VOC_PARTS = ("/JPEGImages/", "/SegmentationClass/", "/ImageSets/Segmentation/")  # the archive has other parts too
+
+
+class PaperSource:
+    """VOC 2012 for all tasks, and Oxford-IIIT Pet for classification."""
+
+    def __init__(self, params: Paper) -> None:
+        self.params = params
+
+    def read(self) -> Manifest:
+        return read_paper_voc(self.params)
+
+    def read_labeled(self, manifest: Manifest) -> Manifest:
+        return read_paper_pets(self.params, OBJECTS / "SegmentationClass")
 
 
 def read_paper_voc(paper: Paper) -> Manifest:
-    """VOC 2012's segmentation lists, with captions where `paper.captions` has them. Raises `InputError`."""
-    captions = _captions(paper)
+    """Return the manifest of VOC 2012's segmentation lists, with the captions of `paper.captions` if it is set.
+
+    Raises `InputError`.
+    """
+    captions = _resolve_captions(paper)
     if paper.voc_root:
-        root = _in_place(paper.voc_root, "voc_root", "JPEGImages", "SegmentationClass", "ImageSets")
+        root = _check_root(paper.voc_root, "voc_root", VOC_FOLDERS)
     else:
-        (unpacked,) = _unpacked(paper, [paper.voc_archive], lambda name: any(part in f"/{name}" for part in VOC_PARTS))
-        root = _holding("JPEGImages", [unpacked]).parent
+        folders = _unpack(paper, [paper.voc_archive], lambda name: any(part in f"/{name}" for part in VOC_PARTS))
+        root = _find_folder("JPEGImages", folders).parent
     return read_folder(root, voc.CLASSES, captions, paper.voc_images.model_dump(), VOC_LICENSE)
 
 
 def read_paper_pets(paper: Paper, masks: Path) -> Manifest:
-    """Oxford-IIIT Pet; writes masks in VOC's values to `masks`. Raises `InputError`."""
+    """Return the manifest of Oxford-IIIT Pet; write masks with VOC's values to the folder `masks`.
+
+    Raises `InputError`.
+    """
     if paper.pets_root:
-        folders = [_in_place(paper.pets_root, "pets_root", "images", "annotations")]
+        folders = [_check_root(paper.pets_root, "pets_root", ("images", "annotations"))]
     else:
-        folders = _unpacked(paper, paper.pets_archives, lambda name: not Path(name).name.startswith("._"))
-    images, annotations = (_holding(name, folders) for name in ("images", "annotations"))
+        # Files named ._* hold macOS metadata.
+        folders = _unpack(paper, paper.pets_archives, lambda name: not Path(name).name.startswith("._"))
+    images = _find_folder("images", folders)
+    annotations = _find_folder("annotations", folders)
     return read_pets(images, annotations, masks, paper.pets_images.model_dump())
 
 
-def _captions(paper: Paper) -> Path | None:
+def _resolve_captions(paper: Paper) -> Path | None:
     if paper.captions is None:
         return None
     if is_url(paper.captions):
         return download_file(RemoteFile.parse(paper.captions), paper.downloads, paper.mirrors)
     if not Path(paper.captions).is_file():
-        raise InputError(f"paper.captions = '{paper.captions}': no such file; a JSON of captions, its address, or null")
+        expected = "give a JSON file of captions, its URL or null"
+        raise InputError(f"paper.captions = '{paper.captions}': no such file; {expected}")
     return Path(paper.captions)
 
 
-def _in_place(root: Path, key: str, *parts: str) -> Path:
-    for part in parts:
-        if not (root / part).is_dir():
-            raise InputError(f"paper.{key} = '{root}': no {part}/ there; the unpacked data set, or null to download it")
+def _check_root(root: Path, key: str, folders: Sequence[str]) -> Path:
+    for folder in folders:
+        if not (root / folder).is_dir():
+            expected = "give the folder of the unpacked data set, or null to download it"
+            raise InputError(f"paper.{key} = '{root}': no {folder}/ there; {expected}")
     return root
 
 
-def _unpacked(paper: Paper, addresses: Sequence[str], wanted: Callable[[str], bool]) -> list[Path]:
-    """A folder an archive, each downloaded and unpacked unless it is there."""
+def _unpack(paper: Paper, urls: Sequence[str], is_needed: Callable[[str], bool]) -> list[Path]:
+    """Return one folder per archive. Archives that are not unpacked yet are downloaded and unpacked."""
     folders = []
-    for address in addresses:
-        remote = RemoteFile.parse(address)
+    for url in urls:
+        remote = RemoteFile.parse(url)
         folder = unpacked_folder(paper, remote)
         if not folder.is_dir():
-            extract_archive(download_file(remote, paper.downloads, paper.mirrors), folder, wanted)
+            archive = download_file(remote, paper.downloads, paper.mirrors)
+            extract_archive(archive, folder, is_needed)
         folders.append(folder)
     return folders
 
 
 def unpacked_folder(paper: Paper, remote: RemoteFile) -> Path:
-    """Where an archive is unpacked to: another archive of the same name goes elsewhere."""
-    told = remote.digest[1] if remote.digest else hashlib.sha256(remote.url.encode()).hexdigest()
-    return paper.downloads / "unpacked" / f"{remote.name.split('.tar')[0]}-{told[:12]}"
+    """Return the folder that an archive is unpacked to.
+
+    It is named after the archive's digest as well: another archive with the same file name has a folder of its own.
+    """
+    digest = remote.digest[1] if remote.digest else hashlib.sha256(remote.url.encode()).hexdigest()
+    return paper.downloads / "unpacked" / f"{remote.name.split('.tar')[0]}-{digest[:12]}"
 
 
-def _holding(name: str, folders: Sequence[Path]) -> Path:
-    """The shallowest folder of that name."""
-    found = [one for folder in folders for one in (folder, *folder.rglob("*")) if (one / name).is_dir()]
-    if not found:
-        raise InputError(f"{', '.join(map(str, folders))}: no {name}/ in what was unpacked; remove it to start anew")
-    return min(found, key=lambda one: len(one.parts)) / name
+def _find_folder(name: str, roots: Sequence[Path]) -> Path:
+    """Return the folder `name` with the fewest path components, in or below `roots`."""
+    folders = [folder for root in roots for folder in (root, *root.rglob("*"))]
+    parents = [folder for folder in folders if (folder / name).is_dir()]
+    if not parents:
+        unpacked = ", ".join(str(root) for root in roots)
+        raise InputError(f"{unpacked}: no {name}/ among the unpacked files; remove what was unpacked to start again")
+    return min(parents, key=lambda folder: len(folder.parts)) / name

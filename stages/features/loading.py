@@ -1,6 +1,7 @@
-"""Images cut into views by processes of their own, while the model is at the batch before."""
+"""Load image views in worker processes while the model computes the previous batch."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,35 +11,31 @@ from tqdm import tqdm
 
 from stages.features.shards import Shards
 
-Batch = tuple[list[int], Tensor]  # which views, and their pixels
+Batch = tuple[list[int], Tensor]  # dataset indices and their pixels
 
 
 def iterate_shards(
-    shards: Shards, views: Dataset, batches_of: Callable[[range], Iterable[list[int]]], workers: int, name: str
+    shards: Shards, dataset: Dataset, split_batches: Callable[[range], Iterable[list[int]]], workers: int, name: str
 ) -> Iterator[tuple[Path, Iterator[Batch]]]:
-    """The file of every shard that is missing, with the batches that belong in it; a progress bar counts views.
+    """Yield the path and the batches of every missing shard; a progress bar named `name` counts views.
 
-    `views` gives `(index, pixels)`; `batches_of` divides a shard's views. One loader serves all shards, so that
-    cutting views goes on while one is written. Every shard's batches are to be used up before the next shard.
+    `dataset[index]` is `(index, pixels)`. `split_batches` divides the index range of a shard into batches. Consume
+    all batches of a shard before you ask for the next shard.
     """
     missing = shards.missing()
-    divided = [list(batches_of(span)) for _, span in missing]
-    asked, pinned = [batch for batches in divided for batch in batches], torch.cuda.is_available()
-    loader = iter(DataLoader(views, batch_sampler=asked, num_workers=workers, pin_memory=pinned))
-    there = shards.count - sum(len(batch) for batch in asked)
-    with tqdm(total=shards.count, initial=there, desc=name, unit="view", mininterval=1) as bar:
-        for (path, _), batches in zip(missing, divided, strict=True):
-            yield path, _arriving(loader, len(batches), bar)
+    batches_by_shard = [list(split_batches(span)) for _, span in missing]
+    all_batches = [batch for batches in batches_by_shard for batch in batches]
+    # One loader for all shards, so that its workers load the next shard while this one is written.
+    loader = iter(
+        DataLoader(dataset, batch_sampler=all_batches, num_workers=workers, pin_memory=torch.cuda.is_available())
+    )
+    finished = shards.count - sum(len(batch) for batch in all_batches)
+    with tqdm(total=shards.count, initial=finished, desc=name, unit="view", mininterval=1) as progress:
+        for (path, _), batches in zip(missing, batches_by_shard, strict=True):
+            yield path, _next_batches(loader, len(batches), progress)
 
 
-def _arriving(loader: Iterator, count: int, bar: tqdm) -> Iterator[Batch]:
-    for _ in range(count):
-        indices, pixels = next(loader)
+def _next_batches(loader: Iterator[tuple[Tensor, Tensor]], count: int, progress: tqdm) -> Iterator[Batch]:
+    for indices, pixels in islice(loader, count):
         yield indices.tolist(), pixels
-        bar.update(len(indices))
-
-
-def chunked(span: range, size: int) -> Iterator[list[int]]:
-    """A shard's views, `size` at a time."""
-    for start in range(span.start, span.stop, size):
-        yield list(range(start, min(start + size, span.stop)))
+        progress.update(len(indices))

@@ -1,28 +1,31 @@
-"""Long extractions in shards: a killed stage loses no more than the one it was at, and goes on from there.
+"""Resumable extraction: features are written shard by shard, so an interrupted stage loses one shard at most.
 
-DVC removes a stage's outputs before it runs it again, so shards wait in a folder of their own until all are there.
+DVC deletes the outputs of a stage before it runs it again. Unfinished tables are therefore kept in `data/resume` and
+moved to the output folder when all shards are written.
+
+Code changes do not invalidate shards. After you edit code that changes features, delete `data/resume` to restart an
+interrupted extraction.
 """
 
-import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.core.atomic import write_text
+from stages.core.atomic import remove_folders, write_text
 
 WAITING = Path("data/resume/shards")
-FACTS = "made_with.json"
-SHARD = 512  # views
+RESUME_KEY = "resume_key.json"
+SHARD = 512  # views: what an interruption loses at most
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The table `target` of `count` views while it is made, `size` views a file.
+    """An unfinished table of `count` views, written to `target` in files of `size` views.
 
-    What waits and was made with anything but `made_with`, or by other code, is thrown away.
+    `metadata` holds the params and input hashes that the features depend on. With `count` and `size` it is the resume
+    key: shards written under another key are deleted.
     """
 
     target: Path
@@ -33,35 +36,30 @@ class Shards:
 
     @property
     def folder(self) -> Path:
-        """Where shards wait."""
+        """The folder of finished shards until `commit`."""
         return self.waiting / self.target.relative_to(self.target.anchor)
 
     def missing(self) -> list[tuple[Path, range]]:
-        """The file of every shard that is still to be made, and which views it holds."""
-        facts = json.dumps({**self.metadata, "count": self.count, "size": self.size, "code": _code()}, sort_keys=True)
-        kept = self.folder / FACTS
-        if not (kept.is_file() and kept.read_text() == facts):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_text(kept, facts)
-        starts = range(0, self.count, self.size)
-        spans = [range(start, min(start + self.size, self.count)) for start in starts]
-        paths = [self.folder / f"{number:05d}.parquet" for number in range(len(spans))]
-        return [(path, span) for path, span in zip(paths, spans, strict=True) if not path.is_file()]
+        """Return the path and the view indices of every shard that is not written yet."""
+        resume_key = json.dumps({**self.metadata, "count": self.count, "size": self.size}, sort_keys=True)
+        key_path = self.folder / RESUME_KEY
+        if not key_path.is_file() or key_path.read_text() != resume_key:
+            remove_folders(self.folder)
+            write_text(key_path, resume_key)
+        missing = []
+        for number, start in enumerate(range(0, self.count, self.size)):
+            path = self.folder / f"{number:05d}.parquet"
+            if not path.is_file():
+                missing.append((path, range(start, min(start + self.size, self.count))))
+        return missing
 
     def files(self) -> list[Path]:
-        """The shards that are there, in their order."""
+        """Return the finished shards in order."""
         return sorted(self.folder.glob("*.parquet"))
 
     def commit(self) -> None:
-        """Move all to `target`, in place of what was there."""
-        shutil.rmtree(self.target, ignore_errors=True)
+        """Move all shards to `target` and replace what is in it."""
+        remove_folders(self.target)
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(self.folder, self.target)  # a rename, where both are on one disk
-        (self.target / FACTS).unlink()
-
-
-def _code() -> str:
-    """A hash of all code of this project that the process has loaded."""
-    ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "stages" or name == "__main__"]
-    files = sorted({module.__file__ for module in ours if getattr(module, "__file__", None)})
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
+        shutil.move(self.folder, self.target)  # a rename if both are on one file system
+        (self.target / RESUME_KEY).unlink()

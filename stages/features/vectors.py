@@ -1,7 +1,7 @@
-"""A table of vectors in parquet: one row an image view or a caption, small enough to be read whole.
+"""Vector tables in parquet: one row per image view or caption, small enough to be read whole.
 
-`vector` is a `fixed_size_binary` of half floats, which is read without a copy. What the vectors were made with stands
-in the schema metadata, and a reader that expects something else is refused.
+The column `vector` is `fixed_size_binary(2 * dim)`, float16. The schema metadata says what the vectors were computed
+from; readers refuse a table whose metadata differs from what they expect.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from stages.core.stage import InputError
 
 @dataclass(frozen=True)
 class Vectors:
-    """`values` `(N, dim)` float16; row `i` is of image `image_ids[i]`, its view or caption number `indices[i]`."""
+    """`values` `(N, dim)` float16; row `i` belongs to image `image_ids[i]` and its view or caption `indices[i]`."""
 
     image_ids: list[str]
     indices: list[int]
@@ -28,32 +28,44 @@ class Vectors:
 
 
 def write_vectors(path: Path, vectors: Vectors) -> None:
-    """Write a table, whole or not at all; values become half floats."""
+    """Write a table as float16, atomically."""
     values = vectors.values.detach().cpu().half().contiguous().numpy()
-    kind = pa.binary(values.itemsize * values.shape[1])
-    fields = [("image_id", pa.string(), False), ("index", pa.int16(), False), ("vector", kind, False)]
-    schema = pa.schema([pa.field(*field) for field in fields], metadata=vectors.metadata)
-    packed = pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+    vector_type = pa.binary(values.itemsize * values.shape[1])
+    schema = pa.schema(
+        [
+            pa.field("image_id", pa.string(), nullable=False),
+            pa.field("index", pa.int16(), nullable=False),
+            pa.field("vector", vector_type, nullable=False),
+        ],
+        metadata=vectors.metadata,
+    )
+    packed = pa.FixedSizeBinaryArray.from_buffers(vector_type, len(values), [None, pa.py_buffer(values)])
     table = pa.table([pa.array(vectors.image_ids), pa.array(vectors.indices, pa.int16()), packed], schema=schema)
-    with atomic_write(path) as beside:
-        pq.write_table(table, beside, compression="none", use_dictionary=False, write_statistics=False)
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="none", use_dictionary=False, write_statistics=False)
 
 
 def concat_vectors(paths: list[Path]) -> Vectors:
-    """Tables that were made with the same, one behind the other."""
+    """Read tables of equal metadata and return them as one."""
     tables = [read_vectors(path) for path in paths]
-    ids, indices = ([one for table in tables for one in getattr(table, key)] for key in ("image_ids", "indices"))
-    return Vectors(ids, indices, torch.cat([table.values for table in tables]), tables[0].metadata)
+    return Vectors(
+        image_ids=[image_id for table in tables for image_id in table.image_ids],
+        indices=[index for table in tables for index in table.indices],
+        values=torch.cat([table.values for table in tables]),
+        metadata=tables[0].metadata,
+    )
 
 
 def read_vectors(path: Path, **expect: str) -> Vectors:
-    """Read a table; raises `InputError` where it was made with anything else than `expect` says."""
+    """Read a table; raises `InputError` if its metadata differs from `expect`."""
     table = pq.read_table(path)
-    made_with = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     for key, expected in expect.items():
-        if made_with.get(key) != expected:
-            raise InputError(f"{path}: {key} is {made_with.get(key)!r}, expected {expected!r}; run `dvc repro`")
+        if metadata.get(key) != expected:
+            raise InputError(f"{path}: {key} is {metadata.get(key)!r}, expected {expected!r}; run `dvc repro`")
     packed = table.column("vector").combine_chunks()
-    values = np.frombuffer(packed.buffers()[1], np.float16).reshape(-1, packed.type.byte_width // 2)
-    image_ids, indices = table.column("image_id").to_pylist(), table.column("index").to_pylist()
-    return Vectors(image_ids, indices, torch.from_numpy(values[packed.offset :][: len(packed)].copy()), made_with)
+    dim = packed.type.byte_width // 2  # two bytes per float16
+    values = np.frombuffer(packed.buffers()[1], np.float16).reshape(-1, dim)
+    values = values[packed.offset :][: len(packed)].copy()  # Arrow's memory is read-only
+    image_ids = table.column("image_id").to_pylist()
+    return Vectors(image_ids, table.column("index").to_pylist(), torch.from_numpy(values), metadata)

@@ -1,9 +1,8 @@
-"""Images and captions through BLIP's two towers, once: what captioning and retrieval both start from."""
+"""BLIP's image and text towers run once over images and captions: the inputs of captioning and retrieval."""
 
 from pathlib import Path
 
-DECODER_STATES = Path("data/features/captioning")  # validation images' hidden states, for the decoder
-RETRIEVAL_VECTORS = Path(
-    "data/features/retrieval"
-)  # class-token states of views and captions, and the provided projections
-REFERENCE_SEED = "captions/drawn"  # names the seed that draws the one caption that stands for an image
+DECODER_STATES = Path("data/features/captioning")  # hidden states of validation images
+# Class-token states of views and captions, and the projections that BLIP came with.
+RETRIEVAL_VECTORS = Path("data/features/retrieval")
+REFERENCE_SEED = "captions/drawn"  # seed name of the reference caption of an image

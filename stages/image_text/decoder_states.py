@@ -1,68 +1,66 @@
-"""What captions are decoded from: all states of validation images, of BLIP's image tower or of CATR's encoder."""
+"""Image states that captions are decoded from: those of BLIP's image tower, or of CATR's encoder."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from stages.data.dataset import MappedDataset
 from stages.data.images import read_image
 from stages.data.manifest import Row
-from stages.data.views import View
+from stages.data.views import native_view
 from stages.features.batching import batch_by_key
 from stages.features.loading import iterate_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, ViewFeatures, open_feature_writer
+from stages.image_text.pixels import split_batches, view_dataset
 from stages.image_text.towers import Towers
-from stages.image_text.views import Views, in_batches
 from stages.models import catr
 from stages.models.catr import Catr
 from stages.models.compute import mixed_precision
 from stages.params.compute import Compute
 
-AT_ONCE = 16  # images of one size that CATR's encoder sees at once
+CATR_BATCH = 16  # images of one size per batch of CATR's encoder
 
 
-def encode_states(towers: Towers, rows: tuple[Row, ...], shards: Shards, provenance: FeatureMetadata) -> None:
-    """BLIP's hidden states of every row, the class token first, as a grid of one line."""
+def encode_states(towers: Towers, rows: tuple[Row, ...], shards: Shards, metadata: FeatureMetadata) -> None:
+    """Write BLIP's hidden states of every row, class token first, as a grid `(1, 1 + patches, dim)`."""
     side = towers.pixels.side
-    view = View(side, side, 0, 0, side, side, False)
-    for path, arriving in iterate_shards(shards, Views(rows, side), in_batches, towers.workers, "encode val images"):
-        with open_feature_writer(path, provenance) as writer:
-            for some, pixels in arriving:
-                for index, one in zip(some, towers.image_states(pixels).half().cpu(), strict=True):
-                    writer.add(ViewFeatures(rows[index].image_id, 0, view, one[None]))
-
-
-class Photographs(Dataset):
-    """`(index, pixels (3, H, W))` of every row as CATR wants it: whole, in its own shape."""
-
-    def __init__(self, rows: tuple[Row, ...]):
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, catr.preprocess(read_image(Path(self.rows[index].image)))
+    view = native_view(side, side)
+    dataset = view_dataset(rows, side)
+    for path, batches in iterate_shards(shards, dataset, split_batches, towers.workers, "encode val images"):
+        with open_feature_writer(path, metadata) as writer:
+            for indices, pixels in batches:
+                batch_states = towers.image_states(pixels).half().cpu()
+                for index, states in zip(indices, batch_states, strict=True):
+                    writer.add(ViewFeatures(rows[index].image_id, 0, view, states[None]))
 
 
 @torch.inference_mode()
 def encode_grids(
-    model: Catr, rows: tuple[Row, ...], shards: Shards, provenance: FeatureMetadata, compute: Compute
+    model: Catr, rows: tuple[Row, ...], shards: Shards, metadata: FeatureMetadata, compute: Compute
 ) -> None:
-    """CATR's memory of every row, a grid of its image's shape; `rows` of one size that are neighbors share a batch."""
+    """Write CATR's encoder output of every row, a grid of the image's shape.
+
+    Sort `rows` by size: consecutive images of one size share a batch.
+    """
     device = next(model.parameters()).device
+    dataset = MappedDataset(rows, _load_catr_pixels)
 
-    def alike(span: range) -> Iterator[list[int]]:
-        return batch_by_key(span, lambda index: (rows[index].height, rows[index].width), lambda _: AT_ONCE)
+    def split_by_size(span: range) -> Iterator[list[int]]:
+        return batch_by_key(span, lambda index: (rows[index].height, rows[index].width), lambda _: CATR_BATCH)
 
-    for path, arriving in iterate_shards(shards, Photographs(rows), alike, compute.workers, "encode val images"):
-        with open_feature_writer(path, provenance) as writer:
-            for some, pixels in arriving:
+    for path, batches in iterate_shards(shards, dataset, split_by_size, compute.workers, "encode val images"):
+        with open_feature_writer(path, metadata) as writer:
+            for indices, pixels in batches:
                 with mixed_precision(compute):
                     memory = model.memory(pixels.to(device, non_blocking=True)).half().cpu()
-                view = View(*pixels.shape[2:], 0, 0, *pixels.shape[2:], False)
-                for index, one in zip(some, memory, strict=True):
-                    writer.add(ViewFeatures(rows[index].image_id, 0, view, one))
+                height, width = pixels.shape[2:]
+                for index, grid in zip(indices, memory, strict=True):
+                    writer.add(ViewFeatures(rows[index].image_id, 0, native_view(height, width), grid))
+
+
+def _load_catr_pixels(row: Row) -> Tensor:
+    """Return the whole image in its own shape, as CATR expects it, `(3, H, W)`."""
+    return catr.preprocess(read_image(Path(row.image)))

@@ -1,23 +1,24 @@
 """Stage `encode_image_text`: every image view through BLIP's image tower once, every caption through its text tower.
 
-A killed run goes on from its last finished shard. With `captioning.model: catr` the states that captions are decoded
-from are those of CATR's encoder.
+An interrupted run continues from its last finished shard. With `captioning.model: catr`, captions are decoded from
+the output of CATR's encoder instead of BLIP's image states.
 """
 
-import shutil
+from transformers import BlipVisionConfig
 
-from safetensors.torch import save_file
-
-from stages.core.atomic import atomic_write
+from stages.core.atomic import remove_folders
+from stages.core.messages import join_names
 from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
+from stages.core.weights_file import save_weights
 from stages.data import manifest as manifests
 from stages.data.manifest import Manifest
-from stages.features.shards import Shards
+from stages.features.shards import WAITING, Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.features.vectors import Vectors, write_vectors
 from stages.image_text import DECODER_STATES, RETRIEVAL_VECTORS
 from stages.image_text.decoder_states import encode_grids, encode_states
+from stages.image_text.image_encoder import load_catr
 from stages.image_text.retrieval_vectors import class_tokens, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.vocabulary import unknown_words
@@ -26,27 +27,29 @@ from stages.models.checkpoints.record import loading_errors, read_checkpoint
 from stages.models.compute import prepare_model
 from stages.params.experiment import Experiment, load_experiment
 
-NAMED = 12  # unknown words, or images without captions, that are named
+UNKNOWN_WORDS = 12  # most frequent unknown words in the metadata
 
 
-def check_captioned(manifest: Manifest) -> None:
-    """Raise `InputError` where some images have captions and others have none."""
-    bare = [row.image_id for row in manifest.rows if not row.captions]
-    if bare:
-        count = f"{len(bare)} image{'s have' if len(bare) > 1 else ' has'} no caption"
-        raise InputError(f"{manifest.source}/captions.json: {count}: {', '.join(bare[:NAMED])}")
+def check_captions(manifest: Manifest) -> None:
+    """Raise `InputError` if an image has no caption."""
+    missing = [row.image_id for row in manifest.rows if not row.captions]
+    if missing:
+        count = f"{len(missing)} image{'s have' if len(missing) > 1 else ' has'} no caption"
+        raise InputError(f"{manifest.source}/captions.json: {count}: {join_names(missing)}")
 
 
-def towers_of(experiment: Experiment) -> Towers:
-    """The profile's BLIP; raises `InputError` naming its param."""
+def load_blip(experiment: Experiment) -> Towers:
+    """Load the profile's BLIP; raises `InputError` naming its param."""
     checkpoint = read_checkpoint("blip", experiment.active.blip)
     with loading_errors(f"{experiment.profile}.blip", checkpoint.source):
         return load_towers(checkpoint, experiment.compute)
 
 
-def provenance_of(towers: Towers, experiment: Experiment) -> FeatureMetadata:
-    """What BLIP's states of whole images are made with."""
-    config, side = towers.model.config.vision_config, towers.pixels.side
+def blip_metadata(towers: Towers, experiment: Experiment) -> FeatureMetadata:
+    """Return the metadata of BLIP's states of whole images."""
+    config = towers.model.config.vision_config
+    assert isinstance(config, BlipVisionConfig)
+    side = towers.pixels.side
     return FeatureMetadata(
         backbone=experiment.active.blip,
         weights=vit.weights_hash(towers.model),
@@ -59,24 +62,19 @@ def provenance_of(towers: Towers, experiment: Experiment) -> FeatureMetadata:
     )
 
 
-def as_text(provenance: FeatureMetadata) -> dict[str, str]:
-    """A provenance as schema metadata."""
-    return {key: str(value) for key, value in vars(provenance).items()}
-
-
-def decoded(towers: Towers, experiment: Experiment, manifest: Manifest, provenance: FeatureMetadata) -> Shards:
-    """All states of validation images, of the model that captions; they wait to be delivered."""
+def encode_blip_states(towers: Towers, manifest: Manifest, metadata: FeatureMetadata) -> Shards:
+    """Encode the validation images with BLIP; return the shards of their states, not committed."""
     rows = manifest.split("val")
-    if experiment.captioning.model == "blip":
-        shards = Shards(DECODER_STATES / "val", len(rows), as_text(provenance))
-        encode_states(towers, rows, shards, provenance)
-        return shards
-    source = experiment.active.catr
-    path = read_checkpoint("catr", source).file / catr.WEIGHTS
-    with loading_errors(f"{experiment.profile}.catr", source):
-        model = catr.load(path)
-    made_with = FeatureMetadata(
-        backbone=source,
+    shards = Shards(DECODER_STATES / "val", len(rows), metadata.as_text())
+    encode_states(towers, rows, shards, metadata)
+    return shards
+
+
+def encode_catr_states(experiment: Experiment, manifest: Manifest) -> Shards:
+    """Encode the validation images with CATR; return the shards of their states, not committed."""
+    model = load_catr(experiment)
+    metadata = FeatureMetadata(
+        backbone=str(experiment.active.catr),
         weights=vit.weights_hash(model),
         transform=f"longest side {catr.LONGER_SIDE}, mean and std 0.5",
         dim=model.config.hidden,
@@ -85,71 +83,89 @@ def decoded(towers: Towers, experiment: Experiment, manifest: Manifest, provenan
         manifest=manifests.manifest_hash(),
         precision=experiment.compute.precision,
     )
-    shards = Shards(DECODER_STATES / "val", len(rows), as_text(made_with))
-    alike = tuple(sorted(rows, key=lambda row: (row.height, row.width)))
-    encode_grids(prepare_model(model, experiment.compute), alike, shards, made_with, experiment.compute)
+    rows = tuple(sorted(manifest.split("val"), key=lambda row: (row.height, row.width)))
+    shards = Shards(DECODER_STATES / "val", len(rows), metadata.as_text())
+    prepare_model(model, experiment.compute)
+    encode_grids(model, rows, shards, metadata, experiment.compute)
     return shards
 
 
-def compared(
-    towers: Towers, experiment: Experiment, manifest: Manifest, provenance: FeatureMetadata, states: Shards
+def encode_retrieval(
+    towers: Towers, experiment: Experiment, manifest: Manifest, metadata: dict[str, str], states: Shards
 ) -> dict[str, Vectors]:
-    """Vectors by table: of train views, of validation images, of captions."""
-    source, views, facts = experiment.active.blip, experiment.retrieval.views, as_text(provenance)
+    """Return the vectors of training views, validation images and captions, by table name.
+
+    `states` are the validation images' decoder states. If they are BLIP's, their class tokens are the vectors.
+    """
     share, unknown = unknown_words(towers.tokenizer, [text for row in manifest.rows for text in row.captions])
     if unknown:
-        more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
-        print(f"{share:.1%} of the captions' words are unknown to {source}: {', '.join(unknown[:NAMED])}{more}")
-    told = facts | {"unknown_share": f"{share:.4f}", "unknown_words": " ".join(unknown[:NAMED])}
-    side, val, train = towers.pixels.side, manifest.split("val"), manifest.split("train") * views
-    numbers = [view for view in range(views) for _ in manifest.split("train")]
-    places = zip(train, numbers, strict=True)
-    seeds = [experiment.seed_for(f"retrieval/view/{view}/{row.image_id}") for row, view in places]
-    augmented = f"{views} views: resized crop of 0.5 to 1 of the area to {side}x{side}, flip, RandAugment(2, 5)"
-    of_train = told | {"transform": augmented, "seed": str(experiment.seed)}
-    found = {
-        "train": encode_views(towers, train, numbers, seeds, Shards(RETRIEVAL_VECTORS / "train", len(train), of_train))
+        source = experiment.active.blip
+        print(f"{share:.1%} of the captions' words are unknown to {source}: {join_names(unknown)}")
+    caption_metadata = metadata | {
+        "unknown_share": f"{share:.4f}",
+        "unknown_words": " ".join(unknown[:UNKNOWN_WORDS]),
     }
+
+    views = experiment.retrieval.views
+    side = towers.pixels.side
+    train_rows = manifest.split("train") * views
+    view_indices = [view for view in range(views) for _ in manifest.split("train")]
+    seeds = [
+        experiment.seed_for(f"retrieval/view/{view}/{row.image_id}")
+        for view, row in zip(view_indices, train_rows, strict=True)
+    ]
+    train_metadata = caption_metadata | {
+        "transform": f"{views} views: resized crop of 0.5 to 1 of the area to {side}x{side}, flip, RandAugment(2, 5)",
+        "seed": str(experiment.seed),
+    }
+    train_shards = Shards(RETRIEVAL_VECTORS / "train", len(train_rows), train_metadata)
+    tables = {"train": encode_views(towers, train_rows, view_indices, seeds, train_shards)}
+
     if experiment.captioning.model == "blip":
-        found["val"] = class_tokens(FeatureTable(states.folder), facts)
+        tables["val"] = class_tokens(FeatureTable(states.folder), metadata)
     else:
-        found["val"] = encode_views(
-            towers, val, [0] * len(val), None, Shards(RETRIEVAL_VECTORS / "val", len(val), facts)
-        )
-    return found | {"captions": encode_captions(towers, manifest.rows, told)}
+        val_rows = manifest.split("val")
+        val_shards = Shards(RETRIEVAL_VECTORS / "val", len(val_rows), metadata)
+        tables["val"] = encode_views(towers, val_rows, [0] * len(val_rows), None, val_shards)
+    tables["captions"] = encode_captions(towers, manifest.rows, caption_metadata)
+    return tables
 
 
-def write_compared(towers: Towers, tables: dict[str, Vectors]) -> None:
-    """The vectors, and the projections that BLIP came with."""
+def write_retrieval(towers: Towers, tables: dict[str, Vectors]) -> None:
+    """Write the vector tables, and the projections that BLIP came with."""
     for name, vectors in tables.items():
         write_vectors(RETRIEVAL_VECTORS / f"{name}.parquet", vectors)
     projections = {
-        name: weight.cpu().contiguous()
+        name: weight
         for name, weight in towers.model.state_dict().items()
         if name.startswith(("vision_proj.", "text_proj."))
     }
-    with atomic_write(RETRIEVAL_VECTORS / "projections.safetensors") as beside:
-        save_file(projections, beside)
+    save_weights(RETRIEVAL_VECTORS / "projections.safetensors", projections)
 
 
 def main() -> None:
-    experiment, manifest = load_experiment(), manifests.read_manifest()
-    for folder in (DECODER_STATES, RETRIEVAL_VECTORS):
-        shutil.rmtree(folder, ignore_errors=True)  # of another source, perhaps
+    experiment = load_experiment()
+    manifest = manifests.read_manifest()
+    remove_folders(DECODER_STATES, RETRIEVAL_VECTORS)
     if not any(row.captions for row in manifest.rows):
         reason = f"{manifest.source} has no captions (captions.json): no captioning, no retrieval"
         mark_skipped(reason, DECODER_STATES, RETRIEVAL_VECTORS)
         return
-    check_captioned(manifest)
-    towers = towers_of(experiment)
-    provenance = provenance_of(towers, experiment)
-    states = decoded(towers, experiment, manifest, provenance)
+    check_captions(manifest)
+    towers = load_blip(experiment)
+    metadata = blip_metadata(towers, experiment)
+    if experiment.captioning.model == "blip":
+        states = encode_blip_states(towers, manifest, metadata)
+    else:
+        states = encode_catr_states(experiment, manifest)
     if towers.lacks:
         mark_skipped(f"no retrieval: {towers.lacks}", RETRIEVAL_VECTORS)
     else:
-        write_compared(towers, compared(towers, experiment, manifest, provenance, states))
+        tables = encode_retrieval(towers, experiment, manifest, metadata.as_text(), states)
+        write_retrieval(towers, tables)
+    # Only now are all outputs written, and nothing is left to resume.
     states.commit()
-    shutil.rmtree(Shards(RETRIEVAL_VECTORS, 0, {}).folder, ignore_errors=True)
+    remove_folders(WAITING / RETRIEVAL_VECTORS)
 
 
 if __name__ == "__main__":

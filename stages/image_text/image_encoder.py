@@ -1,4 +1,4 @@
-"""Any one image as the model that captions sees it."""
+"""Encode single images for the captioning model."""
 
 from collections.abc import Callable
 
@@ -6,24 +6,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stages.core.stage import InputError
 from stages.image_text.pixels import val_view
 from stages.image_text.towers import load_towers
 from stages.models import catr
-from stages.models.checkpoints.record import read_checkpoint
+from stages.models.catr import Catr
+from stages.models.checkpoints.record import loading_errors, read_checkpoint
 from stages.models.compute import get_device
 from stages.params.experiment import Experiment
 
 
+def load_catr(experiment: Experiment) -> Catr:
+    """Load the profile's CATR; raises `InputError` naming its param."""
+    source = experiment.active.catr
+    if source is None:
+        raise InputError(f"{experiment.profile}.catr is null: 'captioning.model: catr' needs a checkpoint")
+    path = read_checkpoint("catr", source).file / catr.WEIGHTS
+    with loading_errors(f"{experiment.profile}.catr", source):
+        return catr.load(path)
+
+
 def load_encoder(experiment: Experiment) -> Callable[[Image.Image], Tensor]:
-    """Gives an image's states, `(1, rows, columns, dim)`, as captions are decoded from them; BLIP's are one line."""
-    checkpoint = read_checkpoint(experiment.captioning.model, experiment.captioner)
+    """Return a function from an image to its states `(1, rows, columns, dim)`, as captions are decoded from them.
+
+    BLIP's states have one row: the class token and all patches.
+    """
     if experiment.captioning.model == "blip":
-        towers = load_towers(checkpoint, experiment.compute)
+        towers = load_towers(read_checkpoint("blip", experiment.active.blip), experiment.compute)
         return lambda image: towers.image_states(val_view(image, towers.pixels.side)[None])[:, None].float()
-    model = catr.load(checkpoint.file / catr.WEIGHTS).to(get_device())
+
+    model = load_catr(experiment).to(get_device())
 
     @torch.inference_mode()
-    def seen(image: Image.Image) -> Tensor:
+    def encode(image: Image.Image) -> Tensor:
         return model.memory(catr.preprocess(image)[None].to(get_device()))
 
-    return seen
+    return encode

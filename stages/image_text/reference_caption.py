@@ -1,4 +1,4 @@
-"""Which of an image's captions stands for it, where the protocol has one caption an image."""
+"""The reference caption of an image, where the protocol has one caption per image."""
 
 import numpy as np
 
@@ -6,5 +6,5 @@ from stages.data.manifest import Row
 
 
 def reference_index(row: Row, seed: int) -> int:
-    """A caption's number, drawn by the image's id alone, so that other images do not change it."""
+    """Return a random caption index that depends only on `seed` and the image ID, not on other images."""
     return int(np.random.default_rng([seed, *row.image_id.encode()]).integers(len(row.captions)))

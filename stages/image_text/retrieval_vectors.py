@@ -1,7 +1,7 @@
-"""What retrieval compares: class-token states of image views and of captions."""
+"""Vectors that retrieval compares: class-token states of image views and of captions."""
 
 import torch
-from torch import Tensor
+from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 from stages.data.manifest import Row
@@ -9,52 +9,57 @@ from stages.features.loading import iterate_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureTable
 from stages.features.vectors import Vectors, concat_vectors, write_vectors
+from stages.image_text.pixels import split_batches, view_dataset
 from stages.image_text.towers import Towers
-from stages.image_text.views import Views, in_batches
 
-TEXTS = 128  # captions that the text tower reads at once
+TEXTS = 128  # captions per batch of the text tower
 
 
 def encode_views(
-    towers: Towers, rows: tuple[Row, ...], numbers: list[int], seeds: list[int] | None, shards: Shards
+    towers: Towers, rows: tuple[Row, ...], view_indices: list[int], seeds: list[int] | None, shards: Shards
 ) -> Vectors:
-    """Class-token states of one view of each of `rows`, an image's own views told apart by `numbers`.
+    """Return the class-token states of one view per row, with `view_indices` as their indices.
 
-    `seeds` augment the views. Comes in shards, which are kept until the caller throws them away.
+    With `seeds` views are augmented, else they are validation views. The shards stay until the caller deletes them.
     """
-    made_with, views = dict(shards.metadata), Views(rows, towers.pixels.side, seeds)
-    for path, arriving in iterate_shards(
-        shards, views, in_batches, towers.workers, f"encode {shards.target.name} views"
-    ):
-        found, states = [], []
-        for some, pixels in arriving:
-            found += some
+    metadata = {key: str(value) for key, value in shards.metadata.items()}
+    dataset = view_dataset(rows, towers.pixels.side, seeds)
+    name = f"encode {shards.target.name} views"
+    for path, batches in iterate_shards(shards, dataset, split_batches, towers.workers, name):
+        shard_rows: list[int] = []
+        states = []
+        for indices, pixels in batches:
+            shard_rows += indices
             states.append(towers.image_states(pixels)[:, 0].half().cpu())
-        ids = [rows[index].image_id for index in found]
-        write_vectors(path, Vectors(ids, [numbers[index] for index in found], torch.cat(states), made_with))
+        image_ids = [rows[index].image_id for index in shard_rows]
+        shard_views = [view_indices[index] for index in shard_rows]
+        write_vectors(path, Vectors(image_ids, shard_views, torch.cat(states), metadata))
     return concat_vectors(shards.files())
 
 
-def class_tokens(table: FeatureTable, made_with: dict[str, str]) -> Vectors:
-    """What retrieval needs of the hidden states of whole images."""
-    found = [
-        (row.image_id, row.tokens[0, 0].clone())  # a window would keep its group in memory
-        for group in range(table.num_groups)
-        for row in table.read_group(group)
-    ]
-    ids, states = zip(*found, strict=True)
-    return Vectors(list(ids), [0] * len(ids), torch.stack(states), made_with)
+def class_tokens(table: FeatureTable, metadata: dict[str, str]) -> Vectors:
+    """Return the class-token states in a table of BLIP's hidden states."""
+    image_ids = []
+    states = []
+    for group in range(table.num_groups):
+        for row in table.read_group(group):
+            image_ids.append(row.image_id)
+            states.append(row.tokens[0, 0].clone())  # a slice would keep the memory of its whole group
+    return Vectors(image_ids, [0] * len(image_ids), torch.stack(states), metadata)
 
 
-def encode_captions(towers: Towers, rows: tuple[Row, ...], made_with: dict[str, str]) -> Vectors:
-    """Class-token states of every caption of every row; captions of like length share a batch."""
-    told = [(row.image_id, index, text) for row in rows for index, text in enumerate(row.captions)]
-    order = sorted(range(len(told)), key=lambda index: len(told[index][2].split()))
-    states: list[Tensor | None] = [None] * len(told)
-    with tqdm(total=len(told), desc="encode captions", unit="caption", mininterval=1) as bar:
-        for start in range(0, len(order), TEXTS):
-            some = order[start : start + TEXTS]
-            for index, state in zip(some, towers.text_states([told[one][2] for one in some]).half().cpu(), strict=True):
-                states[index] = state
-            bar.update(len(some))
-    return Vectors([one[0] for one in told], [one[1] for one in told], torch.stack(states), made_with)
+def encode_captions(towers: Towers, rows: tuple[Row, ...], metadata: dict[str, str]) -> Vectors:
+    """Return the class-token state of every caption of every row, in order."""
+    captions = [(row.image_id, index, text) for row in rows for index, text in enumerate(row.captions)]
+    image_ids, indices, texts = (list(column) for column in zip(*captions, strict=True))
+    # Captions of similar length share a batch, for less padding.
+    order = sorted(range(len(texts)), key=lambda number: len(texts[number].split()))
+    states = []
+    with tqdm(total=len(texts), desc="encode captions", unit="caption", mininterval=1) as progress:
+        for batch in BatchSampler(order, TEXTS, drop_last=False):
+            states.append(towers.text_states([texts[number] for number in batch]).half().cpu())
+            progress.update(len(batch))
+    sorted_states = torch.cat(states)
+    values = torch.empty_like(sorted_states)
+    values[order] = sorted_states  # back to the order of `captions`
+    return Vectors(image_ids, indices, values, metadata)

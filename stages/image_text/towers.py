@@ -12,14 +12,14 @@ from stages.models.checkpoints.record import Checkpoint
 from stages.models.compute import get_device, mixed_precision, prepare_model
 from stages.params.compute import Compute
 
-LONGEST = 35  # tokens of a caption, as in the protocol
+MAX_TOKENS = 35  # of a caption, as in the protocol
 
 
 @dataclass(frozen=True)
 class Towers:
-    """How BLIP sees images and reads texts. Without `compute`, in single precision.
+    """Encodes images and texts. Without `compute`, in single precision.
 
-    `lacks` says why it reads none, and so has nothing to compare images with; None where it does.
+    `lacks` says why a model has no text tower, and so nothing to compare images with; None if it has one.
     """
 
     model: BlipForImageTextRetrieval | BlipForConditionalGeneration
@@ -34,7 +34,7 @@ class Towers:
 
     @property
     def workers(self) -> int:
-        """Processes that cut views for it."""
+        """Worker processes that load views."""
         return self.compute.workers if self.compute else 0
 
     def _precision(self) -> AbstractContextManager:
@@ -42,9 +42,9 @@ class Towers:
 
     @torch.inference_mode()
     def image_states(self, pixels: Tensor) -> Tensor:
-        """`(B, 1 + patches, dim)`, the class token first, of uint8 `(B, 3, side, side)`.
+        """Return the states `(B, 1 + patches, dim)`, class token first, of uint8 pixels `(B, 3, side, side)`.
 
-        Their first column is what retrieval compares: `pooler_output` would go through the last norm twice.
+        Retrieval compares the class token. Not `pooler_output`, which applies the last norm twice.
         """
         pixels = vit.normalize(pixels.to(self.device, non_blocking=True), self.pixels.mean, self.pixels.std)
         with self._precision():
@@ -52,23 +52,25 @@ class Towers:
 
     @torch.inference_mode()
     def text_states(self, texts: list[str]) -> Tensor:
-        """Class-token states `(B, dim)`."""
-        asked = {"padding": True, "truncation": True, "max_length": LONGEST, "return_tensors": "pt"}
-        read = self.tokenizer(texts, **asked).to(self.device)
+        """Return the class-token states `(B, dim)` of texts."""
+        assert isinstance(self.model, BlipForImageTextRetrieval), self.lacks
+        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        batch = batch.to(self.device)
         with self._precision():
-            return (
-                self.model.text_encoder(read.input_ids, attention_mask=read.attention_mask)
-                .last_hidden_state[:, 0]
-                .float()
-            )
+            output = self.model.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)
+        return output.last_hidden_state[:, 0].float()
 
 
 def load_towers(checkpoint: Checkpoint, compute: Compute) -> Towers:
-    """Both towers of a BLIP; the image tower alone of one that only captions. Raises as `blip.load` does."""
-    folder, lacks = checkpoint.path, None
+    """Load both towers of a BLIP, or the image tower of one that only captions. Raises as `blip.load` does."""
+    model: BlipForImageTextRetrieval | BlipForConditionalGeneration
+    lacks = None
     try:
-        model = blip.load(BlipForImageTextRetrieval, folder)
-    except blip.PartsMissingError as fault:
-        model, lacks = blip.load(BlipForConditionalGeneration, folder), f"{checkpoint.source} {fault}"
+        model = blip.load(BlipForImageTextRetrieval, checkpoint.path)
+    except blip.PartsMissingError as error:
+        model = blip.load(BlipForConditionalGeneration, checkpoint.path)
+        lacks = f"{checkpoint.source} {error}"
     prepare_model(model.vision_model, compute)
-    return Towers(model.to(get_device()), blip.load_tokenizer(folder), blip.load_preprocessing(folder), compute, lacks)
+    model.to(get_device())  # type: ignore[arg-type]  # transformers wraps `to` in an untyped decorator
+    tokenizer = blip.load_tokenizer(checkpoint.path)
+    return Towers(model, tokenizer, blip.load_preprocessing(checkpoint.path), compute, lacks)

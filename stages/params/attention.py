@@ -1,27 +1,28 @@
-"""What is looked at inside the models: position embeddings, the class token's attention, the decoder's."""
+"""Params of the attention stages: position embeddings, the class token's attention, the caption decoder's."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, Strict, StrictBool
 
-from stages.params.section import Count, Name, Section, either, or_named
+from stages.params.section import Count, Name, Section, expects
 
-Index = Annotated[int, Strict()]  # of a block, layer or head; negative ones count from the last
-Ids = Annotated[list[str], Field(min_length=1)]
-Pictures = either(Count, Ids, "a list of image ids")  # how many, spread over the split, or which
+# Of a block, layer or head, from 0; negative numbers count from the last.
+Index = Annotated[int, Strict(), expects("an integer")]
+# The number of images, spread evenly over the split, or their IDs.
+ExampleIds = Count | Annotated[list[str], Field(min_length=1), expects("a list of image IDs")]
 
 
 class ExampleImages(Section):
-    """Which validation images a profile shows."""
+    """The validation images that a profile's attention figures show."""
 
-    class_token: Pictures
-    captions: Pictures
+    class_token: ExampleIds
+    captions: ExampleIds
 
 
 class PositionEmbeddings(Section):
-    """`grids`: rows and columns that the position embeddings are resampled to, beside their own grid.
+    """`grids`: (rows, columns) to which position embeddings are resampled, in addition to their own grid.
 
-    `others`: more ViTs, timm's by name or files of ours, beside the profile's.
+    `others`: ViTs besides the profile's, as timm names or checkpoint files.
     """
 
     grids: list[Annotated[list[Count], Field(min_length=2, max_length=2)]]
@@ -29,7 +30,7 @@ class PositionEmbeddings(Section):
 
 
 class ClassTokenAttention(Section):
-    """`setting` names the fine-tuned classifier that is looked into beside the pretrained ViT."""
+    """`setting` names the fine-tuned classifier that is compared with the pretrained ViT."""
 
     block: Index
     rollout: StrictBool
@@ -37,15 +38,15 @@ class ClassTokenAttention(Section):
 
 
 class CaptionAttention(Section):
-    """Whose words: a cell of `captioning.cells`. `head` is a number, or `mean` of all."""
+    """`cell` is a key of `captioning.cells`: its captions' words are shown. `mean` averages over all heads."""
 
     cell: Name
     layer: Index
-    head: or_named(Index, "mean")
+    head: Index | Literal["mean"]
 
 
 class Attention(Section):
-    """The pictures of attention, and what is measured on the validation split with them."""
+    """Attention maps and position embeddings: what the figures show and what is measured on the validation split."""
 
     positions: PositionEmbeddings
     class_token: ClassTokenAttention

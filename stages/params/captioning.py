@@ -1,37 +1,40 @@
-"""How captions are decoded: the cells of Tables 2 and 3."""
+"""Params of captioning: how captions are decoded (Tables 2 and 3)."""
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
-from stages.params.section import Count, Name, Number, Rate, Section
+from stages.params.section import Count, Name, Rate, Section, expects
 
-OWNERS = {"k": ("top_k",), "p": ("top_p",), "temperature": ("top_k", "top_p"), "beams": ("beam",)}
+# The decoding types that each option belongs to.
+OPTION_TYPES = {"k": ("top_k",), "p": ("top_p",), "temperature": ("top_k", "top_p"), "beams": ("beam",)}
+
+Probability = Annotated[float, Strict(), Field(gt=0, le=1), expects("a number greater than 0 and at most 1")]
 
 
 class Cell(Section):
-    """One way to decode. `k` is top-K sampling's, `p` top-p's, `temperature` both's, `beams` beam search's."""
+    """One way to decode: a row of Table 2 or 3. Each option is required for its types and forbidden for others."""
 
     type: Literal["greedy", "top_k", "top_p", "beam"]
     prompt: str
     k: Count | None = None
-    p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    p: Probability | None = None
     temperature: Rate | None = None
     beams: Count | None = None
 
     @model_validator(mode="after")
-    def _own_keys(self) -> Self:
-        for key, owners in OWNERS.items():
+    def _options_match_type(self) -> Self:
+        for key, types in OPTION_TYPES.items():
             value = getattr(self, key)
-            if value is not None and self.type not in owners:
-                raise ValueError(f"{key} = {value}: belongs to type {' or '.join(owners)}, not {self.type}")
-            if value is None and self.type in owners:
+            if value is not None and self.type not in types:
+                raise ValueError(f"{key} = {value}: belongs to type {' or '.join(types)}, not {self.type}")
+            if value is None and self.type in types:
                 raise ValueError(f"{key} is missing: type {self.type} needs it")
         return self
 
 
 class Captioning(Section):
-    """Lengths in tokens, the prompt and the token before it included, as transformers counts them."""
+    """Lengths in tokens, including the prompt and the start token, as transformers counts them."""
 
     model: Literal["blip", "catr"]
     min_length: Count
@@ -39,7 +42,7 @@ class Captioning(Section):
     cells: dict[Name, Cell] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _lengths_are_ordered(self) -> Self:
         if self.max_length < self.min_length:
             raise ValueError(f"max_length = {self.max_length}: must be at least min_length, {self.min_length}")
         return self

@@ -1,30 +1,28 @@
-"""How classifiers are fine-tuned: the settings of the second report's four rows."""
+"""Params of classification: the settings under which a ViT is fine-tuned."""
 
-from typing import Self, TypeVar
+from typing import Literal, Self
 
 from pydantic import Field, StrictBool
 
-from stages.params.section import Count, Name, Rate, Section, or_named
-
-T = TypeVar("T")
+from stages.params.section import Count, Name, Rate, Section
 
 
 class NamedRates(Section):
-    """Learning rates that a setting may name: a small ViT collapses elsewhere than a large one."""
+    """Learning rates that a setting may name. They depend on the profile's ViT: small ones tolerate higher rates."""
 
     base: Rate
     high: Rate
 
 
 class NamedSizes(Section):
-    """Sides of the square input, in pixels, that a setting may name."""
+    """Input sizes that a setting may name: the side of the square image, in pixels."""
 
     base: Count
     large: Count
 
 
 class Classifier(Section):
-    """What a profile brings to fine-tuning: the pretrained ViT, and what `lr` and `size` mean for it."""
+    """A profile's pretrained ViT for classification, and its values for the names that settings use."""
 
     backbone: str
     lr: NamedRates
@@ -32,26 +30,20 @@ class Classifier(Section):
 
 
 class Setting(Section):
-    """One fine-tuning with Adam. `lr` and `size` are numbers, or names that the profile gives a meaning.
+    """One fine-tuning with Adam. One optimizer step accumulates the gradients of `accumulate` batches."""
 
-    Gradients of `accumulate` batches make one step.
-    """
-
-    lr: or_named(Rate, "base", "high")
+    lr: Rate | Literal["base", "high"]
     augment: StrictBool
-    size: or_named(Count, "base", "large")
+    size: Count | Literal["base", "large"]
     batch_size: Count
     accumulate: Count
     epochs: Count
 
     def resolved(self, classifier: Classifier) -> Self:
-        """The setting in numbers."""
-        lr, size = _meant(self.lr, classifier.lr), _meant(self.size, classifier.size)
+        """Return a copy in which the profile's numbers replace names."""
+        lr = getattr(classifier.lr, self.lr) if isinstance(self.lr, str) else self.lr
+        size = getattr(classifier.size, self.size) if isinstance(self.size, str) else self.size
         return self.model_copy(update={"lr": lr, "size": size})
-
-
-def _meant(value: T | str, names: Section) -> T:
-    return getattr(names, value) if isinstance(value, str) else value
 
 
 class Classification(Section):

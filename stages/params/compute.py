@@ -1,18 +1,18 @@
-"""How models are computed: what changes numbers in their last digits, and what changes seconds alone."""
+"""Device-independent compute params: precision, compilation and data loading workers."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict, StrictBool
 
-from stages.params.section import Section
+from stages.params.section import Section, expects
 
-Workers = Annotated[int, Strict(), Field(ge=0)]
+Workers = Annotated[int, Strict(), Field(ge=0), expects("an integer of at least 0")]
 
 
 class Compute(Section):
-    """`precision` of frozen backbones and of fine-tuning; `compile` for `torch.compile`.
+    """`precision` applies to frozen backbones and to fine-tuning; `compile` to frozen backbones.
 
-    `workers` cut image views in processes of their own; it moves no number and is no stage's param.
+    `workers` is the number of data loading processes. It changes no result, so no stage in `dvc.yaml` depends on it.
     """
 
     precision: Literal["float32", "bfloat16", "float16"]

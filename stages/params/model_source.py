@@ -1,34 +1,34 @@
-"""How params name a pretrained model: a file or its address, or a name with a revision."""
+"""A model source: how params name a pretrained model. A checkpoint file, its URL, a folder, or `NAME[@REVISION]`."""
 
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-FILES = (".safetensors", ".pth", ".pt", ".bin")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is to be fetched from the web."""
+    """Whether a source is an HTTP(S) URL."""
     return source.startswith(("http://", "https://"))
 
 
 def is_checkpoint_file(source: str) -> bool:
-    """Whether a source is a checkpoint's file or address, rather than a name or a folder."""
-    return PurePosixPath(_path(source)).suffix in FILES
+    """Whether a source is a checkpoint file or its URL, rather than a name or a folder."""
+    return _path(source).suffix in CHECKPOINT_SUFFIXES
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
-    """Name and revision of `NAME` or `NAME@REVISION`."""
+    """Split `NAME` or `NAME@REVISION` into name and revision."""
     name, _, revision = source.partition("@")
     return name, revision or None
 
 
 def display_name(source: str) -> str:
-    """What people call it: an address's file, a name without its revision; a path as it is."""
+    """A short name for messages and tables: a URL's file name, a name without its revision, or a path unchanged."""
     if is_url(source):
-        return PurePosixPath(_path(source)).name
+        return _path(source).name
     return source if is_checkpoint_file(source) else split_revision(source)[0]
 
 
-def _path(source: str) -> str:
-    """An address's path without what comes behind it; a file's as it is."""
-    return urlsplit(source).path if is_url(source) else source
+def _path(source: str) -> PurePosixPath:
+    # A URL's path ends before `?query` and `#sha256=...`.
+    return PurePosixPath(urlsplit(source).path if is_url(source) else source)

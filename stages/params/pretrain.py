@@ -1,10 +1,13 @@
-"""How the embedded ViT is pretrained."""
+"""Params of the embedded ViT's pretraining."""
 
 from stages.params.section import Count, Rate, Section, Seed, Weight
 
 
 class Pretrain(Section):
-    """`muon_lr` is for the blocks' matrices (Muon), `lr` for everything else (AdamW)."""
+    """`muon_lr` is for the weight matrices of the blocks (Muon), `lr` for all other weights (AdamW).
+
+    `warmup` is in batches.
+    """
 
     seed: Seed
     images: Count

@@ -1,11 +1,11 @@
-"""How the embedded BLIP is pretrained."""
+"""Params of the embedded BLIP's pretraining."""
 
 from stages.params.pretrain import Pretrain
 from stages.params.section import Count
 
 
 class PretrainBlip(Pretrain):
-    """`text_layers` of encoder and decoder each; `projection` is the width that images and captions are compared in."""
+    """`text_layers`: layers of the text encoder and of the decoder. `projection`: dimension of the shared embedding."""
 
     text_layers: Count
     projection: Count

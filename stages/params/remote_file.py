@@ -1,15 +1,20 @@
-"""A file on the web, and what is known of its bytes, in one string, as pip writes it."""
+"""A file's URL with its expected hash and size, written as one string in the way of pip."""
 
 import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-HEX_DIGITS = {"md5": 32, "sha256": 64}
+# The keys of a URL's fragment: the pattern of their values, and the same in words.
+FRAGMENT_KEYS = {
+    "md5": ("[0-9a-fA-F]{32}", "32 hexadecimal digits"),
+    "sha256": ("[0-9a-fA-F]{64}", "64 hexadecimal digits"),
+    "size": ("[0-9]+", "a number of bytes"),
+}
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the web: `digest` is (algorithm, lower-case hex) and `size` is in bytes, where they are known."""
+    """A file on the web. `digest` is (algorithm, lowercase hex), `size` is in bytes; None if unknown."""
 
     url: str
     digest: tuple[str, str] | None
@@ -18,37 +23,43 @@ class RemoteFile:
 
     @classmethod
     def parse(cls, text: str) -> "RemoteFile":
-        """Read `URL#sha256=HEX&md5=HEX&size=BYTES`; each of the three may be left out, sha256 goes before md5.
+        """Parse `URL#sha256=HEX&md5=HEX&size=BYTES`; each of the three is optional, and sha256 takes precedence.
 
-        Raises `ValueError` with one line that names what is wrong.
+        Raises `ValueError` with one line that names the problem.
         """
         url, _, fragment = text.partition("#")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"'{text}': not an http or https URL")
         name = unquote(parts.path.rpartition("/")[2])
-        if name in ("", ".", "..") or any(one in "/\\" or not one.isprintable() for one in name):
-            raise ValueError(f"'{text}': its path ends in no file name")
-        known = _fragment(text, fragment)
-        digest = next(((one, known[one].lower()) for one in ("sha256", "md5") if one in known), None)
-        return cls(url, digest, int(known["size"]) if "size" in known else None, name)
+        # The file is saved under this name: it must not lead to another folder.
+        if name in ("", ".", "..") or not name.isprintable() or re.search(r"[/\\]", name):
+            raise ValueError(f"'{text}': the URL has no file name")
+        expected = _parse_fragment(text, fragment)
+        algorithm = next((algorithm for algorithm in ("sha256", "md5") if algorithm in expected), None)
+        digest = (algorithm, expected[algorithm].lower()) if algorithm else None
+        size = int(expected["size"]) if "size" in expected else None
+        return cls(url, digest, size, name)
 
     @property
     def expected(self) -> str:
-        """What is known of the bytes, in words."""
-        told = [" ".join(self.digest)] if self.digest else []
-        return ", ".join(told + [f"{self.size} bytes"] * (self.size is not None)) or "any digest"
+        """The expected hash and size, for messages."""
+        words = []
+        if self.digest:
+            words.append(" ".join(self.digest))
+        if self.size is not None:
+            words.append(f"{self.size} bytes")
+        return ", ".join(words) or "any digest"
 
 
-def _fragment(text: str, fragment: str) -> dict[str, str]:
-    known: dict[str, str] = {}
-    for one in filter(None, fragment.split("&")):
-        key, _, value = one.partition("=")
-        if key not in (*HEX_DIGITS, "size") or key in known:
-            raise ValueError(f"'{text}': '{key}' is unknown or there twice; allowed are md5, sha256 and size")
-        pattern = "[0-9]+" if key == "size" else f"[0-9a-fA-F]{{{HEX_DIGITS[key]}}}"
+def _parse_fragment(text: str, fragment: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for item in filter(None, fragment.split("&")):
+        key, _, value = item.partition("=")
+        if key not in FRAGMENT_KEYS or key in values:
+            raise ValueError(f"'{text}': '{key}' is unknown or repeated; allowed are {', '.join(FRAGMENT_KEYS)}")
+        pattern, words = FRAGMENT_KEYS[key]
         if not re.fullmatch(pattern, value):
-            wanted = "a number of bytes" if key == "size" else f"{HEX_DIGITS[key]} hexadecimal digits"
-            raise ValueError(f"'{text}': {key} is '{value}', expected {wanted}")
-        known[key] = value
-    return known
+            raise ValueError(f"'{text}': {key} is '{value}', expected {words}")
+        values[key] = value
+    return values

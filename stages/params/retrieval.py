@@ -1,4 +1,4 @@
-"""How projection heads are trained: Table 4's two, and the grid of Table 5."""
+"""Params of retrieval: how the projection heads of Table 4 and of the grid in Table 5 are trained."""
 
 from typing import Literal, Self
 
@@ -6,11 +6,11 @@ from pydantic import Field, field_validator, model_validator
 
 from stages.params.section import Count, Name, Rate, Section, Weight
 
-TABLE4 = {"provided", "scratch", "finetuned"}  # the names of its rows
+TABLE4_ROWS = {"provided", "scratch", "finetuned"}  # their runs' names, which the grid must not reuse
 
 
 class TrainingParams(Section):
-    """One training. `lr` falls linearly to 0, a step a batch; the last partial batch of an epoch is dropped."""
+    """One training. `lr` decays linearly to 0, per batch; the last partial batch of an epoch is dropped."""
 
     lr: Rate
     weight_decay: Weight
@@ -20,13 +20,13 @@ class TrainingParams(Section):
 
 
 class GridRow(TrainingParams):
-    """One row of the grid, complete in itself. `init` says where the projections start."""
+    """One row of the grid. `init`: train the projections from scratch, or from the provided checkpoint's."""
 
     init: Literal["scratch", "provided"]
 
 
 class Retrieval(TrainingParams):
-    """The retrieval task. Its own recipe is Table 4's training from scratch, `finetune` the other's."""
+    """The retrieval task. Its own training params are for Table 4's training from scratch."""
 
     views: Count
     finetune: TrainingParams
@@ -34,20 +34,21 @@ class Retrieval(TrainingParams):
 
     @field_validator("grid")
     @classmethod
-    def _names_of_its_own(cls, grid: dict[str, GridRow]) -> dict[str, GridRow]:
-        taken = sorted(set(grid) & TABLE4)
-        if taken:
-            raise ValueError(f"'{taken[0]}' is a row of Table 4; give the grid's row another name")
+    def _names_are_free(cls, grid: dict[str, GridRow]) -> dict[str, GridRow]:
+        for name in grid:
+            if name in TABLE4_ROWS:
+                raise ValueError(f"{name}: Table 4 has a row of this name; choose another")
         return grid
 
     @model_validator(mode="after")
-    def _views_are_used(self) -> Self:
-        longest = max(one.epochs for one in (self, self.finetune, *self.grid.values()))
+    def _every_view_is_used(self) -> Self:
+        trainings: list[TrainingParams] = [self, self.finetune, *self.grid.values()]
+        longest = max(training.epochs for training in trainings)
         if self.views > longest:
             raise ValueError(f"views = {self.views}: must be at most the longest epochs, {longest}")
         return self
 
     @property
     def recipe(self) -> TrainingParams:
-        """Table 4's training from scratch."""
+        """The params of Table 4's training from scratch."""
         return TrainingParams(**{key: getattr(self, key) for key in TrainingParams.model_fields})

@@ -1,123 +1,151 @@
-"""What every section of `params.yaml` is: frozen, closed to unknown keys, refused in one line."""
+"""The base class of every section of `params.yaml`, its number types, and error messages of one line."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AllowInfNan,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
     StringConstraints,
-    TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
 )
+from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML, YAMLError
 
 from stages.core.stage import InputError
 
 PARAMS = Path("params.yaml")
-
-Count = Annotated[int, Strict(), Field(gt=0)]
-Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]  # a run's: it names files too
+EXPECTED = "Input should be "  # pydantic's messages start with it
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("input should be a number")  # true would become 1.0
-    return value
+def expects(words: str) -> WrapValidator:
+    """An annotation that replaces a type's error messages by `words`: all that the type allows, in one phrase."""
 
-
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Rate = Annotated[Number, Field(gt=0)]
-Weight = Annotated[Number, Field(ge=0)]
-
-
-def either(kind: Any, other: Any, words: str) -> Any:
-    """A type of `kind`, or of `other`, which `words` describe: pydantic's own unions name their branches in errors."""
-    first, second = TypeAdapter(kind), TypeAdapter(other)
-
-    def check(value: Any) -> Any:
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
-            return second.validate_python(value)
+            return handler(value)
         except ValidationError:
-            pass
-        try:
-            return first.validate_python(value)
-        except ValidationError as error:
-            told = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{told}, or {words}") from None
+            raise PydanticCustomError("expected", EXPECTED + "{words}", {"words": words}) from None
 
-    return Annotated[Any, BeforeValidator(check)]
+    return WrapValidator(check)
 
 
-def or_named(kind: Any, *names: str) -> Any:
-    """A type of `kind`, or of one of `names`."""
-    return either(kind, Literal[names], f"one of: {', '.join(names)}")
+# Strict: `true` must not become 1, and a number in quotes is a mistake. A strict float still takes `0` for `0.0`.
+Count = Annotated[int, Strict(), Field(gt=0), expects("an integer greater than 0")]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32), expects("an integer from 0 to 4294967295")]
+Rate = Annotated[float, Strict(), Field(gt=0), expects("a number greater than 0"), AllowInfNan(False)]
+Weight = Annotated[float, Strict(), Field(ge=0), expects("a number of at least 0"), AllowInfNan(False)]
+# The name of a run, which also names its files.
+Name = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"),
+    expects("a name of letters, digits, '-' and '_' that starts with a letter or digit"),
+]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`."""
+    """A part of `params.yaml`: immutable, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_keys(cls, content: Any) -> Any:
+        """Reject unknown keys before missing ones: a misspelled key is both, and this message names the typo."""
+        if isinstance(content, dict) and cls.model_config["extra"] == "forbid":
+            for key, value in content.items():
+                if key not in cls.model_fields:
+                    raise ValueError(f"{key} = {value!r}: unknown key; allowed here: {', '.join(cls.model_fields)}")
+        return content
 
 
 S = TypeVar("S", bound=Section)
 
 
 def read_params(path: Path = PARAMS) -> dict[str, Any]:
-    """The raw content of a params file. Reads YAML 1.2, where `1e-5` is a number (in PyYAML it is a string)."""
+    """Read a params file without validation. Raises `InputError` if it is not valid YAML or not a mapping.
+
+    YAML 1.2, as DVC reads it: `1e-5` is a number (for PyYAML, which reads YAML 1.1, it is a string).
+    """
     try:
         content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except YAMLError as fault:
-        raise InputError(f"{path} is no YAML: {' '.join(str(fault).split())}") from fault
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds no keys; expected sections such as 'segmentation'")
+        raise InputError(f"{path} has no keys; expected sections such as 'segmentation'")
     return content
 
 
 def validate_params(model: type[S], content: Any, prefix: str = "") -> S:
-    """`content` as `model`. Raises `InputError`, one line with the first fault's key, value and what is allowed."""
+    """Validate `content` as `model`. Raises `InputError` with the first problem's key, value and what is allowed.
+
+    `prefix` is put before the key, such as `pretrain.` if `content` is that section only.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        faults = error.errors()
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise InputError(_line(faults[0], model, prefix) + more) from error
+        raise InputError(f"{PARAMS}: {describe_errors(error.errors(), content, prefix)}") from error
 
 
 def load_section(model: type[S], key: str) -> S:
-    """One section of `params.yaml`, for a stage that needs no other."""
+    """Read and validate one section of `params.yaml`, for a stage that needs no other."""
     content = read_params()
     if key not in content:
         raise InputError(f"{PARAMS} has no section '{key}'")
     return validate_params(model, content[key], f"{key}.")
 
 
-def _line(fault: dict[str, Any], model: type[Section], prefix: str) -> str:
-    key = prefix + ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        allowed = ", ".join(_siblings(fault, model))
-        return f"params.yaml: unknown key '{key}' = {fault['input']!r}; allowed here: {allowed}"
-    if fault["type"] == "missing":
-        return f"params.yaml: '{key}' is missing"
-    allowed = fault["msg"].removeprefix("Value error, ")
-    if isinstance(fault["input"], dict) and fault["type"] == "value_error":  # a section's own rule names its key
-        return f"params.yaml: {f'{key}.' if key else ''}{allowed}"
-    return f"params.yaml: {key} = {fault['input']!r}: {allowed[0].lower()}{allowed[1:]}"
+def describe_errors(errors: Sequence[ErrorDetails], content: Any, prefix: str = "") -> str:
+    """Describe the first problem in one line, and count the rest. Errors of one key are branches of its union."""
+    by_key: dict[str, list[ErrorDetails]] = {}
+    for error in errors:
+        by_key.setdefault(prefix + _key(error, content), []).append(error)
+    key, branches = next(iter(by_key.items()))
+    more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
+    return _describe(key.removesuffix("."), branches) + more
 
 
-def _siblings(fault: dict[str, Any], model: type[BaseModel]) -> list[str]:
-    """Names of the fields beside an unknown key."""
-    for part in fault["loc"][:-1]:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) else None
-        inner = field.annotation if field else model
-        found = [kind for kind in (inner, *getattr(inner, "__args__", ())) if _is_section(kind)]
-        model = found[0] if found else model
-    return list(model.model_fields)
+def join_alternatives(alternatives: Sequence[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *rest, last = alternatives
+    return f"{', '.join(rest)} or {last}" if rest else last
 
 
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def _key(error: ErrorDetails, content: Any) -> str:
+    """The dotted key of an error's value. pydantic mixes labels of union branches into its location: leave them out."""
+    parts = []
+    for part in error["loc"]:
+        in_mapping = isinstance(content, dict) and part in content
+        in_list = isinstance(content, list) and isinstance(part, int)
+        if in_mapping or in_list:
+            content = content[part]
+            parts.append(str(part))
+    if error["type"] == "missing":
+        parts.append(str(error["loc"][-1]))
+    return ".".join(parts)
+
+
+def _describe(key: str, branches: list[ErrorDetails]) -> str:
+    first = branches[0]
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    if first["type"] == "missing":
+        return f"'{key}' is missing"
+    if first["type"] == "value_error" and isinstance(value, dict):  # a section's own rule: it names its key
+        return f"{key}.{message}" if key else message
+    if not message.startswith(EXPECTED):
+        return f"{key} = {value!r}: {message[0].lower()}{message[1:]}"
+    alternatives: list[str] = []
+    for branch in branches:
+        words = branch["msg"].removeprefix(EXPECTED)
+        # A literal's words are "'a', 'b' or 'c'".
+        alternatives += re.split(", | or ", words) if branch["type"] == "literal_error" else [words]
+    return f"{key} = {value!r}: must be {join_alternatives(alternatives)}"

@@ -27,7 +27,8 @@ from stages.params.experiment import Experiment
 from stages.plan.dataset_sizes import DatasetSize
 from stages.plan.placeholder_models import Models
 from stages.segmentation.heads import build_head
-from stages.segmentation.training import pixel_loss, upsample
+from stages.segmentation.pixel_loss import pixel_loss
+from stages.segmentation.upsampling import upsample
 
 MIN_SECONDS = 1.0  # per measurement
 GPU_BATCH = 32  # images, enough to keep a GPU busy
@@ -136,7 +137,9 @@ def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit
     masks = torch.randint(0, CLASSES, (task.batch_size, crop, crop), device=get_device())
     val_tokens = torch.randn(1, *backbone.grid(*images.image_size), backbone.dim)
     for name, params in task.heads.items():
-        head = build_head(dim=backbone.dim, classes=CLASSES, heads=backbone.heads, **params.model_dump())
+        head = build_head(
+            params.kind, params.options, dim=backbone.dim, classes=CLASSES, attention_heads=backbone.heads
+        )
         train = measure_training(head, tokens, partial(pixel_loss, masks=masks), compute)
         predict = partial(predict_mask, head, images.image_size)
         evaluate = measure_inference(predict, val_tokens, compute)

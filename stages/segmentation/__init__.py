@@ -4,4 +4,4 @@ from pathlib import Path
 
 FEATURES = Path("data/features/segmentation")
 PREDICTIONS = Path("data/predictions/segmentation")
-BOOTSTRAP = "segmentation/bootstrap"  # names the seed that all heads' intervals share, so that differences are paired
+BOOTSTRAP = "segmentation/bootstrap"  # seed name: all heads share it, so that their differences are paired

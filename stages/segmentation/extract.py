@@ -1,17 +1,17 @@
 """Stage `extract_segmentation`: every image view through the frozen backbone once, into feature tables."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from stages.core.atomic import remove_folders
 from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
+from stages.data.dataset import MappedDataset
 from stages.data.images import read_image
 from stages.data.manifest import Manifest, Row
 from stages.data.views import View, crop_image, native_view, random_view
@@ -23,82 +23,83 @@ from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
 from stages.models.compute import mixed_precision, prepare_model
 from stages.params.compute import Compute
-from stages.params.experiment import Experiment, ViewParams, load_experiment
+from stages.params.experiment import Experiment, load_experiment
+from stages.params.profiles import ViewParams
 from stages.segmentation import FEATURES
 
-BATCH = 32  # views
-PIXELS = 2**21  # of a batch of larger views: 32 of 256x256; one view alone may have more
+BATCH = 32  # views per batch at most
+PIXELS = 2**21  # pixels per batch at most: 32 views of 256x256; a single view may have more
+
+RowView = tuple[Row, int, View]  # an image, a view index, and how the view is cut
 
 
-def train_views(rows: tuple[Row, ...], views: int, params: ViewParams, seed: int) -> list[tuple[Row, int, View]]:
-    """Every training image once a view index; a view's randomness hangs on its image's id and index alone."""
+def train_views(rows: tuple[Row, ...], views: int, params: ViewParams, seed: int) -> list[RowView]:
+    """Return `views` random views of every training image, ordered by view index.
+
+    The crop depends only on (seed, image ID, view index), so any subset can be extracted on its own.
+    """
     short_side = (params.short_side_min, params.short_side_max)
-
-    def cut(row: Row, index: int) -> View:
-        rng = np.random.default_rng([seed, index, *row.image_id.encode()])
-        return random_view(rng, row.height, row.width, short_side, params.crop)
-
-    return [(row, index, cut(row, index)) for index in range(views) for row in rows]
-
-
-def val_views(rows: tuple[Row, ...]) -> list[tuple[Row, int, View]]:
-    """Every validation image at its native size, like sizes side by side so that they share batches."""
-    alike = sorted(rows, key=lambda row: (row.height, row.width))
-    return [(row, 0, native_view(row.height, row.width)) for row in alike]
+    row_views = []
+    for index in range(views):
+        for row in rows:
+            rng = np.random.default_rng([seed, index, *row.image_id.encode()])
+            row_views.append((row, index, random_view(rng, row.height, row.width, short_side, params.crop)))
+    return row_views
 
 
-class Views(Dataset):
-    """Cuts views: `(index, pixels (3, H, W) uint8)`."""
-
-    def __init__(self, views: list[tuple[Row, int, View]]):
-        self.views = views
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        row, _, view = self.views[index]
-        pixels = crop_image(read_image(Path(row.image)), view)
-        return index, torch.from_numpy(pixels.transpose(2, 0, 1))
+def val_views(rows: tuple[Row, ...]) -> list[RowView]:
+    """Return every validation image at native size, ordered by size, so that equal sizes share batches."""
+    by_size = sorted(rows, key=lambda row: (row.height, row.width))
+    return [(row, 0, native_view(row.height, row.width)) for row in by_size]
 
 
-def batches_of(views: list[tuple[Row, int, View]], span: range, size: int) -> Iterator[list[int]]:
-    """Neighbors in `span` that share one shape and one view index, at most `size` views or `PIXELS` at once."""
+def load_pixels(row_view: RowView) -> Tensor:
+    """Return the pixels of a view, `(3, H, W)` uint8."""
+    row, _, view = row_view
+    return torch.from_numpy(crop_image(read_image(Path(row.image)), view).transpose(2, 0, 1))
 
-    def shape(index: int) -> tuple[int, int, int]:
-        _, number, view = views[index]
-        return number, view.crop_height, view.crop_width
 
-    return batch_by_key(span, shape, lambda key: max(1, min(size, PIXELS // (key[1] * key[2]))))
+def split_batches(views: list[RowView], span: range, batch_size: int) -> Iterator[list[int]]:
+    """Divide the indices in `span` into batches of consecutive views with one shape and one view index.
+
+    A batch has at most `batch_size` views and at most `PIXELS` pixels.
+    """
+
+    def index_and_shape(index: int) -> tuple[int, int, int]:
+        _, view_index, view = views[index]
+        return view_index, view.crop_height, view.crop_width
+
+    return batch_by_key(span, index_and_shape, lambda key: max(1, min(batch_size, PIXELS // (key[1] * key[2]))))
 
 
 @torch.inference_mode()
 def extract(
     backbone: vit.Backbone,
-    views: list[tuple[Row, int, View]],
+    views: list[RowView],
     shards: Shards,
-    made_with: FeatureMetadata,
+    metadata: FeatureMetadata,
     compute: Compute,
-    batch: int = BATCH,
+    batch_size: int = BATCH,
 ) -> None:
-    """Stream `views` through `backbone` into the shards that are missing, each once; holds a few batches at a time."""
+    """Write the tokens of `views` to the missing shards; a few batches are in memory at a time."""
     device = next(backbone.parameters()).device
+    dataset = MappedDataset(views, load_pixels)
 
-    def alike(span: range) -> Iterator[list[int]]:
-        return batches_of(views, span, batch)
+    def split(span: range) -> Iterator[list[int]]:
+        return split_batches(views, span, batch_size)
 
-    for path, arriving in iterate_shards(shards, Views(views), alike, compute.workers, f"extract {shards.target.name}"):
-        with open_feature_writer(path, made_with) as writer:
-            for indices, pixels in arriving:
+    for path, batches in iterate_shards(shards, dataset, split, compute.workers, f"extract {shards.target.name}"):
+        with open_feature_writer(path, metadata) as writer:
+            for indices, pixels in batches:
                 with mixed_precision(compute):
-                    tokens = backbone(pixels.to(device, non_blocking=True)).patches.half().cpu()
-                for index, one in zip(indices, tokens, strict=True):
-                    row, number, view = views[index]
-                    writer.add(ViewFeatures(row.image_id, number, view, one))
+                    batch_tokens = backbone(pixels.to(device, non_blocking=True)).patches.half().cpu()
+                for index, tokens in zip(indices, batch_tokens, strict=True):
+                    row, view_index, view = views[index]
+                    writer.add(ViewFeatures(row.image_id, view_index, view, tokens))
 
 
 def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: str) -> None:
-    """Raise `InputError` where a view is smaller than one patch."""
+    """Raise `InputError` if a view is smaller than one patch."""
     rows, columns = backbone.patch
     if crop < max(rows, columns):
         raise InputError(f"{profile}.view.crop = {crop}: smaller than one {rows}x{columns} patch of the backbone")
@@ -107,8 +108,8 @@ def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: 
             raise InputError(f"{row.image}: {row.width}x{row.height} pixels, smaller than one {rows}x{columns} patch")
 
 
-def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -> FeatureMetadata:
-    """What the tables of this experiment are made with."""
+def build_metadata(experiment: Experiment, backbone: vit.Backbone, transform: str) -> FeatureMetadata:
+    """Return the metadata of a table of this experiment whose views are cut by `transform`."""
     return FeatureMetadata(
         backbone=experiment.active.backbone,
         weights=vit.weights_hash(backbone.vit),
@@ -123,31 +124,34 @@ def provenance(experiment: Experiment, backbone: vit.Backbone, transform: str) -
 
 def main() -> None:
     experiment = load_experiment()
-    manifest, params, task = manifests.read_manifest(), experiment.active.view, experiment.segmentation
+    manifest = manifests.read_manifest()
     if not all(row.mask for row in manifest.rows):
         mark_skipped(f"{manifest.source} has no masks: no segmentation", FEATURES)
         return
     backbone = load_vit("backbone", experiment)
+    params = experiment.active.view
     check_sizes(manifest, backbone, params.crop, experiment.profile)
-    splits = {
-        "train": (
-            train_views(manifest.split("train"), task.views, params, experiment.seed_for("segmentation/views")),
-            f"{task.views} views, short side {params.short_side_min} to {params.short_side_max}, "
-            f"crop {params.crop}, flip",
-        ),
-        "val": (val_views(manifest.split("val")), "native size"),
+
+    views = experiment.segmentation.views
+    view_seed = experiment.seed_for("segmentation/views")
+    views_by_split = {
+        "train": train_views(manifest.split("train"), views, params, view_seed),
+        "val": val_views(manifest.split("val")),
     }
-    made_with = {split: provenance(experiment, backbone, transform) for split, (_, transform) in splits.items()}
+    short_side = f"short side {params.short_side_min} to {params.short_side_max}"
+    transforms = {"train": f"{views} views, {short_side}, crop {params.crop}, flip", "val": "native size"}
+    metadata = {split: build_metadata(experiment, backbone, transform) for split, transform in transforms.items()}
+
     prepare_model(backbone, experiment.compute)
-    shutil.rmtree(FEATURES, ignore_errors=True)  # of another source, perhaps
-    asked = {"seed": experiment.seed, "compile": experiment.compute.compile}
-    tables = {
-        split: Shards(FEATURES / split, len(views), vars(made_with[split]) | asked)
-        for split, (views, _) in splits.items()
-    }
-    for split, (views, _) in splits.items():
-        extract(backbone, views, tables[split], made_with[split], experiment.compute)
-    for shards in tables.values():
+    remove_folders(FEATURES)
+    # Params that the tokens depend on and that their metadata does not hold.
+    resume_key = {"seed": experiment.seed, "compile": experiment.compute.compile}
+    tables = []
+    for split, split_views in views_by_split.items():
+        shards = Shards(FEATURES / split, len(split_views), vars(metadata[split]) | resume_key)
+        extract(backbone, split_views, shards, metadata[split], experiment.compute)
+        tables.append(shards)
+    for shards in tables:  # all or none: a table alone is of no use
         shards.commit()
 
 

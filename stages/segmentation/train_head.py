@@ -1,14 +1,13 @@
-"""Stage `train_head@NAME`: train one head on cached features, after the report's protocol."""
+"""Stage `train_head@NAME`: train one segmentation head on cached tokens, with the original's protocol."""
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from stages.core.atomic import atomic_write
@@ -16,13 +15,16 @@ from stages.core.bootstrap import confidence_interval
 from stages.core.runs import Run, package_versions, record_path, write_run
 from stages.core.skipped import mark_skipped, skip_reason
 from stages.core.stage import InputError, stage
+from stages.core.weights_file import save_weights
 from stages.data import manifest as manifests
 from stages.features.tokens import FeatureTable
 from stages.models.compute import get_device
-from stages.params.experiment import Experiment, Head, Segmentation, load_experiment
+from stages.params.experiment import Experiment, load_experiment
+from stages.params.segmentation import Segmentation
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.dataset import TrainViews, ValImages
-from stages.segmentation.heads import build_head
+from stages.segmentation.heads import build_head, check_heads
+from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import mean_iou_draws
 from stages.segmentation.training import predict, train
 
@@ -30,69 +32,79 @@ TASK = "segmentation"
 WEIGHTS = Path("data/models/segmentation")
 
 
-def outputs_of(name: str) -> tuple[Path, Path]:
-    """Where a head's weights and predictions go."""
+def output_paths(name: str) -> tuple[Path, Path]:
+    """Return the paths of a head's weights and predictions."""
     return WEIGHTS / f"{name}.safetensors", PREDICTIONS / f"{name}.parquet"
 
 
-def write_weights(path: Path, head: nn.Module, config: dict, classes: tuple[str, ...]) -> None:
-    """The head's weights, with what `build_head` needs to make it anew and the classes' names.
-
-    Both stand under one key of the metadata: safetensors writes several in an order that changes from run to run.
-    """
-    weights = {key: weight.cpu().contiguous() for key, weight in head.state_dict().items()}
-    with atomic_write(path) as beside:
-        save_file(weights, beside, metadata={"head": json.dumps({"config": config, "classes": classes})})
+def write_head(path: Path, head: nn.Module, config: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Write the weights of `build_head(**config)`, with `config` and the class names as metadata `head`."""
+    save_weights(path, head.state_dict(), head={"config": config, "classes": classes})
 
 
 def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
-    """All validation masks as predicted: `image_id`, `height`, `width`, `mask` (uint8 bytes, row by row)."""
-    fields = [("image_id", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("mask", pa.binary())]
-    schema = pa.schema(fields)
-    with atomic_write(path) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
-        for alike, predicted in predict(head, images):
-            sizes = [len(alike.image_ids) * [side] for side in predicted.shape[1:]]
+    """Write the predicted masks: `image_id`, `height`, `width`, `mask` (uint8 bytes in row-major order)."""
+    schema = pa.schema(
+        [("image_id", pa.string()), ("height", pa.int32()), ("width", pa.int32()), ("mask", pa.binary())]
+    )
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for batch, predicted in predict(head, images):
+            count, height, width = predicted.shape
             masks = [mask.numpy().tobytes() for mask in predicted]
-            writer.write_table(pa.table([alike.image_ids, *sizes, masks], schema=schema))
+            columns = [batch.image_ids, [height] * count, [width] * count, masks]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def run_head(experiment: Experiment, name: str) -> Run:
-    """Train the head `segmentation.heads.NAME` and write its weights, predictions and record."""
-    task, manifest = experiment.segmentation, manifests.read_manifest()
+    """Train the head `segmentation.heads.NAME`; write its weights, predictions and run record."""
+    task = experiment.segmentation
     if name not in task.heads:
         raise InputError(f"unknown head '{name}'; segmentation.heads has: {', '.join(task.heads)}")
-    asked, classes = task.heads[name], len(manifest.classes)
-    expected = {"backbone": experiment.active.backbone, "manifest": manifests.manifest_hash()}
-    train_table, val_table = (FeatureTable(FEATURES / split, **expected) for split in ("train", "val"))
-    _check_fits(name, asked, task, train_table, val_table)
-    made_from, seed = train_table.metadata, experiment.seed_for(f"segmentation/{name}")
-    config = {"dim": made_from.dim, "classes": classes, "heads": made_from.heads, **asked.model_dump()}
-    torch.manual_seed(seed)
-    head = build_head(**config).to(get_device())
-    masks = {row.image_id: Path(row.mask) for row in manifest.rows}
-    views, val = TrainViews(train_table, masks, views=task.views, epochs=task.epochs), ValImages(val_table, masks)
+    check_heads(task.heads)
+    manifest = manifests.read_manifest()
+    expect = {"backbone": experiment.active.backbone, "manifest": manifests.manifest_hash()}
+    train_table = FeatureTable(FEATURES / "train", **expect)
+    val_table = FeatureTable(FEATURES / "val", **expect)
+
+    kind = task.heads[name].kind
+    options = task.heads[name].options
+    features = train_table.metadata
+    classes = len(manifest.classes)
+    shape = {"dim": features.dim, "classes": classes, "attention_heads": features.heads}
+    config: dict[str, Any] = {"kind": kind, "options": options, **shape}
+    seed = experiment.seed_for(f"segmentation/{name}")
+    torch.manual_seed(seed)  # of the initial weights
+    head = build_head(**config, name=name).to(get_device())
+    check_tables(name, head, task, train_table, val_table)
+
+    masks = {row.image_id: Path(row.mask) for row in manifest.rows if row.mask}
+    views = TrainViews(train_table, masks, views=task.views, epochs=task.epochs)
+    val = ValImages(val_table, masks)
     history, matrices = train(head, views, val, classes, task, seed, f"train_head@{name}")
-    weights, predictions = outputs_of(name)
-    write_weights(weights, head, config, manifest.classes)
-    write_predictions(predictions, head, val)
-    asked_for = {**task.model_dump(exclude={"heads"}), **asked.model_dump(exclude_none=True)}
+
+    weights_path, predictions_path = output_paths(name)
+    write_head(weights_path, head, config, manifest.classes)
+    write_predictions(predictions_path, head, val)
+    head_params = {**task.model_dump(exclude={"heads"}), "kind": kind, **options}
     run = Run(
         task=TASK,
         name=name,
         stage=f"train_head@{name}",
-        params={"profile": experiment.profile, "seed": experiment.seed, **asked_for},
+        params={"profile": experiment.profile, "seed": experiment.seed, **head_params},
         metrics=_metrics(history, matrices, manifest.classes, experiment.seed_for(BOOTSTRAP)),
         history=[{**row, "iou": dict(zip(manifest.classes, row["iou"], strict=True))} for row in history],
-        inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(made_from)},
-        artifacts={"weights": str(weights), "predictions": str(predictions)},
+        inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(features)},
+        artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow"),
     )
     write_run(run)
     return run
 
 
-def _check_fits(name: str, asked: Head, task: Segmentation, train_table: FeatureTable, val_table: FeatureTable) -> None:
-    """Raise `InputError` for other views than asked for, a batch that no epoch fills, a kernel larger than a grid."""
+def check_tables(
+    name: str, head: SegmentationHead, task: Segmentation, train_table: FeatureTable, val_table: FeatureTable
+) -> None:
+    """Raise `InputError` for a wrong number of views, too few images for a batch, or a grid too small for the head."""
     views = len(set(train_table.group_views))
     if views != task.views:
         raise InputError(f"segmentation.views = {task.views}: {train_table.path} holds {views}; run `dvc repro`")
@@ -100,13 +112,14 @@ def _check_fits(name: str, asked: Head, task: Segmentation, train_table: Feature
     if task.batch_size > images:
         raise InputError(f"segmentation.batch_size = {task.batch_size}: at most {images}, the training images")
     side = min(*train_table.smallest_grid, *val_table.smallest_grid)
-    if asked.kernel and asked.kernel > side:
-        most = f"at most {side}, the side of the smallest grid of patch tokens"
-        raise InputError(f"segmentation.heads.{name}.kernel = {asked.kernel}: {most}")
+    if head.min_grid > side:
+        needed = f"{head.min_grid}x{head.min_grid} patch tokens"
+        raise InputError(f"segmentation.heads.{name}: needs {needed}; the smallest grid has a side of {side}")
 
 
-def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...], seed: int) -> dict:
-    last, best = history[-1], max(history, key=lambda row: row["miou"])
+def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...], seed: int) -> dict[str, Any]:
+    last = history[-1]
+    best = max(history, key=lambda row: row["miou"])
     low, high = confidence_interval(mean_iou_draws(matrices, seed=seed))
     return {
         "miou": last["miou"],
@@ -123,11 +136,12 @@ def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...]
 def main(name: str) -> None:
     reason = skip_reason(FEATURES)
     if reason:
-        mark_skipped(reason, *outputs_of(name), record_path(TASK, name))
+        mark_skipped(reason, *output_paths(name), record_path(TASK, name))
         return
     run = run_head(load_experiment(), name)
-    if run.metrics["absent_classes"]:
-        print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(run.metrics['absent_classes'])}")
+    absent = run.metrics["absent_classes"]
+    if absent:
+        print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(absent)}")
 
 
 if __name__ == "__main__":

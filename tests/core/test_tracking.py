@@ -1,4 +1,4 @@
-"""Runs reach MLflow once, from their records, and a store that fails costs nothing."""
+"""Runs are registered in MLflow once, from their records; a failing store costs nothing."""
 
 import json
 
@@ -6,12 +6,12 @@ import pytest
 from mlflow import MlflowClient
 
 from stages.core import tracking
-from stages.core.runs import Run, read_run, record_path, write_run
+from stages.core.runs import RUNS, Run, read_run, record_path, write_run
 from stages.core.skipped import mark_skipped
 from stages.core.stage import TIMINGS, InputError
 
 
-def made_up(**changes):
+def build_run(**changes):
     fields = {
         "task": "segmentation",
         "name": "linear",
@@ -26,7 +26,13 @@ def made_up(**changes):
     return Run(**{**fields, **changes})
 
 
-@pytest.fixture
+def write_runs(*runs):
+    for run in runs:
+        write_run(run)
+    return list(runs)
+
+
+@pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
@@ -39,40 +45,43 @@ def runs_in_store():
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
-def test_record_round_trip_and_identity(project):
-    run = made_up()
-    write_run(run)
+def test_record_round_trip_and_identity():
+    (run,) = write_runs(build_run())
     assert read_run("segmentation", "linear") == run
-    assert run.identity == made_up().identity
-    assert run.identity != made_up(metrics={"miou": 31.26}).identity
+    assert run.identity == build_run().identity
+    assert run.identity != build_run(metrics={"miou": 31.26}).identity
 
 
-def test_missing_and_broken_records_are_named(project):
+def test_missing_and_invalid_records_are_named():
     with pytest.raises(InputError, match="no run record at reports/runs/segmentation/linear.json"):
         read_run("segmentation", "linear")
-    made_up().path.parent.mkdir(parents=True)
-    made_up().path.write_text("{")
-    with pytest.raises(InputError, match="is no run record"):
-        read_run("segmentation", "linear")
+    path = record_path("segmentation", "linear")
+    path.parent.mkdir(parents=True)
+    for text in ("{", "[]", '{"status": "new"}'):
+        path.write_text(text)
+        with pytest.raises(InputError, match="is not a run record"):
+            read_run("segmentation", "linear")
 
 
-def test_nan_is_never_written(project):
+def test_nan_is_never_written():
+    run = build_run(metrics={"miou": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_run(made_up(metrics={"miou": float("nan")}))
-    assert not made_up().path.exists()
+        write_run(run)
+    assert not run.path.exists()
 
 
-def test_registered_once_with_metrics_params_tags_and_record(project):
-    run = made_up()
-    write_run(run)
+def test_run_is_registered_once_with_metrics_params_tags_and_record():
+    (run,) = write_runs(build_run())
     tracked = tracking.register([run])[run.identity]
     assert tracking.register([run]) == {run.identity: tracked}
     assert len(runs_in_store()) == 1
     assert tracked.metrics["miou"] == 31.25
     run_id = tracked.run_id
     client = MlflowClient(tracking.store_uri())
-    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "epoch/miou")] == [(1, 10.0), (2, 31.25)]
-    assert [m.value for m in client.get_metric_history(run_id, "epoch/iou/a _b_")] == [1.0, 2.0]
+    curve = client.get_metric_history(run_id, "epoch/miou")
+    assert [(metric.step, metric.value) for metric in curve] == [(1, 10.0), (2, 31.25)]
+    class_curve = client.get_metric_history(run_id, "epoch/iou/a _b_")
+    assert [metric.value for metric in class_curve] == [1.0, 2.0]
     data = client.get_run(run_id).data
     assert data.params["lr"] == "0.001"
     assert data.tags[tracking.IDENTITY] == run.identity
@@ -80,73 +89,67 @@ def test_registered_once_with_metrics_params_tags_and_record(project):
     assert [file.path for file in client.list_artifacts(run_id)] == ["linear.json"]
 
 
-def test_changed_results_are_another_run(project):
+def test_changed_metrics_are_another_run():
     for miou in (1.0, 2.0):
-        run = made_up(metrics={"miou": miou})
-        write_run(run)
-        tracking.register([run])
+        tracking.register(write_runs(build_run(metrics={"miou": miou})))
     assert len(runs_in_store()) == 2
 
 
-def test_many_runs_are_registered_in_one_go(project):
-    runs = [made_up(name=name) for name in ("one", "two")]
-    for run in runs:
-        write_run(run)
+def test_runs_of_a_stage_share_its_duration():
+    runs = write_runs(build_run(name="first"), build_run(name="second"))
     TIMINGS.write_text(json.dumps({"train_head@linear": {"seconds": 8.0}}))
-    found = tracking.register(runs)
-    assert list(found) == [run.identity for run in runs]
-    assert {info.info.run_name for info in runs_in_store()} == {"one", "two"}
-    assert all(3900 <= one.info.end_time - one.info.start_time < 8000 for one in runs_in_store())
+    tracked = tracking.register(runs)
+    assert list(tracked) == [run.identity for run in runs]
+    infos = [run.info for run in runs_in_store()]
+    assert {info.run_name for info in infos} == {"first", "second"}
+    assert all(3900 <= info.end_time - info.start_time < 8000 for info in infos)
 
 
-def test_every_record_that_is_there_is_registered_by_hand(project, capsys):
-    for name in ("one", "two"):
-        write_run(made_up(name=name))
-    mark_skipped("no labels", record_path("classification", "base"))
+def test_main_registers_every_record_but_skipped_ones(capsys):
+    write_runs(build_run(name="first"), build_run(name="second"))
+    mark_skipped("no labels", record_path("classification", "base"), RUNS / "captioning")
     tracking.main()
     assert "2 of 2 runs are in sqlite" in capsys.readouterr().out
-    assert {info.info.run_name for info in runs_in_store()} == {"one", "two"}
+    assert {run.info.run_name for run in runs_in_store()} == {"first", "second"}
 
 
-def test_a_run_cut_off_half_way_is_registered_anew(project, monkeypatch):
-    run = made_up()
-    write_run(run)
-    monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("cut off")))
-    assert tracking.register([run]) == {}
-    monkeypatch.undo()
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("DVC_ROOT", str(project))
+def test_interrupted_registration_is_repeated(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("interrupted")
+
+    (run,) = write_runs(build_run())
+    with monkeypatch.context() as context:
+        context.setattr(MlflowClient, "log_batch", fail)
+        assert tracking.register([run]) == {}
     assert tracking.register([run])
-    assert sorted(found.info.status for found in runs_in_store()) == ["FAILED", "FINISHED"]
+    assert sorted(run.info.status for run in runs_in_store()) == ["FAILED", "FINISHED"]
 
 
-def test_an_unreachable_store_warns_in_one_line_and_returns(project, monkeypatch, capsys):
+def test_unreachable_store_is_one_line_of_warning(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert tracking.register([made_up()]) == {}
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert "http://127.0.0.1:9 not usable, linear not registered" in told[0]
+    assert tracking.register([build_run(), build_run(name="second")]) == {}
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "http://127.0.0.1:9 not usable, linear and 1 more not registered" in lines[0]
 
 
-def test_figures_are_attached_and_replace_themselves(project):
-    run = made_up()
-    write_run(run)
+def test_figures_are_attached_and_replaced(project):
+    (run,) = write_runs(build_run())
     run_id = tracking.register([run])[run.identity].run_id
     figure = project / "curve.png"
-    for content in (b"one", b"two"):
+    for content in (b"first", b"second"):
         figure.write_bytes(content)
         tracking.attach({run_id: [figure]})
     client = MlflowClient(tracking.store_uri())
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/curve.png"]
 
 
-def test_the_store_lies_at_the_projects_root_even_from_a_temporary_copy(project, monkeypatch):
+def test_store_is_in_the_project_root_even_from_a_temporary_copy(project, monkeypatch):
     monkeypatch.chdir(project.parent)
     assert tracking.store_uri() == f"sqlite:///{project}/mlflow.db"
 
 
-def test_names_that_mlflow_refuses_lose_no_run(project):
-    run = made_up(metrics={"class_accuracy": {"cats/": 1.0, "a//b": 2.0, "..": 3.0, "dogs": 4.0}})
-    write_run(run)
+def test_class_names_that_mlflow_rejects_are_replaced():
+    (run,) = write_runs(build_run(metrics={"class_accuracy": {"cats/": 1.0, "a//b": 2.0, "..": 3.0, "dogs": 4.0}}))
     names = set(tracking.register([run])[run.identity].metrics)
     assert {f"class_accuracy/{name}" for name in ("cats_", "a__b", "_", "dogs")} <= names

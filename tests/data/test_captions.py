@@ -1,92 +1,121 @@
-"""Captions of scenes: what they may say, how they are read back, and how the web's differ."""
+"""Captions are read from the layouts of published data sets, and what is malformed is one problem per file."""
 
-import numpy as np
+import json
+
 import pytest
+from conftest import ROOT
 
-from stages.captioning.naming_accuracy import naming_accuracy
-from stages.data.scenes import web
-from stages.data.scenes.annotations import read_objects, write_objects
-from stages.data.scenes.captions import Mention, mentions, scene_captions, vocabulary
-from stages.data.scenes.scene import SceneObject, Style, draw_scene
+from stages.data.captions import read_captions
+from stages.data.manifest import Problems
+
+ASSIGNMENT_CAPTIONS = ROOT.parent / "shared/assignment/captions_v1.json"
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 5, "file_name": "b.x.jpg"}, {"id": 6, "file_name": "bare.jpg"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "caption": "a dog"},
+        {"id": 2, "image_id": 5, "caption": "two\ncats "},
+        {"id": 3, "image_id": 7, "caption": "one dog"},
+    ],
+}
+KARPATHY = {
+    "dataset": "coco",
+    "images": [
+        {
+            "filename": "a.jpg",
+            "filepath": "val2014",
+            "split": "test",
+            "sentences": [{"raw": "a dog"}, {"raw": "one dog"}],
+        },
+        {"filename": "b.x.jpg", "split": "train", "sentences": [{"raw": " two  cats", "tokens": ["two", "cats"]}]},
+        {"filename": "bare.jpg", "split": "train", "sentences": []},
+    ],
+}
 
 
-def test_every_caption_is_made_of_known_words():
-    said = set()
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        said |= {word for text in scene_captions(rng, draw_scene(rng, "pretrain")) for word in text.split()}
-        said |= set(web.web_caption(rng, draw_scene(rng, "pretrain", web.STYLE)).split())
-    assert said <= web.vocabulary()
-    assert len(said & vocabulary()) > 60
-
-
-def test_what_a_caption_names_is_in_the_scene():
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        scene = draw_scene(rng, "pretrain_val")
-        held = {(thing.name, thing.color) for thing in scene.objects}
-        for text in scene_captions(rng, scene):
-            found = mentions(text.split())
-            assert 1 <= len(found) <= 2
-            assert {(mention.name, mention.color) for mention in found} <= held
+def read(tmp_path, text):
+    """Return the captions of a file with this text, and the problems with it."""
+    path = tmp_path / "captions.json"
+    path.write_text(text, encoding="utf-8")
+    problems = Problems()
+    return read_captions(path, problems), problems.lines
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("content", "expected"),
     [
-        ("a red disc above a large blue number seven", [("circle", "red", 2, 1), ("seven", "blue", 8, 6)]),
-        ("an orange moon and below it a hoop", [("crescent", "orange", 2, 1), ("ring", None, 7, None)]),
-        ("a red", []),
-        ("a red photo and a star", [("star", None, 5, None)]),
-        ("", []),
+        ({"a": "a dog", "b.x": "two  cats "}, {"a": ("a dog",), "b.x": ("two cats",)}),
+        ({"a": ["a dog", "one dog"], "b.x": "two cats"}, {"a": ("a dog", "one dog"), "b.x": ("two cats",)}),
+        (COCO, {"a": ("a dog", "one dog"), "b.x": ("two cats",), "bare": ()}),
+        (KARPATHY, {"a": ("a dog", "one dog"), "b.x": ("two cats",), "bare": ()}),
+        ({"images": "a caption of a file of that name"}, {"images": ("a caption of a file of that name",)}),
     ],
 )
-def test_mentions_by_hand(text, expected):
-    assert mentions(text.split()) == tuple(Mention(*one) for one in expected)
+def test_captions_are_read_from_all_layouts(tmp_path, content, expected):
+    assert read(tmp_path, json.dumps(content)) == (expected, [])
 
 
-def test_the_webs_captions_leave_out_and_mistake_things():
-    silent = web.Noise(**dict.fromkeys(vars(web.Noise()), 0.0))
-    wrong, colorless, total = 0, 0, 0
-    for seed in range(300):
-        rng = np.random.default_rng(seed)
-        scene = draw_scene(rng, "pretrain", web.STYLE)
-        held = {(thing.name, thing.color) for thing in scene.objects}
-        assert all((one.name, one.color) in held for one in mentions(web.web_caption(rng, scene, silent).split()))
-        for mention in mentions(web.web_caption(rng, scene).split()):
-            total += 1
-            colorless += mention.color is None
-            wrong += mention.color is not None and (mention.name, mention.color) not in held
-    assert 0.10 < colorless / total < 0.20
-    assert 0.04 < wrong / total < 0.14
+def test_a_byte_order_mark_is_accepted(tmp_path):
+    assert read(tmp_path, "\N{BYTE ORDER MARK}" + json.dumps({"a": "häuser"})) == ({"a": ("häuser",)}, [])
 
 
-def test_the_webs_scenes_hold_other_numbers_of_things():
-    counts = [len(draw_scene(np.random.default_rng(seed), "pretrain", web.STYLE).objects) for seed in range(200)]
-    assert set(counts) == {1, 2, 3, 4}
-    assert web.STYLE.photographs < Style().photographs
+@pytest.mark.skipif(not ASSIGNMENT_CAPTIONS.is_file(), reason="the assignment's captions are not on this machine")
+def test_the_assignment_has_one_caption_for_each_segmented_image_of_voc():
+    problems = Problems()
+    captions = read_captions(ASSIGNMENT_CAPTIONS, problems)
+    assert (len(captions), problems.lines) == (2913, [])
+    assert {len(texts) for texts in captions.values()} == {1}
+    assert captions["2007_000032"] == ("a pink airplane on the tarmac",)
+    assert all(text == text.strip() and "\n" not in text for (text,) in captions.values())
 
 
-def thing(name, color, radius):
-    return SceneObject(name, color, "large", radius, 1.0, 2.0, 0.5)
+def edit(layout, *path, **changes):
+    """Return a copy of a layout in which keys of the entry at `path` are changed, or deleted if they are None."""
+    layout = json.loads(json.dumps(layout))
+    entry = layout
+    for key in path:
+        entry = entry[key]
+    for key, value in changes.items():
+        entry[key] = value
+        if value is None:
+            del entry[key]
+    return layout
 
 
-def test_named_right_by_hand():
-    things = {
-        "a": (thing("star", "red", 9.0), thing("ring", "blue", 20.0)),
-        "b": (thing("one", "pink", 9.0),),
-        "c": (thing("two", "white", 9.0),),
-    }
-    told = {"a": "a red star beside a green hoop", "b": "a pink one", "c": "a white heart"}
-    found = naming_accuracy(told, things)
-    assert found["class_named"] == pytest.approx(200 / 3)  # the ring and the one
-    assert found["color_named"] == pytest.approx(100 / 3)  # the one
-    assert found["class_there"] == pytest.approx(75)  # of star, ring, one and heart, the heart is not
-    assert naming_accuracy(told, {}) == {}
+LAYOUT_ERROR = "neither COCO's nor Karpathy's layout"
 
 
-def test_things_round_trip(tmp_path):
-    things = {"a": (thing("star", "red", 9.25), thing("ring", "blue", 1 / 3)), "b": (thing("one", "pink", 9.0),)}
-    write_objects(tmp_path, things)
-    assert read_objects(tmp_path) == things
-    assert read_objects(tmp_path / "nowhere") == {}
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (edit(COCO, "images", 0, file_name=None), f"{LAYOUT_ERROR}: KeyError 'file_name'"),
+        (edit(COCO, "images", 0, file_name=3), f"{LAYOUT_ERROR}: TypeError"),
+        (edit(COCO, "annotations", 0, image_id=99), f"{LAYOUT_ERROR}: KeyError 99"),
+        (edit(COCO, "annotations", 0, caption=None), f"{LAYOUT_ERROR}: KeyError 'caption'"),
+        (edit(COCO, "annotations", 0, caption=3), "'a' holds [3, 'one dog']; expected a caption"),
+        (edit(COCO, images=3), f"{LAYOUT_ERROR}: TypeError"),
+        (edit(COCO, images={"7": "a.jpg"}), f"{LAYOUT_ERROR}: TypeError"),
+        (edit(KARPATHY, "images", 1, sentences=None), f"{LAYOUT_ERROR}: KeyError 'sentences'"),
+        (edit(KARPATHY, "images", 1, sentences=["two cats"]), f"{LAYOUT_ERROR}: TypeError"),
+        (edit(KARPATHY, "images", 1, filename=None), f"{LAYOUT_ERROR}: KeyError 'filename'"),
+        ({"images": ["a.jpg"]}, f"{LAYOUT_ERROR}: TypeError"),
+        (edit(KARPATHY, "images", 1, sentences=[{"raw": " "}]), "'b.x' holds [' ']; expected a caption"),
+        ({"a": ""}, "'a' holds ['']"),
+        ({"a": None}, "'a' holds None"),
+        ({"a": ["one", 2]}, "'a' holds ['one', 2]"),
+        ({"a": {"raw": "one"}}, "'a' holds {'raw': 'one'}"),
+        ([{"a": "one"}], "holds a list; expected {id: caption}"),
+    ],
+)
+def test_malformed_captions_are_one_line_that_names_the_file(tmp_path, content, problem):
+    _, problems = read(tmp_path, json.dumps(content))
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{tmp_path / 'captions.json'}: ") and problem in problems[0]
+    assert "\n" not in problems[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[1,", "captions", ""])
+def test_invalid_json_is_one_line_that_names_the_file(tmp_path, text):
+    captions, problems = read(tmp_path, text)
+    assert captions == {}
+    assert len(problems) == 1 and "captions.json: not valid JSON" in problems[0]

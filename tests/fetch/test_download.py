@@ -75,7 +75,7 @@ def test_a_remote_is_one_string():
         ("https://a.org/x/..%2Fy", "no file name"),
         ("https://a.org/..", "no file name"),
         ("https://a.org/x#sha1=12", "'sha1' is unknown"),
-        ("https://a.org/x#size=1&size=1", "'size' is unknown or there twice"),
+        ("https://a.org/x#size=1&size=1", "'size' is unknown or repeated"),
         ("https://a.org/x#md5=12", "md5 is '12', expected 32 hexadecimal digits"),
         (f"https://a.org/x#sha256={'g' * 64}", "expected 64 hexadecimal digits"),
         ("https://a.org/x#size=-1", "expected a number of bytes"),

@@ -1,4 +1,4 @@
-"""Params are typed at the border; a wrong one ends in one line."""
+"""Params are typed when they are read; a wrong one ends in one line that names it and what is allowed."""
 
 import copy
 import re
@@ -10,7 +10,12 @@ from conftest import ROOT
 
 from stages.core.stage import InputError
 from stages.params.experiment import Experiment, load_experiment
-from stages.params.section import read_params, validate_params
+from stages.params.section import join_alternatives, read_params, validate_params
+from stages.params.segmentation import Head
+
+MISSING = object()
+PROMPT = {"prompt": "a picture of"}
+GRID_ROW = {"init": "scratch", "lr": 1.0, "weight_decay": 0, "temperature": 1.0, "epochs": 1, "batch_size": 1}
 
 
 @pytest.fixture
@@ -18,138 +23,161 @@ def content():
     return copy.deepcopy(read_params(ROOT / "params.yaml"))
 
 
-def refusal(content):
+def change(content, key, value):
+    *sections, last = key.split(".")
+    section = content
+    for name in sections:
+        section = section[name]
+    if value is MISSING:
+        del section[last]
+    else:
+        section[last] = value
+
+
+def error_message(content):
     with pytest.raises(InputError) as caught:
         validate_params(Experiment, content)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def write_with(path, key, written):
-    """The project's params with the first `KEY: value` of the segmentation section as `written`."""
+def write_with(path, key, text):
+    """Write the project's params with `text` as the value of a key of the segmentation section."""
     before, section = (ROOT / "params.yaml").read_text().split("\nsegmentation:", 1)
-    section, found = re.subn(rf"(\n  {key}:) [^\n]*", rf"\1 {written}", section, count=1)
-    assert found
+    section, count = re.subn(rf"(\n  {key}:) [^\n]*", rf"\1 {text}", section, count=1)
+    assert count == 1
     path.write_text(f"{before}\nsegmentation:{section}")
 
 
-@pytest.mark.parametrize("written", ["1e-3", "1e-5", "2e-05", "0.001", "1.0e-3"])
-def test_rates_arrive_as_floats_however_they_are_written(tmp_path, written):
+@pytest.mark.parametrize("text", ["1e-3", "1e-5", "2e-05", "0.001", "1.0e-3", "1"])
+def test_rates_are_floats_in_every_notation(tmp_path, text):
     path = tmp_path / "params.yaml"
-    write_with(path, "lr", written)
+    write_with(path, "lr", text)
     rate = load_experiment(path).segmentation.lr
     assert isinstance(rate, float)
-    assert rate == float(written)
+    assert rate == float(text)
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("key", "value", "message"),
     [
-        (lambda c: c["segmentation"].update(lr="abc"), ["segmentation.lr", "'abc'", "number"]),
-        (lambda c: c["segmentation"].update(lr=-1), ["segmentation.lr", "-1", "greater than 0"]),
-        (lambda c: c["segmentation"].update(lr=True), ["segmentation.lr", "True", "number"]),
-        (lambda c: c["segmentation"].update(weight_decay=float("nan")), ["segmentation.weight_decay", "finite"]),
-        (lambda c: c["segmentation"]["heads"].update(conv={"kind": "convolutional"}), ["heads.conv.kernel is missing"]),
+        ("segmentation.lr", "abc", "segmentation.lr = 'abc': must be a number greater than 0"),
+        ("segmentation.lr", "1e-3", "segmentation.lr = '1e-3': must be a number greater than 0"),
+        ("segmentation.lr", -1, "segmentation.lr = -1: must be a number greater than 0"),
+        ("segmentation.lr", True, "segmentation.lr = True: must be a number greater than 0"),
+        ("segmentation.lr", float("inf"), "segmentation.lr = inf: must be a finite number"),
+        ("segmentation.weight_decay", float("nan"), "segmentation.weight_decay = nan: must be a number of at least 0"),
+        ("segmentation.epochs", 0, "segmentation.epochs = 0: must be an integer greater than 0"),
+        ("segmentation.epochs", 1.5, "segmentation.epochs = 1.5: must be an integer greater than 0"),
+        ("segmentation.epochs", True, "segmentation.epochs = True: must be an integer greater than 0"),
+        ("segmentation.views", 99, "segmentation.views = 99: must be at most epochs, 15 (epoch e sees view e mod"),
+        ("segmentation.heads", {}, "segmentation.heads = {}: dictionary should have at least 1 item"),
+        ("segmentation.heads.linear.kind", MISSING, "'segmentation.heads.linear.kind' is missing"),
+        ("segmentation.heads.linear.pad", [1], "segmentation.heads.linear.pad = [1]: must be a valid integer, a valid"),
+        ("segmentation.heads.a b", {"kind": "linear"}, "segmentation.heads.a b = 'a b': must be a name of letters"),
         (
-            lambda c: c["classification"]["settings"]["base"].update(lr="fast"),
-            ["classification.settings.base.lr", "'fast'", "number", "one of: base, high"],
+            "classification.settings.base.lr",
+            "hi",
+            "classification.settings.base.lr = 'hi': must be a number greater than 0, 'base' or 'high'",
         ),
         (
-            lambda c: c["classification"]["settings"]["base"].update(size=0),
-            ["classification.settings.base.size", "greater than 0", "one of: base, large"],
-        ),
-        (lambda c: c["classification"]["settings"]["base"].update(augment="yes"), ["base.augment", "boolean"]),
-        (lambda c: c["attention"]["captions"].update(head="max"), ["attention.captions.head", "one of: mean"]),
-        (lambda c: c["attention"]["captions"].update(cell="x"), [": attention.captions.cell = 'x'", "greedy"]),
-        (lambda c: c["attention"]["class_token"].update(setting="x"), ["class_token.setting = 'x'", "accumulated"]),
-        (lambda c: c["embedded"]["examples"].update(captions=0), ["examples.captions = 0", "or a list of image ids"]),
-        (lambda c: c["embedded"].update(objects_train=20001), ["embedded.objects_train", "20000"]),
-        (lambda c: c["segmentation"].update(epochs=0), ["segmentation.epochs", "greater than 0"]),
-        (lambda c: c["segmentation"].update(epochs=1.5), ["segmentation.epochs", "1.5", "integer"]),
-        (lambda c: c["segmentation"].update(lrr=1), ["segmentation.lrr", "allowed here", "lr", "epochs"]),
-        (lambda c: c.update(profil="x"), ["'profil'", "allowed here", "profile"]),
-        (lambda c: c.update(profile="papr"), ["profile", "'papr'", "'embedded', 'folder' or 'paper'"]),
-        (
-            lambda c: c["captioning"]["cells"]["greedy"].update(type="gready"),
-            ["captioning.cells.greedy.type", "'gready'", "'greedy', 'top_k', 'top_p' or 'beam'"],
+            "classification.settings.base.lr",
+            True,
+            "classification.settings.base.lr = True: must be a number greater than 0, 'base' or 'high'",
         ),
         (
-            lambda c: c["captioning"]["cells"]["k50_t1"].update(k=0),
-            ["captioning.cells.k50_t1.k", "0", "greater than 0"],
+            "classification.settings.base.size",
+            0,
+            "classification.settings.base.size = 0: must be an integer greater than 0, 'base' or 'large'",
+        ),
+        ("classification.settings.base.augment", "yes", "base.augment = 'yes': must be a valid boolean"),
+        ("attention.captions.head", "max", "attention.captions.head = 'max': must be an integer or 'mean'"),
+        ("attention.captions.head", True, "attention.captions.head = True: must be an integer or 'mean'"),
+        ("attention.captions.cell", "x", "attention.captions.cell = 'x': must be a cell: greedy, k50_t1, "),
+        ("attention.class_token.setting", "x", "attention.class_token.setting = 'x': must be a setting: base, high_lr"),
+        (
+            "embedded.examples.captions",
+            0,
+            "embedded.examples.captions = 0: must be an integer greater than 0 or a list of image IDs",
         ),
         (
-            lambda c: c["captioning"]["cells"]["k50_t1"].update(temperature=0),
-            ["captioning.cells.k50_t1.temperature", "0", "greater than 0"],
+            "embedded.examples.captions",
+            ["a", 1],
+            "examples.captions = ['a', 1]: must be an integer greater than 0 or a list of image IDs",
+        ),
+        ("embedded.objects_train", 20001, "embedded.objects_train = 20001: must be an integer from 1 to 20000"),
+        ("embedded.view.short_side_max", 1, "embedded.view.short_side_max = 1: must be at least short_side_min, 80"),
+        ("paper.voc_archive", "ftp://a.org/x", "paper.voc_archive = 'ftp://a.org/x': 'ftp://a.org/x': not an http or"),
+        ("paper.captions", "http://a.org/", "paper.captions = 'http://a.org/': 'http://a.org/': the URL has no file"),
+        ("seed", -1, "seed = -1: must be an integer from 0 to 4294967295"),
+        ("seed", MISSING, "'seed' is missing"),
+        ("profile", "papr", "profile = 'papr': must be 'embedded', 'folder' or 'paper'"),
+        ("profil", "x", "params.yaml: profil = 'x': unknown key; allowed here: profile, seed, "),
+        ("segmentation.lrr", 1, "segmentation.lrr = 1: unknown key; allowed here: views, epochs, batch_size, lr, "),
+        ("captioning.cells.greedy.type", "gready", "type = 'gready': must be 'greedy', 'top_k', 'top_p' or 'beam'"),
+        ("captioning.cells.k50_t1.k", 0, "captioning.cells.k50_t1.k = 0: must be an integer greater than 0"),
+        ("captioning.cells.k50_t1.temperature", 0, "k50_t1.temperature = 0: must be a number greater than 0"),
+        ("captioning.cells.greedy.k", 3, "captioning.cells.greedy.k = 3: belongs to type top_k, not greedy"),
+        (
+            "captioning.cells.mine",
+            {"type": "top_p", "temperature": 1, **PROMPT},
+            "captioning.cells.mine.p is missing: type top_p needs it",
         ),
         (
-            lambda c: c["captioning"]["cells"]["k50_t1"].update(temperature=-0.5),
-            ["captioning.cells.k50_t1.temperature", "-0.5", "greater than 0"],
+            "captioning.cells.mine",
+            {"type": "top_p", "temperature": 1, "p": 1.5, **PROMPT},
+            "captioning.cells.mine.p = 1.5: must be a number greater than 0 and at most 1",
         ),
-        (lambda c: c["captioning"]["cells"]["greedy"].update(k=3), ["cells.greedy.k = 3", "belongs to type top_k"]),
-        (
-            lambda c: c["captioning"]["cells"].update(mine={"type": "top_p", "prompt": "a", "temperature": 1}),
-            ["captioning.cells.mine.p is missing", "type top_p needs it"],
-        ),
-        (
-            lambda c: c["captioning"]["cells"].update(
-                mine={"type": "top_p", "prompt": "a", "temperature": 1, "p": 1.5}
-            ),
-            ["captioning.cells.mine.p", "1.5", "less than or equal to 1"],
-        ),
-        (lambda c: c["captioning"].update(max_length=5), ["captioning.max_length = 5", "at least min_length, 10"]),
-        (
-            lambda c: c["captioning"]["cells"].update({"my cell": {"type": "greedy", "prompt": ""}}),
-            ["captioning.cells.my cell", "pattern"],
-        ),
-        (lambda c: c["retrieval"]["grid"].update({"a/b": {}}), ["retrieval.grid.a/b", "pattern"]),
-        (
-            lambda c: c["retrieval"]["grid"]["scratch_lr1e-3_wd0"].pop("epochs"),
-            ["scratch_lr1e-3_wd0.epochs", "missing"],
-        ),
-        (
-            lambda c: c["retrieval"]["grid"].update(scratch=c["retrieval"]["grid"]["scratch_lr1e-3_wd0"]),
-            ["retrieval.grid", "'scratch' is a row of Table 4"],
-        ),
-        (lambda c: c["retrieval"].update(views=9), ["retrieval.views = 9", "at most the longest epochs, 8"]),
-        (lambda c: c["retrieval"].update(temperature=0), ["retrieval.temperature", "greater than 0"]),
-        (lambda c: c["retrieval"]["finetune"].update(init="scratch"), ["retrieval.finetune.init", "allowed here"]),
-        (
-            lambda c: c["segmentation"]["heads"]["linear"].update(kind="conv"),
-            ["segmentation.heads.linear.kind", "conv"],
-        ),
-        (
-            lambda c: c["segmentation"]["heads"]["linear"].update(kernel=3),
-            ["segmentation.heads.linear.kernel = 3", "belongs to kind 'convolutional'"],
-        ),
-        (lambda c: c["segmentation"]["heads"]["linear"].update(pad=1), ["heads.linear.pad", "kind, kernel, shared_qk"]),
-        (lambda c: c["segmentation"]["heads"].update({"a b": {"kind": "linear"}}), ["segmentation.heads.a b"]),
-        (lambda c: c["segmentation"].update(views=99), ["segmentation.views = 99: must be at most epochs, "]),
-        (
-            lambda c: c["embedded"]["view"].update(short_side_max=1),
-            ["embedded.view.short_side_max = 1: must be at least short_side_min"],
-        ),
-        (lambda c: c.pop("seed"), ["'seed' is missing"]),
+        ("captioning.cells.my cell", {"type": "greedy", **PROMPT}, "captioning.cells.my cell = 'my cell': must be a"),
+        ("captioning.max_length", 5, "captioning.max_length = 5: must be at least min_length, 10"),
+        ("retrieval.grid.a/b", GRID_ROW, "retrieval.grid.a/b = 'a/b': must be a name of letters, digits, '-' and '_'"),
+        ("retrieval.grid.scratch_lr1e-3_wd0.epochs", MISSING, "'retrieval.grid.scratch_lr1e-3_wd0.epochs' is missing"),
+        ("retrieval.grid.scratch", GRID_ROW, "retrieval.grid.scratch: Table 4 has a row of this name; choose another"),
+        ("retrieval.views", 9, "retrieval.views = 9: must be at most the longest epochs, 8"),
+        ("retrieval.finetune.init", "scratch", "retrieval.finetune.init = 'scratch': unknown key; allowed here: lr, "),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(content, change, named):
-    change(content)
-    line = refusal(content)
-    for part in named:
-        assert part in line
+def test_error_names_key_value_and_what_is_allowed(content, key, value, message):
+    change(content, key, value)
+    assert message in error_message(content)
 
 
-def test_a_stage_exits_with_2_and_one_line(tmp_path):
+def test_further_errors_are_counted(content):
+    change(content, "segmentation.lr", -1)
+    change(content, "classification.settings.base.lr", "hi")  # one problem, although both branches of the union fail
+    assert error_message(content) == "params.yaml: segmentation.lr = -1: must be a number greater than 0 (and 1 more)"
+
+
+def test_head_options_are_in_the_order_of_the_file():
+    options = {"kernel": 3, "bias": True, "scale": 0.5, "act": "gelu"}
+    head = validate_params(Head, {"kind": "mine"} | options)
+    assert head.kind == "mine"
+    assert list(head.options.items()) == list(options.items())
+    assert list(head.model_dump().items()) == [("kind", "mine"), *options.items()]
+    assert type(head.options["bias"]) is bool
+
+
+@pytest.mark.parametrize(
+    ("profile", "captions", "expected"), [("embedded", None, True), ("paper", None, False), ("paper", "a.json", True)]
+)
+def test_whether_there_are_captions_depends_on_the_active_profile(content, profile, captions, expected):
+    change(content, "profile", profile)
+    change(content, "paper.captions", captions)
+    assert validate_params(Experiment, content).has_captions is expected
+
+
+def test_stage_exits_with_2_and_one_line(tmp_path):
     write_with(tmp_path / "params.yaml", "epochs", "many")
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "stages.data"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
-    assert ran.returncode == 2
-    assert ran.stderr.count("\n") == 1
-    assert "segmentation.epochs = 'many'" in ran.stderr
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "segmentation.epochs = 'many'" in result.stderr
 
 
 def test_params_are_frozen(content):
@@ -157,20 +185,25 @@ def test_params_are_frozen(content):
         validate_params(Experiment, content).seed = 3
 
 
-def test_run_seeds_differ_by_name_and_hang_on_nothing_else(content):
+def test_run_seeds_depend_only_on_the_name(content):
+    linear, transformer = "segmentation/linear", "segmentation/transformer"
     experiment = validate_params(Experiment, content)
-    assert experiment.seed_for("segmentation/linear") == experiment.seed_for("segmentation/linear")
-    assert experiment.seed_for("segmentation/linear") != experiment.seed_for("segmentation/transformer")
-    content["segmentation"]["heads"].pop("transformer")
-    assert validate_params(Experiment, content).seed_for("segmentation/linear") == experiment.seed_for(
-        "segmentation/linear"
-    )
+    assert experiment.seed_for(linear) != experiment.seed_for(transformer)
+    change(content, "segmentation.heads.transformer", MISSING)
+    assert validate_params(Experiment, content).seed_for(linear) == experiment.seed_for(linear)
 
 
-def test_a_setting_takes_its_numbers_from_the_profile_or_has_its_own(content):
+def test_setting_has_numbers_of_its_own_or_of_the_profile(content):
+    change(content, "classification.settings.base.lr", 1e-5)
+    change(content, "classification.settings.base.size", 96)
     experiment = validate_params(Experiment, content)
-    settings, classifier = experiment.classification.settings, experiment.paper.classifier
-    assert (settings["high_lr"].resolved(classifier).lr, settings["augmented"].resolved(classifier).size) == (1e-4, 256)
-    content["classification"]["settings"]["base"] |= {"lr": 1e-5, "size": 96}
-    own = validate_params(Experiment, content).classification.settings["base"].resolved(classifier)
-    assert (own.lr, own.size) == (1e-5, 96)
+    settings = experiment.classification.settings
+    classifier = experiment.paper.classifier
+    assert settings["high_lr"].resolved(classifier).lr == 1e-4
+    assert settings["augmented"].resolved(classifier).size == 256
+    assert settings["base"].resolved(classifier).lr == 1e-5
+    assert settings["base"].resolved(classifier).size == 96
+
+
+def test_alternatives_are_joined():
+    assert [join_alternatives(list(names)) for names in ("a", "ab", "abc")] == ["a", "a or b", "a, b or c"]

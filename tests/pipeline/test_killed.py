@@ -1,4 +1,4 @@
-"""A pipeline that is killed goes on where it was, and ends in the bytes of one that was not."""
+"""A killed pipeline resumes, and ends with the same bytes as an undisturbed one."""
 
 import os
 import shutil
@@ -18,14 +18,14 @@ OUTPUTS = (
 TARGETS = ("train_head@linear", "finetune@accumulated")
 
 
-def kill_when(project, reached: str) -> None:
-    """Run the targets until a file is there, then kill all of it."""
+def kill_when(project, file: str) -> None:
+    """Run the targets until `file` exists, then kill all processes."""
     process = project.start_repro(*TARGETS)
     deadline = time.monotonic() + 300
-    while not (project.root / reached).exists() and process.poll() is None:
+    while not (project.root / file).exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert process.poll() is None, "through before it could be killed"
+    assert process.poll() is None, "finished before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -34,8 +34,8 @@ def test_a_pipeline_killed_twice_ends_in_the_same_bytes(clone_project):
     project = clone_project()
     kill_when(project, "data/scenes/JPEGImages/train_00003.jpg")
     kill_when(project, "data/resume/finetune/accumulated/state.pt")
-    made = project.repro(*TARGETS)
-    assert made.returncode == 0, made.stdout + made.stderr
+    result = project.repro(*TARGETS)
+    assert result.returncode == 0, result.stdout + result.stderr
     after = {path: project.read(path) for path in OUTPUTS}
     for folder in (
         ".dvc/cache",
@@ -47,6 +47,6 @@ def test_a_pipeline_killed_twice_ends_in_the_same_bytes(clone_project):
         "data/objects",
     ):
         shutil.rmtree(project.root / folder)
-    made = project.repro("-f", "-s", "data", "extract_segmentation", *TARGETS)
-    assert made.returncode == 0, made.stdout + made.stderr
+    result = project.repro("-f", "-s", "data", "extract_segmentation", *TARGETS)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert {path: project.read(path) for path in OUTPUTS} == after

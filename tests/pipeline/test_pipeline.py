@@ -13,8 +13,8 @@ TABLE = "reports/tables/table1_segmentation.csv"
 @pytest.fixture(scope="module")
 def undisturbed(clone_project):
     project = clone_project()
-    made = project.repro()
-    assert made.returncode == 0, made.stdout + made.stderr
+    result = project.repro()
+    assert result.returncode == 0, result.stdout + result.stderr
     return project
 
 
@@ -54,54 +54,54 @@ def test_the_classification_table_and_the_pictures_come_from_runs(undisturbed):
     ]  # with other epochs than the report's
     assert rows[1].split(",")[6] == f"{record['metrics']['accuracy']:.2f}"
     assert record["metrics"]["images"] == 20
-    shares = json.loads(undisturbed.read("reports/runs/class_attention/pretrained.json"))["metrics"]
-    told = undisturbed.read("reports/tables/class_token_attention.csv").decode().splitlines()
-    assert told[1].split(",")[:2] == ['"pretrained', ' last block"']
-    assert told[1].split(",")[2] == f"{shares['mean_mass']:.1f}"
+    attention = json.loads(undisturbed.read("reports/runs/class_attention/pretrained.json"))["metrics"]
+    lines = undisturbed.read("reports/tables/class_token_attention.csv").decode().splitlines()
+    assert lines[1].split(",")[:2] == ['"pretrained', ' last block"']
+    assert lines[1].split(",")[2] == f"{attention['mean_mass']:.1f}"
     words = undisturbed.read("reports/tables/caption_attention.csv").decode().splitlines()
     assert words[-1].startswith('"Other words')
     captioned = sorted(path.name for path in (undisturbed.root / "reports/pictures/caption_attention").iterdir())
     assert captioned == ["val_00000.png", "val_00006.png"]
 
 
-def test_any_image_is_classified_and_looked_at(undisturbed):
+def test_predict_and_look_take_any_image(undisturbed):
     images = "data/objects/JPEGImages"
-    told = undisturbed.run("python", "-m", "stages.classification.predict", images, "--setting", "accumulated")
-    assert told.returncode == 0, told.stderr
-    assert "predictions.csv: 40 images, by data/models/classification/accumulated/best.safetensors" in told.stdout
+    result = undisturbed.run("python", "-m", "stages.classification.predict", images, "--setting", "accumulated")
+    assert result.returncode == 0, result.stderr
+    assert "predictions.csv: 40 images, by data/models/classification/accumulated/best.safetensors" in result.stdout
     assert undisturbed.read("predictions.csv").decode().startswith("filename,label\n")
-    for what in ("class-token", "caption"):
-        told = undisturbed.run("python", "-m", "stages.attention.look", what, f"{images}/star_1.jpg")
-        assert told.returncode == 0, told.stderr
-        picture = told.stdout.split()[-1]
-        assert picture == f"reports/look/star_1.jpg.{what.replace('-', '_')}.png"
+    for kind in ("class-token", "caption"):
+        result = undisturbed.run("python", "-m", "stages.attention.look", kind, f"{images}/star_1.jpg")
+        assert result.returncode == 0, result.stderr
+        picture = result.stdout.split()[-1]
+        assert picture == f"reports/look/star_1.jpg.{kind.replace('-', '_')}.png"
         assert (undisturbed.root / picture).stat().st_size > 5000
     missing = undisturbed.run("python", "-m", "stages.attention.look", "caption", "nowhere.jpg")
     assert (missing.returncode, missing.stderr.strip().splitlines()[-1]) == (2, "look: nowhere.jpg: missing")
     assert not undisturbed.run("git", "ls-files", "--others", "--exclude-standard", "reports/look").stdout
 
 
-def test_the_shipped_checkpoints_are_not_made_again(undisturbed):
+def test_the_shipped_checkpoints_are_not_trained_again(undisturbed):
     assert not {"pretrain", "pretrain_blip"} & set(json.loads(undisturbed.read("reports/timings.json")))
 
 
-def test_a_fresh_clone_of_all_results_still_tells_mlflow_of_them(undisturbed):
-    """What is committed is skipped where it comes out the same; the store and what DVC caches are not there."""
+def test_a_fresh_clone_with_all_results_registers_its_runs(undisturbed):
+    """Committed results are not computed again; the MLflow store and the DVC cache are missing in a fresh clone."""
     for name in ("mlflow.db", "data/report_runs.json"):
         (undisturbed.root / name).unlink()
     cached = undisturbed.root / ".dvc/cache"
     cached.rename(cached.with_name("away"))
     try:
-        made = undisturbed.run("dvc", "repro", "-s", "report")
+        result = undisturbed.run("dvc", "repro", "-s", "report")
     finally:
         shutil.rmtree(cached, ignore_errors=True)
         cached.with_name("away").rename(cached)
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert "Running stage 'report'" in made.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Running stage 'report'" in result.stdout
     assert (undisturbed.root / "mlflow.db").is_file()
 
 
-def test_a_second_repro_does_nothing(undisturbed):
+def test_a_second_repro_runs_nothing(undisturbed):
     again = undisturbed.repro()
     assert again.returncode == 0
     assert "Running stage" not in again.stdout
@@ -109,33 +109,33 @@ def test_a_second_repro_does_nothing(undisturbed):
 
 
 def test_git_sees_only_committed_results(undisturbed):
-    told = undisturbed.run("git", "status", "--porcelain").stdout
-    changed = {line[3:] for line in told.splitlines()}
+    status = undisturbed.run("git", "status", "--porcelain").stdout
+    changed = {line[3:] for line in status.splitlines()}
     assert all(path.startswith("reports/") or path == "dvc.lock" for path in changed), changed
     assert not undisturbed.run("git", "ls-files", "--others", "--exclude-standard", "data").stdout
 
 
-def test_changed_knobs_touch_their_stages_and_the_report_alone(undisturbed):
+def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
     changes = ("segmentation.heads.transformer.shared_qk=true", "retrieval.lr=3e-3")
-    asked = [word for change in changes for word in ("-S", change)]
-    made = undisturbed.run("dvc", "exp", "run", *asked, "-n", "other")
-    assert made.returncode == 0, made.stdout + made.stderr
-    ran = re.findall(r"Running stage '(.*?)'", made.stdout)
+    options = [word for change in changes for word in ("-S", change)]
+    result = undisturbed.run("dvc", "exp", "run", *options, "-n", "other")
+    assert result.returncode == 0, result.stdout + result.stderr
+    ran = re.findall(r"Running stage '(.*?)'", result.stdout)
     assert sorted(ran) == ["report", "train_head@transformer", "train_retrieval"]
     assert "Training from scratch,3e-3" in undisturbed.read("reports/tables/table4_retrieval.csv").decode()
     undisturbed.run("git", "checkout", "params.yaml")
     assert undisturbed.repro().returncode == 0
 
 
-def test_runs_lost_with_the_store_are_registered_again_before_the_report(undisturbed):
+def test_runs_are_registered_again_when_the_store_is_lost(undisturbed):
     (undisturbed.root / "mlflow.db").unlink()
     before = undisturbed.read("reports/report.md")
-    made = undisturbed.repro("-f", "-s", "report")
-    assert made.returncode == 0, made.stdout + made.stderr
+    result = undisturbed.repro("-f", "-s", "report")
+    assert result.returncode == 0, result.stdout + result.stderr
     assert undisturbed.read("reports/report.md") == before
     client = MlflowClient(f"sqlite:///{undisturbed.root / 'mlflow.db'}")
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
-    assert {run.data.tags["dvc.stage"] for run in found} == {
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert {run.data.tags["dvc.stage"] for run in runs} == {
         "train_head@linear",
         "train_head@transformer",
         "caption",
@@ -147,25 +147,25 @@ def test_runs_lost_with_the_store_are_registered_again_before_the_report(undistu
         "class_attention",
         "caption_attention",
     }
-    assert len(found) == 2 + 3 + 3 + 1 + 2 + 1 + 2 + 1
+    assert len(runs) == 2 + 3 + 3 + 1 + 2 + 1 + 2 + 1
 
 
-def test_an_unreachable_store_costs_no_result_and_the_report_says_so(undisturbed):
+def test_an_unreachable_store_loses_no_result_and_the_report_says_so(undisturbed):
     undisturbed.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     try:
-        made = undisturbed.repro("-f", "-s", "report")
+        result = undisturbed.repro("-f", "-s", "report")
     finally:
         del undisturbed.environment["MLFLOW_TRACKING_URI"]
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert "not usable" in made.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "not usable" in result.stderr
     assert "tables are read from the run records" in undisturbed.read("reports/report.md").decode()
     assert undisturbed.repro("-f", "-s", "report").returncode == 0
 
 
-def test_metrics_and_plots_are_shown_without_a_network(undisturbed):
-    shown = undisturbed.run("dvc", "metrics", "show", "--json")
-    assert shown.returncode == 0, shown.stderr
-    assert '"miou"' in shown.stdout
+def test_dvc_shows_metrics_and_plots_offline(undisturbed):
+    metrics = undisturbed.run("dvc", "metrics", "show", "--json")
+    assert metrics.returncode == 0, metrics.stderr
+    assert '"miou"' in metrics.stdout
     assert undisturbed.run("dvc", "metrics", "diff").returncode == 0
     plots = undisturbed.run("dvc", "plots", "show")
     assert plots.returncode == 0, plots.stdout + plots.stderr
@@ -175,32 +175,32 @@ def test_metrics_and_plots_are_shown_without_a_network(undisturbed):
 
 def test_images_are_found_by_a_sentence_and_captions_by_an_image(undisturbed):
     search = ("python", "-m", "stages.retrieval.search")
-    told = undisturbed.run(*search, "a red dog")
-    assert told.returncode == 0, told.stderr
-    assert "unknown to data/checkpoints/blip_scenes: dog" in told.stdout
-    assert len(re.findall(r"^ ?\d+  -?\d\.\d{3}  val_0000\d$", told.stdout, re.MULTILINE)) == 7  # all there are
+    result = undisturbed.run(*search, "a red dog")
+    assert result.returncode == 0, result.stderr
+    assert "unknown to data/checkpoints/blip_scenes: dog" in result.stdout
+    assert len(re.findall(r"^ ?\d+  -?\d\.\d{3}  val_0000\d$", result.stdout, re.MULTILINE)) == 7
     assert (undisturbed.root / "reports/search.png").stat().st_size > 5000
-    told = undisturbed.run(*search, "data/scenes/JPEGImages/val_00000.jpg", "--run", "provided")
-    assert told.returncode == 0, told.stderr
-    assert len(re.findall(r"^ ?\d+  -?\d\.\d{3}  \w+ \w+", told.stdout, re.MULTILINE)) == 7
+    result = undisturbed.run(*search, "data/scenes/JPEGImages/val_00000.jpg", "--run", "provided")
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"^ ?\d+  -?\d\.\d{3}  \w+ \w+", result.stdout, re.MULTILINE)) == 7
     missing = undisturbed.run(*search, "nowhere.jpg")
     assert missing.returncode == 2
     assert missing.stderr.strip() == "search: nowhere.jpg: missing"
 
 
-def test_a_wrong_param_stops_with_its_key_and_what_is_allowed(undisturbed):
-    made = undisturbed.run("dvc", "exp", "run", "-S", "segmentation.lr=fast")
-    assert made.returncode != 0
-    assert "params.yaml: segmentation.lr = 'fast'" in made.stderr + made.stdout
-    assert "Traceback" not in made.stderr + made.stdout
+def test_a_wrong_param_names_its_key_and_what_is_allowed(undisturbed):
+    result = undisturbed.run("dvc", "exp", "run", "-S", "segmentation.lr=fast")
+    assert result.returncode != 0
+    assert "params.yaml: segmentation.lr = 'fast'" in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr + result.stdout
     undisturbed.run("git", "checkout", "params.yaml")
 
 
 def test_a_prompt_of_unknown_words_is_named(undisturbed):
-    asked = "captioning.cells.greedy.prompt=a photo of my dog"
-    made = undisturbed.run("dvc", "exp", "run", "-S", asked)
-    assert made.returncode != 0
-    told = made.stderr + made.stdout
-    assert "captioning.cells.greedy.prompt = 'a photo of my dog': my, dog not in the vocabulary" in told
-    assert "Traceback" not in told
+    change = "captioning.cells.greedy.prompt=a photo of my dog"
+    result = undisturbed.run("dvc", "exp", "run", "-S", change)
+    assert result.returncode != 0
+    output = result.stderr + result.stdout
+    assert "captioning.cells.greedy.prompt = 'a photo of my dog': my, dog not in the vocabulary" in output
+    assert "Traceback" not in output
     undisturbed.run("git", "checkout", "params.yaml")

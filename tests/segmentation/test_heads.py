@@ -1,70 +1,111 @@
-"""Shapes, gradients and projections of the heads."""
+"""Shapes, gradients and options of the segmentation heads."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from stages.segmentation.heads import build_head
-from stages.segmentation.heads.transformer import Transformer
+from stages.core.stage import InputError
+from stages.params.segmentation import Head
+from stages.segmentation import heads
+from stages.segmentation.heads import HEADS, build_head, check_heads
+from stages.segmentation.heads.base import HeadShape
+from stages.segmentation.heads.transformer import TransformerHead
 
-ROWS = {
-    "linear": {"kind": "linear", "kernel": None, "shared_qk": None},
-    "convolutional 3": {"kind": "convolutional", "kernel": 3, "shared_qk": None},
-    "convolutional 5": {"kind": "convolutional", "kernel": 5, "shared_qk": None},
-    "transformer": {"kind": "transformer", "kernel": None, "shared_qk": False},
-    "shared": {"kind": "transformer", "kernel": None, "shared_qk": True},
+OPTIONS = {
+    "linear": ("linear", {}),
+    "convolution of 3": ("convolutional", {"kernel": 3}),
+    "convolution of 5": ("convolutional", {"kernel": 5}),
+    "transformer": ("transformer", {"shared_qk": False}),
+    "transformer with shared qk": ("transformer", {"shared_qk": True}),
 }
 
 
-@pytest.mark.parametrize(("row", "shrinks"), [(name, int(name[-1]) - 1 if name[-1].isdigit() else 0) for name in ROWS])
-def test_shapes_on_any_grid_and_gradients_everywhere(row, shrinks):
-    head = build_head(dim=12, classes=5, heads=3, **ROWS[row])
+# They cannot change the logits: the softmax over keys ignores what is added to all scores of a query, and the norm over
+# classes what is added to all class embeddings.
+WITHOUT_GRADIENT = ("attention.key.bias", "class_mlp.2.bias")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_shapes_on_any_grid_and_gradients_of_all_weights(name):
+    kind, options = OPTIONS[name]
+    head = build_head(kind, options, dim=12, classes=5, attention_heads=3).double()
+    lost = options.get("kernel", 1) - 1
     for rows, columns in ((6, 9), (7, 5)):
-        logits = head(torch.randn(2, rows, columns, 12))
-        assert logits.shape == (2, rows - shrinks, columns - shrinks, 5)
-    logits.square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in head.parameters())
+        logits = head(torch.randn(2, rows, columns, 12, dtype=torch.float64))
+        assert logits.shape == (2, rows - lost, columns - lost, 5)
+    (logits * torch.randn_like(logits)).sum().backward()
+    for parameter, weight in head.named_parameters():
+        assert (weight.grad.abs().max() > 1e-6) == (parameter not in WITHOUT_GRADIENT)
 
 
-def test_linear_head_is_a_1x1_convolution():
-    head = build_head(dim=4, classes=3, heads=1, **ROWS["linear"])
-    convolution = torch.nn.Conv2d(4, 3, 1)
+def test_the_linear_head_is_a_1x1_convolution():
+    head = build_head("linear", {}, dim=4, classes=3, attention_heads=1).double()
+    convolution = torch.nn.Conv2d(4, 3, 1).double()
     convolution.weight.data = head.classify.weight.data[:, :, None, None]
     convolution.bias.data = head.classify.bias.data
-    patches = torch.randn(2, 5, 6, 4)
+    patches = torch.randn(2, 5, 6, 4, dtype=torch.float64)
     torch.testing.assert_close(head(patches), convolution(patches.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def test_shared_qk_has_one_projection_and_symmetric_scores():
-    dim = 8
-    shared, separate = (Transformer(dim, 3, heads=2, shared_qk=choice) for choice in (True, False))
-    sizes = [sum(weight.numel() for weight in head.parameters()) for head in (shared, separate)]
-    assert sizes[1] - sizes[0] == dim * dim + dim
-    tokens = shared.attention._by_head(shared.attention.query(torch.randn(1, 6, dim)))
-    scores = tokens @ tokens.transpose(-2, -1)
-    torch.testing.assert_close(scores, scores.transpose(-2, -1))
-    assert "attention.key.weight" not in shared.state_dict()
+def test_shared_qk_equals_separate_projections_with_equal_weights():
+    shape = HeadShape(dim=8, classes=3, attention_heads=2)
+    shared = TransformerHead(shape, shared_qk=True).double()
+    separate = TransformerHead(shape, shared_qk=False).double()
+    weights = shared.state_dict()
+    for part in ("weight", "bias"):
+        weights[f"attention.key.{part}"] = weights[f"attention.query.{part}"]
+    separate.load_state_dict(weights)
+    patches = torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    torch.testing.assert_close(separate(patches), shared(patches))
 
 
-def test_transformer_mixes_patches_and_linear_does_not():
-    patches = torch.randn(1, 4, 4, 12)
+@pytest.mark.parametrize(("name", "mixes"), [("linear", False), ("transformer", True)])
+def test_the_transformer_mixes_patches_and_the_linear_head_does_not(name, mixes):
+    kind, options = OPTIONS[name]
+    head = build_head(kind, options, dim=12, classes=5, attention_heads=3).double()
+    patches = torch.randn(1, 4, 4, 12, dtype=torch.float64)
     changed = patches.clone()
     changed[0, 0, 0] = torch.randn(12)
-    for row, mixes in (("linear", False), ("transformer", True)):
-        head = build_head(dim=12, classes=5, heads=3, **ROWS[row])
-        same = torch.allclose(head(patches)[0, 3, 3], head(changed)[0, 3, 3], atol=1e-7)
-        assert same != mixes
+    difference = (head(patches) - head(changed))[0, 3, 3].abs().max()
+    assert (difference > 1e-9) == mixes  # float64: rounding errors are below 1e-14
 
 
-def test_logits_are_normalized_over_classes():
-    logits = Transformer(8, 6, heads=2, shared_qk=False)(torch.randn(2, 3, 3, 8))
-    torch.testing.assert_close(logits.mean(-1), torch.zeros(2, 3, 3), atol=1e-5, rtol=0)
+def test_the_transformers_logits_are_normalized_over_classes():
+    head = TransformerHead(HeadShape(dim=8, classes=6, attention_heads=2), shared_qk=False).double()
+    logits = head(torch.randn(2, 3, 3, 8, dtype=torch.float64))
+    torch.testing.assert_close(logits.mean(-1), torch.zeros(2, 3, 3, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-def test_attention_heads_must_divide_the_features():
-    with pytest.raises(ValueError, match="5 attention heads do not divide 12"):
-        Transformer(12, 3, heads=5, shared_qk=False)
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("conv", {}, "mine.kind = 'conv': must be one of: linear, convolutional, transformer"),
+        ("linear", {"kernel": 3}, "unknown key 'segmentation.heads.mine.kernel' = 3; allowed here: kind$"),
+        ("convolutional", {"kernel": 3, "dim": 8}, "'segmentation.heads.mine.dim' = 8; allowed here: kind, kernel"),
+        ("convolutional", {}, "'segmentation.heads.mine.kernel' is missing"),
+        ("convolutional", {"kernel": True}, "segmentation.heads.mine.kernel = True: .*valid integer"),
+        ("convolutional", {"kernel": "3"}, "segmentation.heads.mine.kernel = '3': .*valid integer"),
+        ("convolutional", {"kernel": 0}, "segmentation.heads.mine.kernel = 0: .*greater than 0"),
+        ("transformer", {"shared_qk": 1}, "segmentation.heads.mine.shared_qk = 1: .*valid boolean"),
+        ("transformer", {"shared_qk": "yes"}, "segmentation.heads.mine.shared_qk = 'yes': .*valid boolean"),
+    ],
+)
+def test_invalid_kinds_and_options_are_named_in_one_line(kind, options, message):
+    with pytest.raises(InputError, match=message) as error:
+        build_head(kind, options, dim=8, classes=3, attention_heads=2, name="mine")
+    assert "\n" not in str(error.value)
 
 
-def test_unknown_kind_names_the_others():
-    with pytest.raises(ValueError, match="available: linear, convolutional, transformer"):
-        build_head(kind="conv", dim=8, classes=3, heads=2, kernel=None, shared_qk=None)
+def test_heads_of_params_are_checked_without_data():
+    rows = {"first": Head(kind="linear"), "second": Head(kind="convolutional", kernel=3)}
+    check_heads(rows)
+    invalid = Head.model_construct(kind="convolutional", kernel=0)
+    with pytest.raises(InputError, match="segmentation.heads.third.kernel = 0"):
+        check_heads(rows | {"third": invalid})
+
+
+def test_every_head_class_is_registered():
+    folder = Path(heads.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base"}
+    assert files == {head.__module__.rpartition(".")[2] for head in HEADS.values()}

@@ -1,4 +1,4 @@
-"""Extraction and head training follow the protocol."""
+"""Extraction of patch tokens and training of heads follow the protocol."""
 
 import json
 from dataclasses import replace
@@ -22,16 +22,19 @@ from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
 from stages.params.compute import Compute
-from stages.params.experiment import Head, ViewParams
+from stages.params.profiles import ViewParams
+from stages.params.segmentation import Head
 from stages.segmentation import train_head
 from stages.segmentation.dataset import TrainViews, ValImages
-from stages.segmentation.extract import batches_of, check_sizes, extract, train_views, val_views
+from stages.segmentation.extract import check_sizes, extract, split_batches, train_views, val_views
 from stages.segmentation.heads import build_head
-from stages.segmentation.training import evaluate, pixel_loss, train, train_epoch, upsample
+from stages.segmentation.pixel_loss import pixel_loss
+from stages.segmentation.training import evaluate, train, train_epoch
+from stages.segmentation.upsampling import upsample
 
 VIEW = ViewParams(short_side_min=24, short_side_max=28, crop=24)
 CLASSES = 3
-ALONE = Compute(precision="float32", compile=False, workers=0)
+COMPUTE = Compute(precision="float32", compile=False, workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -45,54 +48,62 @@ def manifest(voc_folder):
     return read_folder(voc_folder)
 
 
-def table(path, backbone, views, **settings):
-    made_with = FeatureMetadata("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest="m")
-    shards = Shards(path, len(views), vars(made_with), waiting=path.parent / "waiting", **settings.pop("shards", {}))
-    extract(backbone, views, shards, made_with, ALONE, **settings)
+def extract_table(path, backbone, views, **settings):
+    metadata = FeatureMetadata("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest="m")
+    shards = Shards(path, len(views), vars(metadata), waiting=path.parent / "waiting")
+    extract(backbone, views, shards, metadata, COMPUTE, **settings)
     shards.commit()
     return FeatureTable(path)
 
 
-def all_rows(features):
-    return [row for group in range(features.num_groups) for row in features.read_group(group)]
+def all_rows(table):
+    return [row for group in range(table.num_groups) for row in table.read_group(group)]
 
 
-def test_every_view_once_with_the_tokens_of_its_pixels(tmp_path, backbone, manifest):
+def linear_head(dim=12):
+    return build_head("linear", {}, dim=dim, classes=CLASSES, attention_heads=3)
+
+
+def test_each_view_is_extracted_once_with_the_tokens_of_its_pixels(tmp_path, backbone, manifest):
     views = train_views(manifest.split("train"), 3, VIEW, seed=5)
-    rows = all_rows(table(tmp_path / "t", backbone, views, batch=2))
-    assert [(row.image_id, row.view_index) for row in rows] == [(i, v) for v in range(3) for i in "ab"]
+    rows = all_rows(extract_table(tmp_path / "t", backbone, views, batch_size=2))
+    assert [(row.image_id, row.view_index) for row in rows] == [
+        (image_id, view) for view in range(3) for image_id in "ab"
+    ]
+    images = {row.image_id: Path(row.image) for row in manifest.rows}
     for row in rows:
-        source = next(one for one in manifest.rows if one.image_id == row.image_id)
-        pixels = torch.from_numpy(crop_image(read_image(Path(source.image)), row.view).transpose(2, 0, 1).copy())
+        pixels = torch.from_numpy(crop_image(read_image(images[row.image_id]), row.view).transpose(2, 0, 1).copy())
         expected = backbone(pixels[None]).patches[0]
-        torch.testing.assert_close(row.tokens.float(), expected, atol=2e-3, rtol=2e-3)
+        # Tokens are stored as float16, which rounds by up to 2^-11 of a value.
+        torch.testing.assert_close(row.tokens.float(), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
-def test_views_hang_on_image_and_index_alone(manifest):
+def test_views_depend_on_seed_image_and_index_only(manifest):
     rows = manifest.split("train")
-    every = train_views(rows, 3, VIEW, seed=5)
-    assert train_views(rows[1:], 2, VIEW, seed=5) == [one for one in every if one[0].image_id == "b" and one[1] < 2]
-    assert len({view for _, _, view in every}) == len(every)
-    assert train_views(rows, 3, VIEW, seed=6) != every
+    views = train_views(rows, 3, VIEW, seed=5)
+    subset = [(row, index, view) for row, index, view in views if row.image_id == "b" and index < 2]
+    assert train_views(rows[1:], 2, VIEW, seed=5) == subset
+    assert len({view for _, _, view in views}) == len(views)
+    assert train_views(rows, 3, VIEW, seed=6) != views
 
 
 def test_val_images_keep_their_size(tmp_path, backbone, manifest):
-    (row,) = all_rows(table(tmp_path / "t", backbone, val_views(manifest.split("val"))))
+    (row,) = all_rows(extract_table(tmp_path / "t", backbone, val_views(manifest.split("val"))))
     assert row.tokens.shape == (33 // 8, 47 // 8, 12)
     assert (row.view.crop_height, row.view.crop_width) == (33, 47)
 
 
-def test_batches_hold_one_shape_and_one_view_index(manifest):
-    rows = [replace(manifest.rows[0], height=h, width=w) for h, w in [(9, 9), (9, 9), (9, 9), (8, 9), (9, 8)]]
-    views = val_views(tuple(rows))
-    assert [len(batch) for batch in batches_of(views, range(5), 2)] == [1, 1, 2, 1]
-    training = train_views(manifest.split("train"), 2, VIEW, seed=0)
-    assert [len(batch) for batch in batches_of(training, range(4), 32)] == [2, 2]
+def test_a_batch_has_one_shape_and_one_view_index(manifest):
+    sizes = [(9, 9), (9, 9), (9, 9), (8, 9), (9, 8)]
+    views = val_views(tuple(replace(manifest.rows[0], height=height, width=width) for height, width in sizes))
+    assert [len(batch) for batch in split_batches(views, range(5), 2)] == [1, 1, 2, 1]
+    views = train_views(manifest.split("train"), 2, VIEW, seed=0)
+    assert [len(batch) for batch in split_batches(views, range(4), 32)] == [2, 2]
 
 
-def test_large_views_come_in_small_batches(manifest):
+def test_a_batch_of_large_views_is_small(manifest):
     rows = tuple(replace(manifest.rows[0], height=1024, width=1024) for _ in range(5))
-    assert [len(batch) for batch in batches_of(val_views(rows), range(5), 32)] == [2, 2, 1]
+    assert [len(batch) for batch in split_batches(val_views(rows), range(5), 32)] == [2, 2, 1]
 
 
 def test_views_smaller_than_a_patch_are_named(backbone, manifest):
@@ -104,35 +115,56 @@ def test_views_smaller_than_a_patch_are_named(backbone, manifest):
         check_sizes(small, backbone, 24, "folder")
 
 
-def masks_of(manifest):
+def mask_paths(manifest):
     return {row.image_id: Path(row.mask) for row in manifest.rows}
 
 
-def test_epoch_e_sees_view_e_mod_v_with_its_own_masks(tmp_path, backbone, manifest):
-    features = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1))
-    views = TrainViews(features, masks_of(manifest), views=2, epochs=5)
+def test_epoch_e_uses_view_e_mod_v_with_equally_cut_masks(tmp_path, backbone, manifest):
+    table = extract_table(tmp_path / "t", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1))
+    paths = mask_paths(manifest)
+    views = TrainViews(table, paths, views=2, epochs=5)
     tokens, masks = views.epoch(3)
-    expected = [row for row in all_rows(features) if row.view_index == 1]
+    expected = [row for row in all_rows(table) if row.view_index == 1]
     assert torch.equal(tokens, torch.stack([row.tokens for row in expected]))
     for row, mask in zip(expected, masks, strict=True):
-        assert np.array_equal(mask, crop_mask(read_mask(masks_of(manifest)[row.image_id]), row.view))
-    assert views.epoch(1)[0] is tokens  # kept, as epoch 3 asks for the same view
+        assert np.array_equal(mask, crop_mask(read_mask(paths[row.image_id]), row.view))
+    assert views.epoch(1)[0] is tokens  # cached, as epoch 3 uses the same view
     assert not torch.equal(views.epoch(0)[0], tokens)
 
 
-def test_loss_and_gradient_are_cross_entropys_over_pixels_that_are_not_void():
-    masks = torch.randint(0, CLASSES, (2, 12, 15), dtype=torch.uint8)
+# Loss and upsampling
+
+
+def interpolate(logits, size):
+    """The plain form: classes first, torch's own bilinear interpolation."""
+    return F.interpolate(logits.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+
+
+def test_pixel_loss_and_gradient_equal_cross_entropy():
+    """In float64. Both sides grow by a factor of 4, so that the interpolation weights are exact: multiples of 1/8."""
+    masks = torch.randint(0, CLASSES, (2, 12, 16), dtype=torch.uint8)
     masks[:, :4] = 255
     logits = (torch.randn(2, 3, 4, CLASSES) * 30).double().requires_grad_()
     loss = pixel_loss(logits, masks)
     (gradient,) = torch.autograd.grad(3 * loss, logits)
-    stretched = F.interpolate(logits.permute(0, 3, 1, 2), size=(12, 15), mode="bilinear", align_corners=False)
-    expected = F.cross_entropy(stretched, masks.long(), ignore_index=255)
+    expected = F.cross_entropy(interpolate(logits, (12, 16)), masks.long(), ignore_index=255)
+    (expected_gradient,) = torch.autograd.grad(3 * expected, logits)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, logits)[0])
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
-def test_nothing_but_void_costs_nothing():
+def test_pixel_loss_is_the_same_in_chunks(monkeypatch):
+    masks = torch.randint(0, CLASSES, (5, 12, 16), dtype=torch.uint8)
+    logits = torch.randn(5, 3, 4, CLASSES, dtype=torch.float64, requires_grad=True)
+    loss = pixel_loss(logits, masks)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    monkeypatch.setattr("stages.segmentation.pixel_loss.MAX_BATCH_PIXELS", 2 * 12 * 16)
+    loss_in_chunks = pixel_loss(logits, masks)
+    torch.testing.assert_close(loss_in_chunks, loss)
+    torch.testing.assert_close(torch.autograd.grad(loss_in_chunks, logits)[0], gradient)
+
+
+def test_void_pixels_alone_have_loss_0():
     logits = torch.randn(1, 2, 2, CLASSES, requires_grad=True)
     loss = pixel_loss(logits, torch.full((1, 4, 4), 255, dtype=torch.uint8))
     loss.backward()
@@ -141,102 +173,127 @@ def test_nothing_but_void_costs_nothing():
 
 
 @pytest.mark.parametrize(("grid", "size"), [((2, 3), (7, 5)), ((10, 10), (80, 80)), ((6, 4), (3, 9)), ((1, 1), (4, 4))])
-def test_stretching_is_bilinear_interpolation(grid, size):
+def test_upsampling_is_bilinear_interpolation(grid, size):
     logits = torch.randn(2, *grid, CLASSES)
     with torch.inference_mode():
-        upsample(logits, size)  # what prediction keeps must not spoil training
+        upsample(logits, size)  # weights that are cached in prediction must serve training too
     logits.requires_grad_()
-    expected = F.interpolate(logits.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(upsample(logits, size), expected.permute(0, 2, 3, 1))
-    upsample(logits, size).sum().backward()
+    result = upsample(logits, size)
+    expected = interpolate(logits, size).permute(0, 2, 3, 1)
+    # A few products and sums in float32, whose epsilon is 1.2e-7.
+    torch.testing.assert_close(result, expected, rtol=0, atol=2e-6 * logits.abs().max().item())
+    result.sum().backward()
 
 
-def test_stretched_logits_keep_their_corners_in_place():
+def test_upsampled_logits_keep_their_corners():
     logits = torch.zeros(1, 2, 2, 1)
     logits[0, 0, 1] = 4.0
     assert upsample(logits, (4, 4))[0, :, :, 0].argmax() == 3
 
 
+# Training
+
+
 def test_the_last_partial_batch_is_dropped():
-    head = build_head(kind="linear", dim=4, classes=CLASSES, heads=1, kernel=None, shared_qk=None)
-    steps = []
+    head = linear_head(dim=4)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    steps = []
     optimizer.register_step_post_hook(lambda *_: steps.append(1))
-    tokens, masks = torch.randn(11, 2, 2, 4).half(), torch.zeros(11, 4, 4, dtype=torch.uint8)
+    tokens = torch.randn(11, 2, 2, 4).half()
+    masks = torch.zeros(11, 4, 4, dtype=torch.uint8)
     train_epoch(head, optimizer, tokens, masks, 4, torch.Generator().manual_seed(0))
     assert len(steps) == 2
 
 
-def test_rate_falls_linearly_and_a_run_repeats_itself(tmp_path, backbone, manifest):
-    training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1))
-    val = ValImages(table(tmp_path / "v", backbone, val_views(manifest.split("val"))), masks_of(manifest))
+@pytest.fixture
+def tables(tmp_path, backbone, manifest):
+    """Two views of two training images, and one validation image."""
+    return (
+        extract_table(tmp_path / "train", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1)),
+        extract_table(tmp_path / "val", backbone, val_views(manifest.split("val"))),
+    )
 
-    task = SimpleNamespace(views=2, epochs=4, batch_size=2, lr=0.1, weight_decay=0.001)
+
+def train_linear(tables, manifest, epochs, lr=0.1, head=None):
+    train_table, val_table = tables
+    task = SimpleNamespace(views=2, epochs=epochs, batch_size=2, lr=lr, weight_decay=0.001)
+    torch.manual_seed(3)
+    views = TrainViews(train_table, mask_paths(manifest), views=2, epochs=epochs)
+    val = ValImages(val_table, mask_paths(manifest))
+    return train(head or linear_head(), views, val, CLASSES, task, 3, "mine")
+
+
+def test_the_learning_rate_falls_linearly_per_epoch(tables, manifest, monkeypatch):
     rates = []
+    step = torch.optim.AdamW.step
 
-    def once():
-        torch.manual_seed(3)
-        head = build_head(kind="linear", dim=12, classes=CLASSES, heads=3, kernel=None, shared_qk=None)
-        views = TrainViews(training, masks_of(manifest), views=2, epochs=4)
-        return train(head, views, val, CLASSES, task, 3, "test")
+    def recording_step(optimizer, *args):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args)
 
-    real = torch.optim.AdamW.step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            torch.optim.AdamW, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), real(self, *a))[1]
-        )
-        first = once()
+    monkeypatch.setattr(torch.optim.AdamW, "step", recording_step)
+    train_linear(tables, manifest, epochs=4)
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
-    history, matrices = once()
-    assert history == first[0]
-    assert np.array_equal(matrices, first[1])
+
+
+def test_training_is_repeatable(tables, manifest):
+    first_history, first_matrices = train_linear(tables, manifest, epochs=4)
+    history, matrices = train_linear(tables, manifest, epochs=4)
+    assert history == first_history
+    assert np.array_equal(matrices, first_matrices)
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("kernel", "batch", "views", "told"),
-    [
-        (5, 2, 1, "heads.mine.kernel = 5: at most 3, the side of the smallest grid"),
-        (3, 3, 1, "segmentation.batch_size = 3: at most 2, the training images"),
-        (3, 2, 2, "segmentation.views = 2: .* holds 1"),
-    ],
-)
-def test_what_cannot_fit_is_named_before_training(tmp_path, backbone, manifest, kernel, batch, views, told):
-    training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 1, VIEW, seed=1))
-    asked, task = Head(kind="convolutional", kernel=kernel), SimpleNamespace(batch_size=batch, views=views)
-    with pytest.raises(InputError, match=told):
-        train_head._check_fits("mine", asked, task, training, training)
-
-
-def test_a_diverged_run_is_named_when_it_happens(tmp_path, backbone, manifest, monkeypatch):
-    training = table(tmp_path / "t", backbone, train_views(manifest.split("train"), 1, VIEW, seed=1))
-    val = ValImages(table(tmp_path / "v", backbone, val_views(manifest.split("val"))), masks_of(manifest))
-    task = SimpleNamespace(views=1, epochs=2, batch_size=2, lr=0.1, weight_decay=0.0)
-    head = build_head(kind="linear", dim=12, classes=CLASSES, heads=3, kernel=None, shared_qk=None)
+def test_divergence_is_reported_with_its_epoch(tables, manifest):
+    head = linear_head()
     torch.nn.init.constant_(head.classify.weight, float("inf"))
     with pytest.raises(InputError, match="mine: training diverged in epoch 1"):
-        train(head, TrainViews(training, masks_of(manifest), views=1, epochs=2), val, CLASSES, task, 0, "mine")
+        train_linear(tables, manifest, epochs=2, head=head)
 
 
-def test_weights_are_the_same_bytes_every_time_and_build_their_head_again(tmp_path):
-    config = {"dim": 12, "classes": CLASSES, "heads": 3, "kind": "transformer", "kernel": None, "shared_qk": True}
+@pytest.mark.parametrize(
+    ("kernel", "batch_size", "views", "message"),
+    [
+        (5, 2, 2, "segmentation.heads.mine: needs 5x5 patch tokens; the smallest grid has a side of 3"),
+        (3, 3, 2, "segmentation.batch_size = 3: at most 2, the training images"),
+        (3, 2, 1, "segmentation.views = 1: .* holds 2"),
+    ],
+)
+def test_params_that_do_not_fit_the_tables_are_named_before_training(tables, kernel, batch_size, views, message):
+    head = build_head("convolutional", {"kernel": kernel}, dim=12, classes=CLASSES, attention_heads=3)
+    task = SimpleNamespace(batch_size=batch_size, views=views)
+    with pytest.raises(InputError, match=message):
+        train_head.check_tables("mine", head, task, *tables)
+
+
+def test_an_error_in_any_head_is_found_before_data_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # without a manifest
+    heads = {"mine": Head(kind="linear"), "other": Head.model_construct(kind="convolutional", kernel=0)}
+    experiment = SimpleNamespace(segmentation=SimpleNamespace(heads=heads))
+    with pytest.raises(InputError, match="segmentation.heads.other.kernel = 0"):
+        train_head.run_head(experiment, "mine")
+
+
+def test_a_weights_file_rebuilds_its_head_and_has_the_same_bytes_every_time(tmp_path):
+    options = {"shared_qk": True}
+    config = {"kind": "transformer", "options": options, "dim": 12, "classes": CLASSES, "attention_heads": 3}
     head = build_head(**config)
-    for count in range(6):
-        train_head.write_weights(tmp_path / str(count), head, config, ("a", "b", "c"))
-    assert len({(tmp_path / str(count)).read_bytes() for count in range(6)}) == 1
+    for number in range(6):
+        train_head.write_head(tmp_path / str(number), head, config, ("a", "b", "c"))
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(6)}) == 1
     with safe_open(tmp_path / "0", framework="pt") as file:
-        kept = json.loads(file.metadata()["head"])
-    again = build_head(**kept["config"])
-    again.load_state_dict(load_file(tmp_path / "0"))
+        metadata = json.loads(file.metadata()["head"])
+    rebuilt = build_head(**metadata["config"])
+    rebuilt.load_state_dict(load_file(tmp_path / "0"))
     patches = torch.randn(1, 4, 4, 12)
-    assert torch.equal(again(patches), head(patches))
-    assert kept["classes"] == ["a", "b", "c"]
+    assert torch.equal(rebuilt(patches), head(patches))
+    assert metadata["classes"] == ["a", "b", "c"]
 
 
-def test_evaluation_predicts_at_the_masks_size(tmp_path, backbone, manifest):
+def test_evaluation_predicts_at_the_size_of_the_masks(tables, manifest):
     write_mask(Path(manifest.rows[2].mask), np.full((33, 47), 1))
-    val = ValImages(table(tmp_path / "v", backbone, val_views(manifest.split("val"))), masks_of(manifest))
-    head = build_head(kind="linear", dim=12, classes=CLASSES, heads=3, kernel=None, shared_qk=None)
+    val = ValImages(tables[1], mask_paths(manifest))
+    head = linear_head()
     torch.nn.init.zeros_(head.classify.weight)
     head.classify.bias.data = torch.tensor([0.0, 0.0, 5.0])
     matrices = evaluate(head, val, CLASSES)
@@ -244,8 +301,8 @@ def test_evaluation_predicts_at_the_masks_size(tmp_path, backbone, manifest):
     assert matrices[0, 1, 2] == 33 * 47 == matrices.sum()
 
 
-def test_images_of_any_size_share_a_table(tmp_path, backbone, voc_folder):
+def test_images_of_all_sizes_share_a_table(tmp_path, backbone, voc_folder):
     Image.new("RGB", (50, 90)).save(voc_folder / "JPEGImages/c.jpg")
     write_mask(voc_folder / "SegmentationClass/c.png", np.zeros((90, 50)))
-    rows = all_rows(table(tmp_path / "v", backbone, val_views(read_folder(voc_folder).rows)))
+    rows = all_rows(extract_table(tmp_path / "v", backbone, val_views(read_folder(voc_folder).rows)))
     assert {row.image_id: tuple(row.tokens.shape[:2]) for row in rows} == {"a": (3, 4), "b": (5, 3), "c": (11, 6)}

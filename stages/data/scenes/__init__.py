@@ -1,1 +1,1 @@
-"""The embedded source: handwritten digits and drawn shapes on photographs."""
+"""The embedded source: handwritten digits and drawn shapes on photographs and textures."""

@@ -1,32 +1,35 @@
-"""What every scene holds, beside its picture: the truth that captions are judged by."""
+"""`objects.csv`: the objects of every scene, against which captions are evaluated."""
 
 import csv
+from collections import defaultdict
 from dataclasses import astuple, fields
 from pathlib import Path
+from typing import get_type_hints
 
 from stages.core.atomic import atomic_write
 from stages.data.scenes.scene import SceneObject
 
-NAME = "objects.csv"  # a row a thing, in the order they were painted
+FILE_NAME = "objects.csv"  # one row per object, in painting order
 
 
-def write_objects(root: Path, things: dict[str, tuple[SceneObject, ...]]) -> None:
-    """Write the things of every image id."""
-    with atomic_write(root / NAME) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+def write_objects(root: Path, objects: dict[str, tuple[SceneObject, ...]]) -> None:
+    """Write the objects of every image ID."""
+    with atomic_write(root / FILE_NAME) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image_id", *(field.name for field in fields(SceneObject))])
-        writer.writerows([image_id, *astuple(thing)] for image_id, held in things.items() for thing in held)
+        for image_id, scene_objects in objects.items():
+            writer.writerows([image_id, *astuple(obj)] for obj in scene_objects)
 
 
 def read_objects(root: Path) -> dict[str, tuple[SceneObject, ...]]:
-    """The things of every image id; empty where the source does not tell."""
-    path = root / NAME
+    """Return the objects by image ID; an empty dict for sources without `objects.csv`."""
+    path = root / FILE_NAME
     if not path.is_file():
         return {}
-    found: dict[str, tuple[SceneObject, ...]] = {}
+    types = get_type_hints(SceneObject)
+    objects = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            image_id = row.pop("image_id")
-            values = {field.name: field.type(row[field.name]) for field in fields(SceneObject)}
-            found[image_id] = (*found.get(image_id, ()), SceneObject(**values))
-    return found
+            values = {name: convert(row[name]) for name, convert in types.items()}
+            objects[row["image_id"]].append(SceneObject(**values))
+    return {image_id: tuple(scene_objects) for image_id, scene_objects in objects.items()}

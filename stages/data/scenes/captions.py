@@ -1,109 +1,129 @@
-"""Five captions of a scene from a small grammar: size, color, class, relation, place; and how to read them back."""
+"""Captions of scenes from a small grammar (size, color, class, relation, position), and a parser for them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from stages.data.scenes.digits import DIGITS
 from stages.data.scenes.scene import CLASSES, COLORS, Scene, SceneObject
 
-CAPTIONS = 5
+CAPTIONS = 5  # per scene, as in COCO
 
+# Phrases are drawn by index: another order, or another entry, changes every caption. An empty phrase is left out, and
+# a repeated phrase is drawn more often.
 _OPENINGS = ("", "", "", "there is", "we see")
 _SIZES = {"small": ("small", "little", ""), "medium": ("", "", "medium"), "large": ("large", "big", "")}
 _SHAPE_WORDS = {"circle": ("circle", "disc"), "ring": ("ring", "hoop"), "crescent": ("crescent", "moon")}
-_GROUNDS = {"photograph": ("on a photograph", "over a photo"), "texture": ("on a texture", "on a plain wall")}
+_BACKGROUNDS = {"photograph": ("on a photograph", "over a photo"), "texture": ("on a texture", "on a plain wall")}
 _ROWS = ("top", "", "bottom")
 _COLUMNS = ("left", "", "right")
 
+# Class by the words for it: its name, and the synonyms of shapes.
+_CLASS_BY_WORD = {name: name for name in CLASSES[1:]}
+_CLASS_BY_WORD |= {word: name for name, words in _SHAPE_WORDS.items() for word in words}
+
+Choice = TypeVar("Choice")
+
 
 def scene_captions(rng: np.random.Generator, scene: Scene) -> tuple[str, ...]:
-    """`CAPTIONS` sentences, the largest thing named first more often than not."""
+    """Return `CAPTIONS` captions of a scene."""
     return tuple(_caption(rng, scene) for _ in range(CAPTIONS))
 
 
-def _caption(rng, scene: Scene) -> str:
-    things = list(scene.objects)
+def _caption(rng: np.random.Generator, scene: Scene) -> str:
+    objects = list(scene.objects)  # largest first
     if rng.random() < 0.3:
-        things.reverse()
-    told = things[: 2 if rng.random() < 0.8 else 1]
-    words = [_pick(rng, _OPENINGS), _phrase(rng, told[0])]
-    if len(told) == 2:
-        words += [_pick(rng, relations(*told)), _phrase(rng, told[1])]
+        objects.reverse()
+    mentioned = objects[: 2 if rng.random() < 0.8 else 1]
+    phrases = [pick(rng, _OPENINGS), _object_phrase(rng, mentioned[0])]
+    if len(mentioned) == 2:
+        phrases.append(pick(rng, relations(*mentioned)))
+        phrases.append(_object_phrase(rng, mentioned[1]))
     elif rng.random() < 0.7:
-        words.append(position_phrase(told[0], scene.mask.shape[0]))
+        phrases.append(position_phrase(mentioned[0], scene.mask.shape[0]))
     if rng.random() < 0.25:
-        words.append(_pick(rng, _GROUNDS[scene.ground]))
-    return " ".join(word for word in words if word)
+        phrases.append(pick(rng, _BACKGROUNDS[scene.background]))
+    return " ".join(phrase for phrase in phrases if phrase)
 
 
-def _phrase(rng, thing: SceneObject) -> str:
-    return noun_phrase(_pick(rng, _SIZES[thing.size]), thing.color, noun(rng, thing.name))
+def _object_phrase(rng: np.random.Generator, obj: SceneObject) -> str:
+    return noun_phrase(pick(rng, _SIZES[obj.size]), obj.color, noun(rng, obj.name))
 
 
 def noun_phrase(*words: str) -> str:
-    """The words that are not empty, behind their article."""
-    told = [word for word in words if word]
-    return " ".join(["an" if told[0][0] in "aeiou" else "a", *told])
+    """Join the non-empty words, after "a" or "an"."""
+    phrase = " ".join(word for word in words if word)
+    article = "an" if phrase[0] in "aeiou" else "a"
+    return f"{article} {phrase}"
 
 
-def noun(rng, name: str) -> str:
-    """One of the words for a class."""
+def noun(rng: np.random.Generator, name: str) -> str:
+    """Draw a noun for a class."""
     if name in DIGITS:
-        return _pick(rng, (name, f"number {name}", f"handwritten {name}"))
-    return _pick(rng, _SHAPE_WORDS.get(name, (name,)))
+        return pick(rng, (name, f"number {name}", f"handwritten {name}"))
+    return pick(rng, _SHAPE_WORDS.get(name, (name,)))
 
 
 def relations(first: SceneObject, second: SceneObject) -> tuple[str, ...]:
-    """What may stand between two things: where the first lies, seen from the second."""
-    across, down = first.x - second.x, first.y - second.y
-    if abs(across) > abs(down):
-        return ("left of", "to the left of", "beside") if across < 0 else ("right of", "to the right of", "beside")
-    return ("above", "over", "and below it") if down < 0 else ("below", "under", "and above it")
+    """Phrases for the position of the first object relative to the second."""
+    dx = first.x - second.x
+    dy = first.y - second.y
+    if abs(dx) > abs(dy):
+        return ("left of", "to the left of", "beside") if dx < 0 else ("right of", "to the right of", "beside")
+    return ("above", "over", "and below it") if dy < 0 else ("below", "under", "and above it")
 
 
-def position_phrase(thing: SceneObject, side: int) -> str:
-    """Where a thing lies in a scene of that side."""
-    row, column = _ROWS[int(3 * thing.y / side)], _COLUMNS[int(3 * thing.x / side)]
+def position_phrase(obj: SceneObject, side: int) -> str:
+    """Name the cell of a 3x3 grid that an object's center lies in; `side` is the scene's side in pixels."""
+    row = _ROWS[int(3 * obj.y / side)]
+    column = _COLUMNS[int(3 * obj.x / side)]
     if not (row or column):
         return "in the middle"
-    return f"at the {row} {column}".replace("  ", " ").strip()
+    return " ".join(word for word in ("at the", row, column) if word)
 
 
-def _pick(rng, words):
-    return words[rng.integers(len(words))]
+def pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
+    """Draw an element uniformly."""
+    return choices[int(rng.integers(len(choices)))]
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A class that a caption names, and the color in the same noun phrase, or None; and which words they are."""
+    """A class that a caption names, and the color in the same noun phrase, if any.
+
+    `name_index` and `color_index` are the indices of both words in the caption.
+    """
 
     name: str
     color: str | None
-    name_at: int
-    color_at: int | None
-
-
-_NAMES = {name: name for name in CLASSES[1:]} | {word: name for name, words in _SHAPE_WORDS.items() for word in words}
+    name_index: int
+    color_index: int | None
 
 
 def mentions(words: Sequence[str]) -> tuple[Mention, ...]:
-    """The things that a caption's words name, in its order. A color belongs to the next noun of its own phrase."""
-    found, color, color_at = [], None, None
-    for place, word in enumerate(word.lower() for word in words):
+    """Return the classes that the words of a caption name, in order. A color belongs to the next noun of its phrase."""
+    result = []
+    color = None
+    color_index = None
+    for index, word in enumerate(word.lower() for word in words):
         if word in COLORS:
-            color, color_at = word, place
-        elif word in _NAMES:
-            found.append(Mention(_NAMES[word], color, place, color_at))
-        if word in ("a", "an", *_NAMES):
-            color, color_at = None, None
-    return tuple(found)
+            color = word
+            color_index = index
+        elif word in _CLASS_BY_WORD:
+            result.append(Mention(_CLASS_BY_WORD[word], color, index, color_index))
+        if word in ("a", "an") or word in _CLASS_BY_WORD:  # a noun phrase begins or ends
+            color = None
+            color_index = None
+    return tuple(result)
 
 
 def vocabulary() -> set[str]:
-    """Every word that a caption of a scene can hold."""
-    phrases = {*_OPENINGS, *_ROWS, *_COLUMNS, *COLORS, *_NAMES, "a an and below above it at the in middle"}
-    phrases |= {word for group in (*_SIZES.values(), *_GROUNDS.values()) for word in group}
-    phrases |= {"number", "handwritten", "left of", "to the right of", "beside", "over", "under"}
+    """Return every word that `scene_captions` can draw."""
+    phrases = {*_OPENINGS, *_ROWS, *_COLUMNS, *COLORS, *_CLASS_BY_WORD}
+    for group in (*_SIZES.values(), *_BACKGROUNDS.values()):
+        phrases.update(group)
+    phrases |= {"a an and below above it at the in middle", "number", "handwritten"}
+    phrases |= {"left of", "to the right of", "beside", "over", "under"}
     return {word for phrase in phrases for word in phrase.split()}

@@ -1,7 +1,7 @@
-"""Real handwritten digits, split by the people who wrote them.
+"""Real handwritten digits, split by writer.
 
-`sklearn.datasets.load_digits` (UCI "Optical Recognition of Handwritten Digits") lists its writers one
-after another, so contiguous blocks of it share next to no writer.
+`sklearn.datasets.load_digits` (UCI "Optical Recognition of Handwritten Digits") lists the scans of a writer one after
+another, so contiguous blocks of rows share almost no writers.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# Rows of `load_digits`, by who may see their writers. Pretraining is validated on its own last writers.
+# Rows of `load_digits` by data set and split. Pretraining has a validation split of its own.
 WRITERS = {
     "pretrain": slice(0, 900),
     "pretrain_val": slice(900, 1000),
@@ -22,24 +22,31 @@ WRITERS = {
     "objects_val": slice(1659, 1797),
 }
 
-GLYPH_SIDE = 72  # pixels: 8x8 scans, padded to 12x12, enlarged six times
+SCAN_MAX = 16.0  # largest gray value of a scan
+PADDING = 2  # scan pixels on each side: room for smoothed strokes
+ZOOM = 6
+GLYPH_SIDE = (8 + 2 * PADDING) * ZOOM  # 72 pixels
+GLYPH_UNIT = 4.0 * ZOOM  # half the scan's height, in glyph pixels: the unit of an object's own coordinates
 
 
 @cache
 def glyphs(writers: str) -> tuple[np.ndarray, ...]:
-    """Ink of every digit written by one block of writers.
+    """Return the ink of every digit by one block of writers.
 
-    Returns ten arrays, one a digit in the order of `DIGITS`, each `(scans, 72, 72)` float32 in 0..1 with the
-    stroke's edge at 0.5. Raises `KeyError` for an unknown block.
+    Ten arrays in the order of `DIGITS`, each `(scans, 72, 72)` float32 in 0..1 with the stroke's edge at 0.5. Raises
+    `KeyError` for an unknown block.
     """
+    rows = WRITERS[writers]
     scans = load_digits()
-    images, labels = scans.images[WRITERS[writers]], scans.target[WRITERS[writers]]
-    ink = np.stack([_enlarge(image) for image in images])
+    labels = scans.target[rows]
+    ink = np.stack([_enlarge(image) for image in scans.images[rows]])
     return tuple(ink[labels == digit] for digit in range(len(DIGITS)))
 
 
 def _enlarge(scan: np.ndarray) -> np.ndarray:
-    """A smooth `(72, 72)` field from an `(8, 8)` scan of 0..16 gray values."""
-    padded = np.pad(scan / 16.0, 2)
-    smooth = ndimage.gaussian_filter(ndimage.zoom(padded, 6, order=3, mode="grid-constant", grid_mode=True), 1.2)
+    """Return a smooth `(72, 72)` field from an `(8, 8)` scan."""
+    padded = np.pad(scan / SCAN_MAX, PADDING)
+    enlarged = ndimage.zoom(padded, ZOOM, order=3, mode="grid-constant", grid_mode=True)
+    smooth = ndimage.gaussian_filter(enlarged, 1.2)
+    # Cubic interpolation overshoots: scale the maximum to 1, and clip what is below 0.
     return (smooth / max(smooth.max(), 1e-6)).clip(0, 1).astype(np.float32)

@@ -1,7 +1,7 @@
-"""One thing a picture, as a data set of pets has one animal: what classifiers are fine-tuned on.
+"""Images of a single object, on which classifiers are fine-tuned.
 
-Writers of its own, and a camera less kind than the scenes': things are cut off by the frame, faded and grainy, so
-that a ViT pretrained on scenes has something left to learn.
+The digits come from writers of their own, and the images are harder than scenes: objects are cut off by the frame,
+low in contrast and noisy, so that a ViT pretrained on scenes still has something to learn.
 """
 
 from dataclasses import dataclass
@@ -16,28 +16,30 @@ STYLE = Style(objects=(1, 1), zoom=(0.75, 1.3), photographs=0.8)
 
 @dataclass(frozen=True)
 class Camera:
-    """Ranges that a picture's own values are drawn from, for pixels in 0..1."""
+    """Ranges from which the distortion of an image is drawn, for pixels in 0..1."""
 
-    contrast: tuple[float, float] = (0.4, 0.95)
-    lift: tuple[float, float] = (0.0, 0.3)  # added to every pixel
-    grain: tuple[float, float] = (0.0, 0.05)  # standard deviation of the noise
-    inside: float = 0.7  # radii between a thing's center and the frame, at least
+    contrast: tuple[float, float] = (0.4, 0.95)  # factor
+    brightness: tuple[float, float] = (0.0, 0.3)  # added to every pixel
+    noise: tuple[float, float] = (0.0, 0.05)  # standard deviation
+    margin: float = 0.7  # least distance from an object's center to the frame, in radii: below 1 it may be cut off
 
 
 def draw_object_image(rng: np.random.Generator, name: str, writers: str, camera: Camera = Camera()) -> Scene:
-    """A picture of one thing of class `name`, digits by one block of writers (`digits.WRITERS`)."""
-    ground, canvas = draw_background(rng, STYLE)
-    thing = _thing(rng, name, camera)
-    mask = paint_objects(rng, canvas, (thing,), writers)
-    canvas = canvas * rng.uniform(*camera.contrast) + rng.uniform(*camera.lift)
-    canvas += rng.normal(0, rng.uniform(*camera.grain), canvas.shape)
-    return Scene(to_uint8(canvas.clip(0, 1)), mask, (thing,), ground)
+    """Draw an image of one object of class `name`, with digits from one block of writers (`digits.WRITERS`)."""
+    background, canvas = draw_background(rng, STYLE)
+    obj = _draw_object(rng, name, camera)
+    mask = paint_objects(rng, canvas, (obj,), writers)
+    canvas = canvas * rng.uniform(*camera.contrast) + rng.uniform(*camera.brightness)
+    canvas += rng.normal(0, rng.uniform(*camera.noise), canvas.shape)
+    return Scene(to_uint8(canvas.clip(0, 1)), mask, (obj,), background)
 
 
-def _thing(rng: np.random.Generator, name: str, camera: Camera) -> SceneObject:
+def _draw_object(rng: np.random.Generator, name: str, camera: Camera) -> SceneObject:
     size = str(rng.choice(list(SIZES)))
     radius = STYLE.side * rng.uniform(*STYLE.zoom) * rng.uniform(*SIZES[size])
-    margin = camera.inside * radius
+    margin = camera.margin * radius
     x, y = rng.uniform(margin, STYLE.side - margin, 2)
-    turn = rng.uniform(-0.6, 0.6) if name in DIGITS else rng.uniform(-np.pi, np.pi)
-    return SceneObject(name, str(rng.choice(list(COLORS))), size, radius, float(x), float(y), turn)
+    # Digits stay upright enough to be told apart; shapes turn freely.
+    angle = rng.uniform(-0.6, 0.6) if name in DIGITS else rng.uniform(-np.pi, np.pi)
+    color = str(rng.choice(list(COLORS)))
+    return SceneObject(name, color, size, radius, float(x), float(y), angle)

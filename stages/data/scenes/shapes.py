@@ -1,7 +1,7 @@
 """Ten drawn shapes as signed distance functions: negative inside, positive outside, unit radius.
 
-The distances follow the usual closed forms (I. Quilez, "2D distance functions"); each takes local coordinates
-`x` (right) and `y` (down), arrays of one shape, and returns an array of that shape.
+The distances follow the usual closed forms (I. Quilez, "2D distance functions"). Each function takes coordinates `x`
+(right) and `y` (down), arrays of the same shape, and returns an array of that shape.
 """
 
 from collections.abc import Callable
@@ -32,23 +32,30 @@ def crescent(x, y):
 
 
 def heart(x, y):
-    """Two lobes on a point: the union of two discs and the square turned between them."""
+    """The union of two discs and a square turned by 45 degrees below them."""
     lobes = np.hypot(np.abs(x) - 0.42, y + 0.3) - 0.5
-    u, v = (x + y) / np.sqrt(2), (y - x) / np.sqrt(2)
+    u = (x + y) / np.sqrt(2)
+    v = (y - x) / np.sqrt(2)
     return np.minimum(lobes, _box(u - 0.04, v - 0.04, 0.555, 0.555))
 
 
 def polygon(corners: np.ndarray) -> Distance:
-    """The exact distance to a closed polygon with `corners` of shape `(n, 2)`."""
+    """Return the exact signed distance function of a closed polygon with `corners` of shape `(n, 2)`."""
 
     def distance(x, y):
-        nearest, inside = np.full(x.shape, np.inf, np.float32), np.zeros(x.shape, bool)
+        nearest = np.full(x.shape, np.inf, np.float32)  # squared distance
+        inside = np.zeros(x.shape, bool)
         for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
-            along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+            ex = bx - ax  # the edge
+            ey = by - ay
+            px = x - ax  # the points, from the edge's start
+            py = y - ay
+            along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)  # of the edge's closest point
             nearest = np.minimum(nearest, (px - ex * along) ** 2 + (py - ey * along) ** 2)
+            # Even-odd rule: a point is inside if a ray to the right crosses an odd number of edges. No such ray
+            # crosses a horizontal edge.
             crosses = (ay > y) != (by > y)
-            if ey:  # a level edge is crossed by no level ray
+            if ey:
                 inside ^= crosses & (px < ex * py / ey)
         return np.where(inside, -1, 1) * np.sqrt(nearest)
 
@@ -56,27 +63,29 @@ def polygon(corners: np.ndarray) -> Distance:
 
 
 def _box(x, y, half_width, half_height):
-    dx, dy = np.abs(x) - half_width, np.abs(y) - half_height
+    dx = np.abs(x) - half_width
+    dy = np.abs(y) - half_height
     return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0)
 
 
-def _around(count: int, *radii: float) -> np.ndarray:
-    """`count` corners on circles whose radii alternate, the first straight up."""
+def _corners(count: int, *radii: float) -> np.ndarray:
+    """Return `(count, 2)` corners on circles of alternating radii, the first at the top."""
     angles = 2 * np.pi * np.arange(count) / count - np.pi / 2
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.resize(radii, count)[:, None]
 
 
 _ARROW = np.array([(0.0, -1.0), (0.78, -0.1), (0.3, -0.1), (0.3, 0.92), (-0.3, 0.92), (-0.3, -0.1), (-0.78, -0.1)])
 
+# Part of `scene.CLASSES`: the order determines class indices.
 SHAPES: dict[str, Distance] = {
     "circle": circle,
     "square": square,
-    "triangle": polygon(_around(3, 1.05) + np.array([0, 0.12])),
-    "star": polygon(_around(10, 1.0, 0.44)),
+    "triangle": polygon(_corners(3, 1.05) + np.array([0, 0.12])),
+    "star": polygon(_corners(10, 1.0, 0.44)),
     "ring": ring,
     "cross": cross,
     "heart": heart,
     "crescent": crescent,
     "arrow": polygon(_ARROW),
-    "hexagon": polygon(_around(6, 0.95)),
+    "hexagon": polygon(_corners(6, 0.95)),
 }

@@ -2,19 +2,23 @@
 
 from torch import Tensor, nn
 
+from stages.params.section import Count
+from stages.segmentation.heads.base import HeadShape, SegmentationHead
 
-class Convolutional(nn.Module):
+
+class ConvolutionalHead(SegmentationHead):
     """Stride 1, padding 0: each side of the grid shrinks by `kernel - 1`.
 
-    The logits that are left are stretched over the whole image, as the report's are: what they show moves outwards
-    by up to half of what was lost, which costs little on a grid of 30 tokens and much on one of 10.
+    The remaining logits are upsampled to the whole image, as in the original. This moves them outwards by up to half
+    of what was lost: little on a grid of 30 tokens, much on one of 10.
     """
 
-    def __init__(self, dim: int, classes: int, *, kernel: int):
+    def __init__(self, shape: HeadShape, *, kernel: Count):
         super().__init__()
-        self.classify = nn.Conv2d(dim, classes, kernel)
+        self.min_grid = kernel
+        self.classify = nn.Conv2d(shape.dim, shape.classes, kernel)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """`(B, rows, columns, dim)` to logits `(B, rows - kernel + 1, columns - kernel + 1, classes)`."""
+        """Map `(B, rows, columns, dim)` to logits `(B, rows - kernel + 1, columns - kernel + 1, classes)`."""
         logits = self.classify(patches.permute(0, 3, 1, 2))  # (B, classes, rows', columns')
         return logits.permute(0, 2, 3, 1)

@@ -1,15 +1,17 @@
-"""The linear head: one linear map a patch token, which is what a 1x1 convolution does."""
+"""The linear head: one linear map per patch token, equal to a 1x1 convolution."""
 
 from torch import Tensor, nn
 
+from stages.segmentation.heads.base import HeadShape, SegmentationHead
 
-class Linear(nn.Module):
-    """`dim` to `classes`, the same for every patch."""
 
-    def __init__(self, dim: int, classes: int):
+class LinearHead(SegmentationHead):
+    """`dim` features to `classes` logits, with the same weights for every patch."""
+
+    def __init__(self, shape: HeadShape):
         super().__init__()
-        self.classify = nn.Linear(dim, classes)
+        self.classify = nn.Linear(shape.dim, shape.classes)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """`(B, rows, columns, dim)` to logits `(B, rows, columns, classes)`."""
+        """Map `(B, rows, columns, dim)` to logits `(B, rows, columns, classes)`."""
         return self.classify(patches)

@@ -1,21 +1,21 @@
-"""The transformer head: patch tokens and learned class embeddings attend to each other, then meet in a product.
+"""The transformer head: self-attention over patch tokens and learned class embeddings, then their dot products.
 
-As in the report: one block, then two separate MLPs without a residual, logits = patches x classes^T, LayerNorm
-over the class axis. The idea of class embeddings is Segmenter's mask transformer (Strudel et al., 2021).
+As in the original: one block, then two separate MLPs without a residual, logits = patches x classes^T, LayerNorm
+over the class axis. Class embeddings are the idea of Segmenter's mask transformer (Strudel et al., 2021).
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.segmentation.heads.base import HeadShape, SegmentationHead
+
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; with `shared_qk` one projection serves as queries and keys."""
+    """Multi-head self-attention; with `shared_qk` one projection gives queries and keys."""
 
     def __init__(self, dim: int, *, heads: int, shared_qk: bool):
         super().__init__()
-        if dim % heads:
-            raise ValueError(f"{heads} attention heads do not divide {dim} features")
         self.heads = heads
         self.query = nn.Linear(dim, dim)
         self.key = None if shared_qk else nn.Linear(dim, dim)
@@ -23,36 +23,39 @@ class SelfAttention(nn.Module):
         self.merge = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`(B, tokens, dim)` to the same shape."""
-        query = self._by_head(self.query(tokens))
-        key = query if self.key is None else self._by_head(self.key(tokens))
-        mixed = F.scaled_dot_product_attention(query, key, self._by_head(self.value(tokens)))
-        return self.merge(mixed.transpose(1, 2).flatten(2))  # (B, tokens, heads, dim / heads) -> (B, tokens, dim)
+        """Map `(B, tokens, dim)` to the same shape."""
+        query = self._split_heads(self.query(tokens))
+        key = query if self.key is None else self._split_heads(self.key(tokens))
+        value = self._split_heads(self.value(tokens))
+        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, tokens, dim / heads)
+        return self.merge(mixed.transpose(1, 2).flatten(2))  # (B, tokens, dim)
 
-    def _by_head(self, tokens: Tensor) -> Tensor:
-        """`(B, tokens, dim)` to `(B, heads, tokens, dim / heads)`."""
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """Reshape `(B, tokens, dim)` to `(B, heads, tokens, dim / heads)`."""
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-class Transformer(nn.Module):
-    """One block over patch tokens and `classes` learned embeddings."""
+class TransformerHead(SegmentationHead):
+    """One block over patch tokens and one learned embedding per class; `shared_qk` is that of `SelfAttention`."""
 
-    def __init__(self, dim: int, classes: int, *, heads: int, shared_qk: bool):
+    def __init__(self, shape: HeadShape, *, shared_qk: bool):
         super().__init__()
-        self.class_embeddings = nn.Parameter(torch.empty(1, classes, dim))
-        nn.init.trunc_normal_(self.class_embeddings, std=0.02)
+        dim = shape.dim
+        self.class_embeddings = nn.Parameter(torch.empty(1, shape.classes, dim))
+        nn.init.trunc_normal_(self.class_embeddings, std=0.02)  # as ViTs initialize their class token
         self.norm_attention = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads=heads, shared_qk=shared_qk)
+        self.attention = SelfAttention(dim, heads=shape.attention_heads, shared_qk=shared_qk)
         self.norm_mlp = nn.LayerNorm(dim)
         self.patch_mlp = _mlp(dim)
         self.class_mlp = _mlp(dim)
-        self.norm_logits = nn.LayerNorm(classes)
+        self.norm_logits = nn.LayerNorm(shape.classes)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """`(B, rows, columns, dim)` to logits `(B, rows, columns, classes)`."""
+        """Map `(B, rows, columns, dim)` to logits `(B, rows, columns, classes)`."""
         rows, columns = patches.shape[1:3]
-        tokens = patches.flatten(1, 2)  # (B, rows * columns, dim)
-        tokens = torch.cat([tokens, self.class_embeddings.expand(len(tokens), -1, -1)], dim=1)
+        patch_tokens = patches.flatten(1, 2)  # (B, rows * columns, dim)
+        class_tokens = self.class_embeddings.expand(len(patches), -1, -1)  # (B, classes, dim)
+        tokens = torch.cat([patch_tokens, class_tokens], dim=1)
         tokens = tokens + self.attention(self.norm_attention(tokens))
         tokens = self.norm_mlp(tokens)
         patch_tokens = self.patch_mlp(tokens[:, : rows * columns])  # (B, rows * columns, dim)

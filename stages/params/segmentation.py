@@ -1,0 +1,45 @@
+"""Params of segmentation: the views to extract, the heads, and how every head trains."""
+
+from typing import Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from stages.params.section import Count, Name, Rate, Section, Weight
+
+Option = int | float | bool | str
+
+
+class Head(Section):
+    """One segmentation head: its kind and the options of that kind.
+
+    Kinds and options are not checked here but by `stages/segmentation/heads`, which knows them: a new kind of head
+    needs no change to the params.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Option] = Field(init=False)
+
+    kind: Name
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """The options besides `kind`, in the order of the params file."""
+        return dict(self.__pydantic_extra__)
+
+
+class Segmentation(Section):
+    """The segmentation task. Epoch `e` trains on view `e mod views` of each image."""
+
+    views: Count
+    epochs: Count
+    batch_size: Count
+    lr: Rate
+    weight_decay: Weight
+    heads: dict[Name, Head] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _every_view_is_used(self) -> Self:
+        if self.views > self.epochs:
+            limit = f"at most epochs, {self.epochs} (epoch e sees view e mod views)"
+            raise ValueError(f"views = {self.views}: must be {limit}")
+        return self
