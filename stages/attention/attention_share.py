@@ -1,37 +1,32 @@
-"""How much of the attention lies on objects, over a split: means with intervals from resampling whole images."""
-
-from dataclasses import dataclass
+"""The share of attention on objects, over a split: means with intervals from resampling whole images."""
 
 import numpy as np
 
 from stages.core.bootstrap import bootstrap_means, confidence_interval, resample_counts
 
 
-@dataclass(frozen=True)
-class Share:
-    """`mass` on the object, in percent, against the `area` that it covers; `times` is one over the other.
+def compute_attention_share(
+    mass: np.ndarray, area: np.ndarray, images: np.ndarray, *, seed: int
+) -> dict[str, float | int]:
+    """Mean attention `mass` on the object and mean object `area`, both in percent, over `count` maps.
 
-    Each with its 95 % interval; `count` is how many maps they are means of.
+    Arguments are per map, `(maps,)`; `images` numbers each map's image. `times` is mass over area: how many times the
+    mass of uniform attention. `_low` and `_high` are the ends of 95 % intervals.
     """
-
-    mass: float
-    mass_low: float
-    mass_high: float
-    area: float
-    times: float
-    times_low: float
-    times_high: float
-    count: int
-
-
-def compute_attention_share(mass: np.ndarray, area: np.ndarray, images: np.ndarray, *, seed: int) -> Share:
-    """The share of maps with `mass` and `area` in percent, each of image number `images` (all `(maps,)`)."""
-    masses, areas = _drawn(mass, images, seed), _drawn(area, images, seed)
-    between = confidence_interval(bootstrap_means(mass, images, seed=seed))
-    times = confidence_interval(masses[areas > 0] / areas[areas > 0])
-    return Share(float(mass.mean()), *between, float(area.mean()), float(mass.sum() / area.sum()), *times, len(mass))
-
-
-def _drawn(values: np.ndarray, images: np.ndarray, seed: int) -> np.ndarray:
-    """Sums of `values` over the images of each draw."""
-    return resample_counts(int(images.max()) + 1, seed=seed) @ np.bincount(images, values)
+    mass_low, mass_high = confidence_interval(bootstrap_means(mass, images, seed=seed))
+    # `times` is a ratio of sums, so resample numerator and denominator together: the same seed, the same images.
+    counts = resample_counts(int(images.max()) + 1, seed=seed)  # (samples, images)
+    mass_sums = counts @ np.bincount(images, mass)
+    area_sums = counts @ np.bincount(images, area)
+    drawn = area_sums > 0  # a sample may miss every image that has a map
+    times_low, times_high = confidence_interval(mass_sums[drawn] / area_sums[drawn])
+    return {
+        "mass": float(mass.mean()),
+        "mass_low": mass_low,
+        "mass_high": mass_high,
+        "area": float(area.mean()),
+        "times": float(mass.sum() / area.sum()),
+        "times_low": times_low,
+        "times_high": times_high,
+        "count": len(mass),
+    }

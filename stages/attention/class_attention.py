@@ -1,9 +1,8 @@
-"""Stage `class_attention`: where the class token looks, pretrained and fine-tuned, drawn and measured."""
+"""Stage `class_attention`: class token attention of the pretrained and the fine-tuned ViT, in pictures and numbers."""
 
 import argparse
-import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ from stages.attention import BOOTSTRAP, PICTURES, SHARES
 from stages.attention.attention_share import compute_attention_share
 from stages.attention.class_token import AttentionMaps, class_token_attention, resize_to_patches
 from stages.attention.examples import select_examples
-from stages.attention.maps import area, attention_mass, density, peak_pixel
-from stages.attention.panels import Panel, draw_rows
+from stages.attention.maps import attention_mass, density, object_area, peak_pixel
+from stages.attention.panels import Panel, plot_rows
 from stages.classification import WEIGHTS, classifier
-from stages.core.atomic import atomic_write
+from stages.core.atomic import atomic_write, remove_folders
 from stages.core.bootstrap import bootstrap_means, confidence_interval
 from stages.core.runs import RUNS, Run, package_versions, write_run
 from stages.core.skipped import mark_skipped
@@ -36,127 +35,137 @@ from stages.params.attention import ClassTokenAttention
 from stages.params.experiment import Experiment, load_experiment
 
 TASK = "class_attention"
-AT_ONCE = 32  # images of one size
-PRETRAINED, FINETUNED = "pretrained", "finetuned"
+BATCH_SIZE = 32  # images of one size
 
 
 @dataclass(frozen=True)
 class Model:
-    """A ViT that is looked into: its run's name, and what the record says of it."""
+    """A ViT, the name of its run, and the inputs that its record names."""
 
     name: str
     backbone: Backbone
-    facts: dict[str, str]
+    inputs: dict[str, str]
 
 
-def models(experiment: Experiment) -> list[Model]:
-    """The profile's pretrained ViT, and the fine-tuned one where there is one; on the GPU where that is."""
-    source, setting = experiment.active.classifier.backbone, experiment.attention.class_token.setting
-    found = [Model(PRETRAINED, load_vit("classifier", experiment), {"backbone": source})]
-    path = WEIGHTS / setting / "last.safetensors"
-    if path.is_file():
-        found.append(Model(FINETUNED, classifier.load(path).backbone, {"backbone": str(path), "setting": setting}))
-    for model in found:
+def load_models(experiment: Experiment) -> list[Model]:
+    """The profile's pretrained ViT and, if it was trained, the fine-tuned one, on this machine's device."""
+    source = experiment.active.classifier.backbone
+    setting = experiment.attention.class_token.setting
+    models = [Model("pretrained", load_vit("classifier", experiment), {"backbone": source})]
+    weights = WEIGHTS / setting / "last.safetensors"
+    if weights.is_file():
+        inputs = {"backbone": str(weights), "setting": setting}
+        models.append(Model("finetuned", classifier.load(weights).backbone, inputs))
+    for model in models:
         model.backbone.to(get_device())
-    return found
+    return models
 
 
-def no_class_token(experiment: Experiment, backbone: Backbone) -> str | None:
-    """Why there is nothing to look at, or None."""
+def missing_class_token(experiment: Experiment, backbone: Backbone) -> str | None:
+    """Why there is no class token attention to plot, or None if there is."""
     return None if backbone.has_class_token else f"{experiment.active.classifier.backbone} has no class token"
 
 
-def looks(
-    backbone: Backbone, rows: tuple[Row, ...], side: int, asked: ClassTokenAttention
+def compute_maps(
+    backbone: Backbone, rows: tuple[Row, ...], side: int, params: ClassTokenAttention
 ) -> Iterator[tuple[Row, AttentionMaps]]:
-    """Every image's maps, in the order of `rows`; images of one size share a batch."""
-    seen = ((row, resize_to_patches(read_image(Path(row.image)), side, backbone.patch)) for row in rows)
-    for batch in batch_by_key(seen, lambda one: one[1].shape, lambda _: AT_ONCE):
-        some, pixels = zip(*batch, strict=True)
-        yield from zip(some, class_token_attention(backbone, list(pixels), asked.block, asked.rollout), strict=True)
+    """Every row with its image's attention maps, in order; neighboring images of one size share a batch."""
+    images = ((row, resize_to_patches(read_image(Path(row.image)), side, backbone.patch)) for row in rows)
+    for batch in batch_by_key(images, lambda item: item[1].shape, lambda _: BATCH_SIZE):
+        maps = class_token_attention(backbone, [pixels for _, pixels in batch], params.block, params.rollout)
+        for (row, _), image_maps in zip(batch, maps, strict=True):
+            yield row, image_maps
 
 
-def measured(row: Row, seen: AttentionMaps, background: int) -> dict:
-    """How much of an image's maps lies on what its mask calls an object, in percent, and whether most does.
+def measure_image(row: Row, maps: AttentionMaps, background: int) -> dict:
+    """Attention mass on the objects of an image's mask, their area, and the pointing hit; all in percent.
 
-    `hit` is 100 where the middle of the patch that gets most is on the object: by chance, its area.
+    The pointing hit is 100 if the center of the patch with the highest attention is on an object, else 0. Its expected
+    value under uniform attention is the area.
     """
+    assert row.mask is not None
     mask = read_mask(Path(row.mask))
+    height, width = mask.shape
     counted = mask != VOID
     inside = counted & (mask != background)
-    kinds = {"mean": seen.mean} | ({} if seen.rollout is None else {"rollout": seen.rollout})
-    masses = {
-        f"{kind}_mass": float(attention_mass(density(one.double().numpy(), mask.shape), inside, counted))
-        for kind, one in kinds.items()
-    }
-    hit = 100.0 * bool(inside[peak_pixel(seen.mean, mask.shape)])
-    return {"image_id": row.image_id, **masses, "area": area(inside, counted), "hit": hit}
+    masses = {}
+    for name, attention in (("mean", maps.mean), ("rollout", maps.rollout)):
+        if attention is not None:
+            densities = density(attention.double().numpy(), (height, width))
+            masses[f"{name}_mass"] = float(attention_mass(densities, inside, counted))
+    pointing_hit = 100.0 * bool(inside[peak_pixel(maps.mean, (height, width))])
+    return {"image_id": row.image_id, **masses, "area": object_area(inside, counted), "hit": pointing_hit}
 
 
-def metrics_of(found: list[dict], seed: int) -> dict:
-    """Shares over all images, and how often the patch that gets most lies on an object."""
-    columns = {key: np.array([one[key] for one in found]) for key in found[0] if key != "image_id"}
-    images, metrics = np.arange(len(found)), {"images": len(found)}
-    for kind in ("mean", "rollout"):
-        if f"{kind}_mass" in columns:
-            share = compute_attention_share(columns[f"{kind}_mass"], columns["area"], images, seed=seed)
-            metrics |= {f"{kind}_{key}": value for key, value in asdict(share).items()}
+def compute_metrics(measurements: list[dict], seed: int) -> dict:
+    """Attention shares over all images, and the pointing game's accuracy, `hit`, in percent."""
+    columns = {key: np.array([row[key] for row in measurements]) for key in measurements[0] if key != "image_id"}
+    images = np.arange(len(measurements))
+    metrics: dict = {"images": len(measurements)}
+    for name in ("mean", "rollout"):
+        if f"{name}_mass" in columns:
+            share = compute_attention_share(columns[f"{name}_mass"], columns["area"], images, seed=seed)
+            metrics |= {f"{name}_{key}": value for key, value in share.items()}
     low, high = confidence_interval(bootstrap_means(columns["hit"], images, seed=seed))
     return metrics | {"hit": float(columns["hit"].mean()), "hit_low": low, "hit_high": high}
 
 
-def way_of(asked: ClassTokenAttention) -> str:
-    """Which attention is shown."""
-    return "last block" if asked.block == -1 else f"block {asked.block}"
+def describe_block(params: ClassTokenAttention) -> str:
+    """Which block's attention the pictures show."""
+    return "last block" if params.block == -1 else f"block {params.block}"
 
 
-def panels_of(seen: AttentionMaps) -> list[Panel]:
-    """The mean, rollout where there is one, then each head alone."""
-    rolled = [] if seen.rollout is None else [Panel("rollout", seen.rollout)]
-    heads = [Panel(f"head {number}", one) for number, one in enumerate(seen.heads)]
-    return [Panel("mean of heads", seen.mean), *rolled, *heads]
+def build_panels(maps: AttentionMaps) -> list[Panel]:
+    """The mean of the heads, rollout if it was computed, then each head."""
+    panels = [Panel("mean of heads", maps.mean)]
+    if maps.rollout is not None:
+        panels.append(Panel("rollout", maps.rollout))
+    return panels + [Panel(f"head {index}", attention) for index, attention in enumerate(maps.heads)]
 
 
-def draw(path: Path, model: Model, rows: tuple[Row, ...], side: int, asked: ClassTokenAttention) -> None:
-    """One picture: a line of panels an image."""
-    drawn = [
-        (read_image(Path(row.image)), row.image_id, panels_of(seen))
-        for row, seen in looks(model.backbone, rows, side, asked)
+def plot_examples(path: Path, model: Model, rows: tuple[Row, ...], side: int, params: ClassTokenAttention) -> None:
+    """Plot one row of panels per image."""
+    panel_rows = [
+        (read_image(Path(row.image)), row.image_id, build_panels(maps))
+        for row, maps in compute_maps(model.backbone, rows, side, params)
     ]
-    draw_rows(path, drawn, f"Attention of the class token, {model.name} ViT, {way_of(asked)}", shared=False)
+    title = f"Attention of the class token, {model.name} ViT, {describe_block(params)}"
+    plot_rows(path, panel_rows, title, shared_scale=False)
 
 
-def measure(model: Model, manifest: Manifest, side: int, asked: ClassTokenAttention) -> list[dict]:
-    """Shares of all validation images whose masks tell objects from `background`."""
+def measure_split(model: Model, manifest: Manifest, side: int, params: ClassTokenAttention) -> list[dict]:
+    """Measure all validation images with masks; none if no mask class is the background."""
     if BACKGROUND not in manifest.classes:
         return []
-    background, masked = manifest.classes.index(BACKGROUND), tuple(row for row in manifest.split("val") if row.mask)
-    bar = tqdm(
-        looks(model.backbone, masked, side, asked), f"look {model.name}", len(masked), unit="image", mininterval=1
-    )
-    found = [measured(row, seen, background) for row, seen in bar]
-    return [one for one in found if 0 < one["area"] < 100]  # else there is nothing to tell apart
+    background = manifest.classes.index(BACKGROUND)
+    rows = tuple(row for row in manifest.split("val") if row.mask)
+    maps_of_rows = compute_maps(model.backbone, rows, side, params)
+    bar = tqdm(maps_of_rows, f"class token attention, {model.name}", len(rows), unit="image", mininterval=1)
+    measurements = [measure_image(row, maps, background) for row, maps in bar]
+    # With objects everywhere or nowhere, any attention has the same mass on them.
+    return [measurement for measurement in measurements if 0 < measurement["area"] < 100]
 
 
-def run_model(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
-    """Draw the named images, measure all that have masks, write the record."""
-    asked, side = experiment.attention.class_token, experiment.active.classifier.size.base
-    rows = select_examples(
-        manifest.split("val"), experiment.active.examples.class_token, f"{experiment.profile}.examples.class_token"
-    )
-    picture, shares = PICTURES / TASK / f"{model.name}.png", SHARES / TASK / f"{model.name}.parquet"
-    draw(picture, model, rows, side, asked)
-    found = measure(model, manifest, side, asked)
-    with atomic_write(shares) as beside:
-        pq.write_table(pa.Table.from_pylist(found), beside, compression="zstd")
+def analyze(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
+    """Plot the example images, measure all images with masks, write the record."""
+    params = experiment.attention.class_token
+    side = experiment.active.classifier.size.base
+    examples_param = f"{experiment.profile}.examples.class_token"
+    examples = select_examples(manifest.split("val"), experiment.active.examples.class_token, examples_param)
+    picture = PICTURES / TASK / f"{model.name}.png"
+    plot_examples(picture, model, examples, side, params)
+    shares = SHARES / TASK / f"{model.name}.parquet"
+    measurements = measure_split(model, manifest, side, params)
+    with atomic_write(shares) as temporary:
+        pq.write_table(pa.Table.from_pylist(measurements), temporary, compression="zstd")
     run = Run(
         task=TASK,
         name=model.name,
         stage=TASK,
-        params={"profile": experiment.profile, "seed": experiment.seed, "short_side": side, **asked.model_dump()},
-        metrics=metrics_of(found, experiment.seed_for(BOOTSTRAP)) if found else {},
+        params={"profile": experiment.profile, "seed": experiment.seed, "short_side": side, **params.model_dump()},
+        metrics=compute_metrics(measurements, experiment.seed_for(BOOTSTRAP)) if measurements else {},
         inputs={
-            **model.facts,
+            **model.inputs,
             "weights": vit.weights_hash(model.backbone),
             "source": manifest.source,
             "manifest": manifests.manifest_hash(LABELED),
@@ -169,17 +178,17 @@ def run_model(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
 
 
 def main() -> None:
-    experiment, manifest = load_experiment(), manifests.read_manifest(LABELED)
+    experiment = load_experiment()
+    manifest = manifests.read_manifest(LABELED)
     folders = (PICTURES / TASK, SHARES / TASK, RUNS / TASK)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    seen = models(experiment)
-    reason = no_class_token(experiment, seen[0].backbone)
+    remove_folders(*folders)
+    models = load_models(experiment)
+    reason = missing_class_token(experiment, models[0].backbone)
     if reason:
         mark_skipped(reason, *folders)
         return
-    for model in seen:
-        run_model(model, experiment, manifest)
+    for model in models:
+        analyze(model, experiment, manifest)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Look into the models with any images.
+"""Plot the models' attention for any images, or position embeddings of any ViT.
 
-    python -m stages.attention.look class-token FILE_OR_FOLDER ...   where a ViT's class token looks
-    python -m stages.attention.look caption FILE_OR_FOLDER ...       where BLIP looks for each word of its caption
-    python -m stages.attention.look positions VIT ...                position embeddings, of timm ViTs or files of ours
+    python -m stages.attention.look class-token FILE_OR_FOLDER ...   class token attention of the profile's ViTs
+    python -m stages.attention.look caption FILE_OR_FOLDER ...       a caption, and cross-attention for each word
+    python -m stages.attention.look positions VIT ...                position embeddings of timm ViTs or of files
 
-Pictures go to reports/look, one a file. What is asked of the models stands in params.yaml, under `attention`.
+Pictures go to reports/look, one per image. Blocks, layers and heads are set in params.yaml, under `attention`.
 """
 
 import argparse
@@ -16,11 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.attention import caption_attention, class_attention, position_similarity
-from stages.attention.caption_attention import Reader
 from stages.attention.class_token import class_token_attention, resize_to_patches
-from stages.attention.extra_vits import load_other
-from stages.attention.panels import draw_rows
+from stages.attention.panels import plot_rows
 from stages.attention.positions import has_positions
+from stages.attention.words import extract_words
 from stages.captioning.captioner import load_captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.core.stage import InputError, stage
@@ -33,69 +32,73 @@ from stages.params.experiment import Experiment, load_experiment
 FOLDER = Path("reports/look")
 
 
-def images(asked: list[Path], kind: str) -> Iterator[tuple[str, Image.Image, Path]]:
-    """Every image with its name and where its picture goes."""
-    for name, file in tqdm(find_images(asked).items(), kind, unit="image"):
+def read_images(paths: list[Path], kind: str) -> Iterator[tuple[str, Image.Image, Path]]:
+    """Every image's name, the image, and the path of its picture."""
+    for name, path in tqdm(find_images(paths).items(), kind, unit="image"):
         try:
-            image = read_image(file)
-        except IMAGE_ERRORS as fault:
-            raise InputError(f"{file}: {fault}") from fault
+            image = read_image(path)
+        except IMAGE_ERRORS as error:
+            raise InputError(f"{path}: {error}") from error
         yield name, image, FOLDER / f"{name}.{kind}.png"
 
 
-def look_class_token(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
-    """A picture an image, with a row for each ViT: the pretrained one, and the fine-tuned one where there is one."""
-    settings, side = experiment.attention.class_token, experiment.active.classifier.size.base
-    models = class_attention.models(experiment)
-    reason = class_attention.no_class_token(experiment, models[0].backbone)
+def plot_class_token(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:
+    """One picture per image, with one row per ViT: the pretrained one and, if it was trained, the fine-tuned one."""
+    params = experiment.attention.class_token
+    side = experiment.active.classifier.size.base
+    models = class_attention.load_models(experiment)
+    reason = class_attention.missing_class_token(experiment, models[0].backbone)
     if reason:
         raise InputError(reason)
-    for name, image, path in images(asked, "class_token"):
+    for name, image, picture in read_images(paths, "class_token"):
         rows = []
         for model in models:
             pixels = resize_to_patches(image, side, model.backbone.patch)
-            (seen,) = class_token_attention(model.backbone, [pixels], settings.block, settings.rollout)
-            rows.append((image, model.name, class_attention.panels_of(seen)))
-        draw_rows(path, rows, f"{name}: attention of the class token, {class_attention.way_of(settings)}", shared=False)
-        yield path
+            (maps,) = class_token_attention(model.backbone, [pixels], params.block, params.rollout)
+            rows.append((image, model.name, class_attention.build_panels(maps)))
+        title = f"{name}: attention of the class token, {class_attention.describe_block(params)}"
+        plot_rows(picture, rows, title, shared_scale=False)
+        yield picture
 
 
-def look_caption(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
-    """A picture an image: its greedy caption, word by word."""
-    task, words = experiment.captioning, experiment.attention.captions
-    captioner, states_of = load_captioner(experiment), load_encoder(experiment)
-    cell = Cell(type="greedy", prompt=task.cells[words.cell].prompt)
-    prompt = captioner.prompts(task.model_copy(update={"cells": {words.cell: cell}}))[cell.prompt]
-    decoder, reader = (
-        CaptionGenerator(captioner.decoder, Lengths(task.min_length, task.max_length)),
-        Reader(captioner, words),
-    )
-    for name, image, path in images(asked, "caption"):
-        states = states_of(image)
-        written = decoder.sample(states, [prompt], [cell], np.zeros((1, 1, task.max_length)))
-        (spelt,) = reader.words(states, prompt, written, task.max_length)
-        caption_attention.draw_caption(path, image, name, spelt, [], words)
-        yield path
+def plot_caption(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:
+    """One picture per image: its greedy caption, word by word."""
+    captioning = experiment.captioning
+    params = experiment.attention.captions
+    captioner = load_captioner(experiment)
+    encode = load_encoder(experiment)
+    # Greedy decoding, whatever the cell's type, so that the picture depends only on the image.
+    cell = Cell(type="greedy", prompt=captioning.cells[params.cell].prompt)
+    prompts = captioner.prompts(captioning.model_copy(update={"cells": {params.cell: cell}}))
+    prompt = prompts[cell.prompt]
+    generator = CaptionGenerator(captioner.decoder, Lengths(captioning.min_length, captioning.max_length))
+    for name, image, picture in read_images(paths, "caption"):
+        states = encode(image)
+        unused_random_numbers = np.zeros((1, 1, captioning.max_length))  # greedy decoding draws none
+        captions = generator.sample(states, [prompt], [cell], unused_random_numbers)
+        (words,) = extract_words(captioner, params, states, prompt, captions, captioning.max_length)
+        caption_attention.plot_caption(picture, image, name, words, [], params)
+        yield picture
 
 
-def look_positions(experiment: Experiment, asked: list[Path]) -> Iterator[Path]:
-    """A picture a ViT and grid."""
-    grids = [None, *(tuple(grid) for grid in experiment.attention.positions.grids)]
-    for source in map(str, asked):
-        backbone = load_other(source, "positions")
+def plot_positions(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:
+    """One picture per ViT and grid."""
+    for source in map(str, paths):
+        backbone = position_similarity.load_extra_vit(source, "positions")
         if not has_positions(backbone.vit):
-            raise InputError(f"{source} has no learned position embeddings to show")
-        yield from position_similarity.draw_source(source, backbone, grids, FOLDER).values()
+            raise InputError(f"{source} has no learned position embeddings to plot")
+        grids = experiment.attention.positions.grids
+        yield from position_similarity.plot_vit(source, backbone, grids, FOLDER).values()
 
 
-KINDS = {"class-token": look_class_token, "caption": look_caption, "positions": look_positions}
+KINDS = {"class-token": plot_class_token, "caption": plot_caption, "positions": plot_positions}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=KINDS)
-    parser.add_argument("asked", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="or the name of a ViT")
-    asked = parser.parse_args()
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="for positions: a ViT's name")
+    args = parser.parse_args()
     with stage("look"):
-        for picture in KINDS[asked.what](load_experiment(), asked.asked):
-            print(picture)
+        for path in KINDS[args.kind](load_experiment(), args.paths):
+            print(path)

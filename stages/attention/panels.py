@@ -1,131 +1,138 @@
-"""Attention laid over images, and position embeddings as a grid of grids."""
+"""Plot attention over images, and position embeddings as a grid of grids."""
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from stages.attention.maps import relative, upsampled
+from stages.attention.maps import relative_to_uniform, upsample
 from stages.core.figures import figure
 
-COLORS = plt.get_cmap("jet")  # the reports': red is large, blue is small
+COLOR_MAP = plt.get_cmap("jet")  # as in the original: red is high, blue is low
 OPACITY = 0.5
-ACROSS = 7  # panels in a line
-UNIT = "attention, in multiples of an even spread"
+MAX_COLUMNS = 7  # panels per line
+SCALE_LABEL = "attention relative to uniform attention"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One overlay: its title, and what every patch gets, `(rows, columns)`."""
+    """A panel's title and the attention `(rows, columns)` to plot over the image; None for the image alone."""
 
     title: str
-    attention: Tensor
+    attention: Tensor | None
+
+    @property
+    def scale_max(self) -> float:
+        """The highest attention, as a multiple of uniform attention."""
+        assert self.attention is not None
+        return relative_to_uniform(self.attention.float()).max().item()
 
 
-def overlay(pixels: np.ndarray, attention: Tensor, top: float) -> np.ndarray:
-    """`attention` `(rows, columns)`, stretched and colored from 0 to `top`, over `pixels` `(H, W, 3)` uint8.
+def overlay(pixels: np.ndarray, attention: Tensor, scale_max: float) -> np.ndarray:
+    """Attention `(rows, columns)`, upsampled and colored from 0 to `scale_max`, over `pixels` `(H, W, 3)` uint8.
 
     Returns `(H, W, 3)` in 0..1.
     """
-    heat = upsampled(attention.float(), pixels.shape[:2]).numpy()
-    painted = COLORS(np.clip(heat / top, 0, 1))[..., :3]
-    gray = pixels.mean(2, keepdims=True) / 255  # colors of the image would pass for those of attention
-    return OPACITY * painted + (1 - OPACITY) * gray
+    height, width = pixels.shape[:2]
+    heat = upsample(attention.float(), (height, width)).numpy()
+    colors = COLOR_MAP(np.clip(heat / scale_max, 0, 1))[..., :3]
+    gray = pixels.mean(2, keepdims=True) / 255  # the image's own colors could be mistaken for attention
+    return OPACITY * colors + (1 - OPACITY) * gray
 
 
-def draw_panels(path: Path, image: Image.Image, first: str, panels: list[Panel], title: str, shared: bool) -> None:
-    """The image, titled `first`, then its panels, at most `ACROSS` in a line.
+def plot_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], title: str, shared_scale: bool) -> None:
+    """Plot rows of (image, image title, panels) below each other; wide rows wrap into several lines.
 
-    `shared` gives all panels one scale and one color bar; else each has its own.
+    `shared_scale` gives all panels one scale and one color bar; otherwise each has its own.
     """
-    draw_rows(path, [(image, first, panels)], title, shared)
+    lines = [
+        (image, line)
+        for image, image_title, panels in rows
+        for line in _split_into_lines([Panel(image_title, None), *panels])
+    ]
+    overlays = [panel for _, line in lines for panel in line if panel.attention is not None]
+    scale_max = max(panel.scale_max for panel in overlays)
+    columns = max(len(line) for _, line in lines)
+    aspects = [image.height / image.width for image, _ in lines]
 
+    # Sizes in inches, found by trial: panels, room for their titles, then the figure's title.
+    width = 1.6 * columns + 0.7 if shared_scale else 1.75 * columns
+    wrapped_title = _wrap(title if shared_scale else f"{title}\n(colors: {SCALE_LABEL})", width)
+    title_height = 0.2 + 0.16 * max(panel.title.count("\n") for panel in overlays)
+    height = sum(1.5 * aspect + title_height for aspect in aspects) + 0.16 * (wrapped_title.count("\n") + 2)
 
-def draw_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], title: str, shared: bool) -> None:
-    """The same for several images, lines of panels one below the other."""
-    lines = [(image, line) for image, first, panels in rows for line in _lines(first, panels)]
-    maps = [panel for _, line in lines for panel in line if panel.attention is not None]
-    top = max(_top(panel) for panel in maps)
-    across, aspects = max(len(line) for _, line in lines), [image.height / image.width for image, _ in lines]
-    panel_width, bar_width = (1.6, 0.7) if shared else (1.75, 0)
-    width = panel_width * across + bar_width
-    told = _wrapped(title if shared else f"{title}\n(colors: {UNIT})", width)
-    titles = 0.2 + 0.16 * max(panel.title.count("\n") for panel in maps)
-    height = sum(1.5 * aspect + titles for aspect in aspects) + 0.16 * (told.count("\n") + 2)
-    size = (width, height)
-    with figure(path, len(lines), across, figsize=size, squeeze=False, height_ratios=aspects) as (drawn, axes):
+    grid = {"nrows": len(lines), "ncols": columns, "squeeze": False, "height_ratios": aspects}
+    with figure(path, figsize=(width, height), **grid) as (fig, axes):
         for axis in axes.flat:
             axis.axis("off")
-        for some, (image, line) in zip(axes, lines, strict=True):
-            for axis, panel in zip(some, line, strict=False):
-                own = _draw_panel(axis, np.asarray(image), panel, top if shared else None)
-                if own and not shared:
-                    _bar(drawn, axis, own)
-        if shared:
-            _bar(drawn, list(axes.flat), top, UNIT)
-        drawn.suptitle(told, fontsize=10, parse_math=False)
+        for line_axes, (image, line) in zip(axes, lines, strict=True):
+            pixels = np.asarray(image)
+            for axis, panel in zip(line_axes, line, strict=False):  # the last line may be shorter
+                axis.set_title(panel.title, fontsize=8.5, parse_math=False)
+                if panel.attention is None:
+                    axis.imshow(pixels, interpolation="nearest")
+                    continue
+                panel_max = scale_max if shared_scale else panel.scale_max
+                attention = relative_to_uniform(panel.attention.float())
+                axis.imshow(overlay(pixels, attention, panel_max), interpolation="nearest")
+                if not shared_scale:
+                    _add_color_bar(fig, [axis], panel_max)
+        if shared_scale:
+            _add_color_bar(fig, list(axes.flat), scale_max, SCALE_LABEL)
+        fig.suptitle(wrapped_title, fontsize=10, parse_math=False)
 
 
-def _draw_panel(axis, pixels: np.ndarray, panel: Panel, top: float | None) -> float | None:
-    """One panel on its axis; returns the top of its scale, `top` or its own, None for the image alone."""
-    axis.set_title(panel.title, fontsize=8.5, parse_math=False)
-    if panel.attention is None:
-        axis.imshow(pixels, interpolation="nearest")
-        return None
-    top = top or _top(panel)
-    axis.imshow(overlay(pixels, relative(panel.attention.float()), top), interpolation="nearest")
-    return top
+def _split_into_lines(panels: list[Panel]) -> list[list[Panel]]:
+    """Panels in lines of about equal length, at most `MAX_COLUMNS` long."""
+    lines = math.ceil(len(panels) / MAX_COLUMNS)
+    columns = math.ceil(len(panels) / lines)
+    return [panels[start : start + columns] for start in range(0, len(panels), columns)]
 
 
-def _wrapped(title: str, width: float) -> str:
-    """A title whose lines fit into a figure of `width` inches."""
+def _wrap(title: str, width: float) -> str:
+    """Break a title into lines that fit into a figure of `width` inches: about 12 characters per inch."""
     return "\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, int(12 * width)))
 
 
-def _lines(first: str, panels: list[Panel]) -> list[list[Panel]]:
-    """Panels in lines of about one length, the image itself before them."""
-    every = [Panel(first, None), *panels]
-    across = math.ceil(len(every) / math.ceil(len(every) / ACROSS))
-    return [every[start : start + across] for start in range(0, len(every), across)]
-
-
-def _top(panel: Panel) -> float:
-    return relative(panel.attention.float()).max().item()
-
-
-def _bar(drawn: plt.Figure, axes, top: float, label: str = "") -> None:
-    scale = plt.cm.ScalarMappable(Normalize(0, top), COLORS)
-    settings = {"shrink": 0.8, "aspect": 14, "pad": 0.02} if not label else {"shrink": 0.8, "aspect": 30, "pad": 0.01}
-    bar = drawn.colorbar(scale, ax=axes, **settings)
+def _add_color_bar(fig: plt.Figure, axes: Sequence[Axes], scale_max: float, label: str = "") -> None:
+    """Add a color bar from 0 to `scale_max`: a large labeled one for all axes, or a small one for a single axis."""
+    scale = plt.cm.ScalarMappable(Normalize(0, scale_max), COLOR_MAP)
+    bar = fig.colorbar(scale, ax=axes, shrink=0.8, aspect=30 if label else 14, pad=0.01 if label else 0.02)
     bar.ax.tick_params(labelsize=7, length=2)
-    bar.locator = MaxNLocator(3 if not label else 6)
+    bar.locator = MaxNLocator(6 if label else 3)
     bar.update_ticks()
     if label:
         bar.set_label(label, fontsize=8)
 
 
-def draw_positions(path: Path, alike: Tensor, title: str) -> None:
-    """Similarities `(R, C, R, C)` as `R` x `C` small grids: each patch's to all others, indigo -1, yellow +1."""
-    rows, columns = alike.shape[:2]
+def plot_positions(path: Path, similarity: Tensor, title: str) -> None:
+    """Plot similarities `(R, C, R, C)` as `R` x `C` small grids, each of one patch to all others, from -1 to +1."""
+    rows, columns = similarity.shape[:2]
+    # One row and one column of NaN, which stay white, separate the small grids.
     padded = torch.full((rows, columns, rows + 1, columns + 1), torch.nan)
-    padded[:, :, :rows, :columns] = alike
+    padded[:, :, :rows, :columns] = similarity
+    # (R, C, R + 1, C + 1) -> (R, R + 1, C, C + 1) -> one sheet, without the last separators
     sheet = padded.permute(0, 2, 1, 3).reshape(rows * (rows + 1), columns * (columns + 1))[:-1, :-1]
     height, width = (6.2 * side / max(sheet.shape) for side in sheet.shape)
-    with figure(path, figsize=(width + 1.5, max(height, 2) + 0.9)) as (drawn, axis):
-        shown = axis.imshow(sheet.numpy(), cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
+    with figure(path, figsize=(width + 1.5, max(height, 2) + 0.9), squeeze=False) as (fig, axes):
+        axis = axes[0, 0]
+        sheet_image = axis.imshow(sheet.numpy(), cmap="viridis", vmin=-1, vmax=1, interpolation="nearest")
+        # Ticks at the centers of the small grids.
         axis.set_xticks((columns + 1) * np.arange(columns) + (columns - 1) / 2, np.arange(1, columns + 1))
         axis.set_yticks((rows + 1) * np.arange(rows) + (rows - 1) / 2, np.arange(1, rows + 1))
         axis.tick_params(length=0, labelsize=8)
         axis.spines[:].set_visible(False)
         axis.set_xlabel("patch column", fontsize=9)
         axis.set_ylabel("patch row", fontsize=9)
-        drawn.colorbar(shown, ax=axis, shrink=0.8, aspect=30, label="cosine similarity")
+        fig.colorbar(sheet_image, ax=axis, shrink=0.8, aspect=30, label="cosine similarity")
         axis.set_title(title, fontsize=10, parse_math=False)

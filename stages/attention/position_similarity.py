@@ -1,18 +1,18 @@
-"""Stage `position_similarity`: how alike the position embeddings of ViTs are, as pictures and in numbers."""
+"""Stage `position_similarity`: similarity of the position embeddings of ViTs, as pictures and in numbers."""
 
 import argparse
-import shutil
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from stages.attention import PICTURES, short_name
-from stages.attention.extra_vits import load_other
-from stages.attention.panels import draw_positions
-from stages.attention.positions import has_positions, position_grid, similarity, structure
+from stages.attention.panels import plot_positions
+from stages.attention.positions import cosine_similarity, grid_structure, has_positions, position_grid
+from stages.core.atomic import remove_folders
 from stages.core.runs import RUNS, Run, package_versions, write_run
 from stages.core.stage import InputError, stage
 from stages.models import vit
+from stages.models.checkpoints.record import loading_errors
 from stages.models.checkpoints.vits import load_vit
 from stages.models.vit import Backbone
 from stages.params.experiment import Experiment, load_experiment
@@ -20,35 +20,45 @@ from stages.params.experiment import Experiment, load_experiment
 TASK = "position_similarity"
 
 
-def draw_source(source: str, backbone: Backbone, grids: list[tuple[int, int] | None], folder: Path) -> dict[str, Path]:
-    """A picture for every grid, the first of them None for the ViT's own; returns them by the grid's name."""
-    made: dict[str, Path] = {}
-    for grid in grids:
+def load_extra_vit(source: str, param: str) -> Backbone:
+    """Load a pretrained ViT that is not the profile's; a download stays in the hub's own cache.
+
+    Raises `InputError` naming `param` if it cannot be loaded.
+    """
+    with loading_errors(param, source):
+        return vit.load(source)
+
+
+def plot_vit(source: str, backbone: Backbone, grids: Sequence[Sequence[int]], folder: Path) -> dict[str, Path]:
+    """Plot the ViT's own grid, then its embeddings resampled to `grids`; return the pictures by grid, as `RxC`."""
+    pictures: dict[str, Path] = {}
+    for grid in (None, *grids):
         positions = position_grid(backbone.vit, grid)
         size = "x".join(str(side) for side in positions.shape[:2])
-        if size in made:  # a ViT's own grid, asked for again
+        if size in pictures:  # one of `grids` is the ViT's own
             continue
-        resampled = f", resampled to {size}" if made else f" ({size} patches)"
-        made[size] = folder / f"{short_name(source)}_{size}.png"
-        draw_positions(made[size], similarity(positions), f"Position embeddings of {source}{resampled}")
-    return made
+        note = f", resampled to {size}" if pictures else f" ({size} patches)"
+        pictures[size] = folder / f"{short_name(source)}_{size}.png"
+        plot_positions(pictures[size], cosine_similarity(positions), f"Position embeddings of {source}{note}")
+    return pictures
 
 
-def run_source(source: str, backbone: Backbone, experiment: Experiment) -> Run:
-    """Draw one ViT's grids and write its record, which holds nothing for a ViT without position embeddings."""
-    asked = experiment.attention.positions
-    made, found = {}, {}
+def analyze_vit(source: str, backbone: Backbone, experiment: Experiment) -> Run:
+    """Plot a ViT's grids and write its record, which has no metrics if the ViT has no position embeddings."""
+    grids = experiment.attention.positions.grids
+    pictures: dict[str, Path] = {}
+    metrics: dict[str, float] = {}
     if has_positions(backbone.vit):
-        made = draw_source(source, backbone, [None, *(tuple(grid) for grid in asked.grids)], PICTURES / TASK)
-        found = asdict(structure(similarity(position_grid(backbone.vit))))
+        pictures = plot_vit(source, backbone, grids, PICTURES / TASK)
+        metrics = grid_structure(cosine_similarity(position_grid(backbone.vit)))
     run = Run(
         task=TASK,
         name=short_name(source),
         stage=TASK,
-        params={"profile": experiment.profile, "backbone": source, "grids": asked.grids},
-        metrics=found,
+        params={"profile": experiment.profile, "backbone": source, "grids": grids},
+        metrics=metrics,
         inputs={"backbone": source, "weights": vit.weights_hash(backbone)},
-        artifacts={grid: str(path) for grid, path in made.items()},
+        artifacts={grid: str(path) for grid, path in pictures.items()},
         versions=package_versions("torch", "timm", "scipy"),
     )
     write_run(run)
@@ -57,17 +67,19 @@ def run_source(source: str, backbone: Backbone, experiment: Experiment) -> Run:
 
 def main() -> None:
     experiment = load_experiment()
-    for folder in (PICTURES / TASK, RUNS / TASK):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)  # DVC asks for it, whatever there is to show
-    own, others = experiment.active.classifier.backbone, experiment.attention.positions.others
-    for name, count in Counter(map(short_name, dict.fromkeys([own, *others]))).items():
+    folders = (PICTURES / TASK, RUNS / TASK)
+    remove_folders(*folders)
+    for folder in folders:
+        folder.mkdir(parents=True)  # DVC requires every output, even if there is nothing to plot
+    param = "attention.positions.others"
+    profile_vit = experiment.active.classifier.backbone
+    extra_vits = [source for source in dict.fromkeys(experiment.attention.positions.others) if source != profile_vit]
+    for name, count in Counter(map(short_name, [profile_vit, *extra_vits])).items():
         if count > 1:
-            raise InputError(f"attention.positions.others: {count} ViTs would be called '{name}'; rename one's file")
-    run_source(own, load_vit("classifier", experiment), experiment)
-    for source in dict.fromkeys(others):
-        if source != own:
-            run_source(source, load_other(source, "attention.positions.others"), experiment)
+            raise InputError(f"{param}: {count} ViTs would share the name '{name}'; rename a checkpoint file")
+    analyze_vit(profile_vit, load_vit("classifier", experiment), experiment)
+    for source in extra_vits:
+        analyze_vit(source, load_extra_vit(source, param), experiment)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A pretrained ViT fine-tuned to tell what is in a picture."""
+"""Image classification: a pretrained ViT with a new classification layer, fine-tuned as a whole."""
 
 from pathlib import Path
 
 WEIGHTS = Path("data/models/classification")  # / NAME / best.safetensors, last.safetensors
 PREDICTIONS = Path("data/predictions/classification")  # / NAME.parquet
-BOOTSTRAP = "classification/bootstrap"  # names the seed that all settings' draws share: their differences are paired
+# Names the seed of all bootstrap samples. All settings share them, so differences between settings are paired.
+BOOTSTRAP = "classification/bootstrap"

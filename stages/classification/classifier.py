@@ -1,4 +1,4 @@
-"""A ViT with a classification layer of our own, and the file it is kept in."""
+"""A ViT with a new classification layer, and its weights file."""
 
 import json
 from dataclasses import asdict, replace
@@ -7,22 +7,23 @@ from pathlib import Path
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.core.atomic import atomic_write
 from stages.core.stage import InputError
+from stages.core.weights_file import save_weights
 from stages.models import vit
 from stages.params.model_source import is_checkpoint_file, split_revision
 
 
 class Classifier(nn.Module):
-    """Logits of uint8 images, which it normalizes itself.
+    """Logits of uint8 images, which the module normalizes itself.
 
-    Batch norm, which a stem may have, keeps its pretrained statistics: those of small batches would be worse, and
-    the accumulated gradients of several batches are then those of one large one.
+    Batch norm, which some stems have, keeps its pretrained statistics. Those of small batches would be worse. Frozen
+    statistics also make the accumulated gradients of several batches equal those of one large batch.
     """
 
     def __init__(
@@ -35,52 +36,64 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         self.backbone = vit.Backbone(network, architecture)
-        network.requires_grad_(True).to(memory_format=torch.channels_last)  # a tenth faster on a CPU
-        self.source, self.labels, self.size = source, labels, size
+        # `Backbone` freezes its network, so unfreeze it here. Channels last is 10 % faster on a CPU.
+        network.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.source = source
+        self.labels = labels
+        self.size = size
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Dropout and the like as `mode` says; batch norm stays as it is."""
+        """Set training mode for dropout and the like; batch norm always stays in eval mode."""
         self.training = mode
+        # Set per module: `Backbone.train` would keep the whole network in eval mode.
         for module in self.backbone.vit.modules():
-            module.training = mode and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = mode and not isinstance(module, _BatchNorm)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """`(B, labels)` of `(B, 3, H, W)` uint8."""
+        """Logits `(B, labels)` of `(B, 3, H, W)` uint8 images."""
         return self.backbone.vit(vit.normalize(images, self.backbone.mean, self.backbone.std))
 
 
-def start(pretrained: vit.Backbone, source: str, labels: tuple[str, ...], size: int) -> Classifier:
-    """The ViT of `pretrained`, which is no longer frozen, with a new classification layer."""
+def build(pretrained: vit.Backbone, source: str, labels: tuple[str, ...], size: int) -> Classifier:
+    """Put a new classification layer on a pretrained ViT, which is no longer frozen after that."""
     pretrained.vit.reset_classifier(len(labels))
     return Classifier(pretrained.vit, source, labels, size, pretrained.architecture)
 
 
 def save(path: Path, classifier: Classifier) -> None:
-    """Write the weights with all that `load` needs, under one key: safetensors shuffles several from run to run."""
+    """Write the weights, with the metadata that `load` needs to build the network."""
     architecture = classifier.backbone.architecture
-    ours = asdict(architecture) if architecture else None
-    facts = {"source": classifier.source, "labels": classifier.labels, "size": classifier.size, "architecture": ours}
-    state = classifier.backbone.vit.state_dict()
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in state.items()}
-    with atomic_write(path) as beside:
-        save_file(weights, beside, metadata={"classifier": json.dumps(facts)})
+    metadata = {
+        "source": classifier.source,
+        "labels": classifier.labels,
+        "size": classifier.size,
+        "architecture": asdict(architecture) if architecture else None,
+    }
+    save_weights(path, classifier.backbone.vit.state_dict(), classifier=metadata)
 
 
 def load(path: Path) -> Classifier:
-    """The classifier in a file of `save`, in eval mode. Raises `InputError` for another file, `OSError` for none."""
+    """Load a classifier that `save` wrote, in eval mode.
+
+    Raises `InputError` for a file without a classifier and `OSError` for a missing file.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     if "classifier" not in metadata:
-        raise InputError(f"{path} holds no classifier; expected a file that `finetune` wrote")
-    facts = json.loads(metadata["classifier"])
-    source, labels, weights = facts["source"], tuple(facts["labels"]), load_file(path)
-    architecture = vit.Architecture.from_dict(facts["architecture"]) if facts["architecture"] else None
+        raise InputError(f"{path} does not contain a classifier; expected a file that `finetune` wrote")
+    config = json.loads(metadata["classifier"])
+    source = config["source"]
+    labels = tuple(config["labels"])
+    architecture = vit.Architecture.from_dict(config["architecture"]) if config["architecture"] else None
+    weights = load_file(path)
+    network: nn.Module
     if architecture:
         network = vit.build(replace(architecture, outputs=len(labels)))
     elif is_checkpoint_file(source):
         network = vit.build_plain_vit(weights, str(path), len(labels))
     else:
         network = timm.create_model(split_revision(source)[0], num_classes=len(labels), dynamic_img_size=True)
+    assert isinstance(network, VisionTransformer | Eva)  # `vit.load` accepts no other architecture
     network.load_state_dict(weights)
-    return Classifier(network, source, labels, facts["size"], architecture).eval()
+    return Classifier(network, source, labels, config["size"], architecture).eval()

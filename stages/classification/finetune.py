@@ -1,12 +1,11 @@
-"""Stage `finetune@NAME`: a pretrained ViT with a new classification layer, fine-tuned under one setting.
+"""Stage `finetune@NAME`: fine-tune a pretrained ViT with a new classification layer, under one setting.
 
-A killed run goes on from its last finished epoch and ends in the same numbers (on a GPU, as nearly as it can).
+A killed run resumes from its last finished epoch and gives the same numbers (on a GPU, up to rounding).
 """
 
 import argparse
 import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,190 +16,195 @@ from sklearn.metrics import confusion_matrix
 from tqdm import tqdm
 
 from stages.classification import PREDICTIONS, WEIGHTS, classifier
-from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews
 from stages.classification.training import EvalResult, evaluate, steps_per_epoch, train_epoch
 from stages.core import train_state
-from stages.core.atomic import atomic_write
+from stages.core.atomic import atomic_write, remove_folders
+from stages.core.messages import join_names
 from stages.core.runs import Run, package_versions, record_path, write_run
 from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
-from stages.data.manifest import LABELED, Manifest, Row
+from stages.data.manifest import LABELED, Manifest
 from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
 from stages.models.compute import MixedPrecision, prepare_model
 from stages.params.classification import Setting
-from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 
 TASK = "classification"
 RESUME = Path("data/resume/finetune")
-NAMED = 12  # images that are named in a fault
 
 
-@dataclass
 class Finetuning:
-    """One setting's run: what is trained, on what, and where it keeps what a resumed run needs."""
+    """The training of `classification.settings.NAME`: model, data and hyperparameters.
 
-    name: str
-    setting: Setting
-    seed: int
-    model: Classifier
-    train: tuple[Row, ...]
-    val: ImageViews
-    folder: Path
-    compute: Compute
+    `inputs` are those that the run record names. `folder` contains the training state and the best weights so far.
+    """
 
-    def follow(self, asked: dict) -> tuple[list[dict], EvalResult]:
-        """Train from where a run that was `asked` the same left off, and keep every epoch.
+    def __init__(self, experiment: Experiment, name: str, manifest: Manifest):
+        params = experiment.active.classifier
+        self.name = name
+        self.setting = experiment.classification.settings[name].resolved(params)
+        self.seed = experiment.seed_for(f"{TASK}/{name}")
+        self.compute = experiment.compute
+        self.folder = RESUME / name
+        self.train = manifest.split("train")
+        self.val = ImageViews(manifest.split("val"), self.setting.size)
+        backbone = load_pretrained(experiment, name, self.setting)
+        self.inputs = {
+            "source": manifest.source,
+            "train_images": len(self.train),
+            "manifest": manifests.manifest_hash(LABELED),
+            "backbone": params.backbone,
+            "weights": vit.weights_hash(backbone),
+            "precision": self.compute.precision,
+        }
+        torch.manual_seed(self.seed)  # of the new layer's weights, and of dropout if any
+        self.model = classifier.build(backbone, params.backbone, manifest.labels, self.setting.size)
+        prepare_model(self.model, self.compute)
 
-        Returns the history, and what the last epoch's classifier makes of the validation images.
+    def fit(self) -> tuple[list[dict], EvalResult]:
+        """Train, starting from the saved state of a killed run if any; save the state after every epoch.
+
+        A run resumes only one with equal params and inputs. Returns the history, one row per epoch, and the evaluation
+        of the last epoch's weights. Raises `InputError` if the loss is not finite.
         """
+        setting = self.setting
+        resume_key = setting.model_dump() | self.inputs | {"seed": self.seed, "compile": self.compute.compile}
+        state_path = self.folder / "state.pt"
         mixed = MixedPrecision(self.compute)
-        optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.lr, fused=True)
-        progress = train_state.load_state(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler])
-        count, setting, judged = len(self.train), self.setting, None
-        with tqdm(total=setting.epochs * count, initial=progress.step * count, unit="image", mininterval=1) as bar:
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=setting.lr, fused=True)
+        optimizers: list[torch.optim.Optimizer | torch.amp.GradScaler] = [optimizer, mixed.scaler]
+        state = train_state.load_state(state_path, resume_key, self.model, optimizers)
+        result = None
+        images = len(self.train)
+        with tqdm(total=setting.epochs * images, initial=state.step * images, unit="image", mininterval=1) as bar:
             bar.set_description(f"finetune@{self.name}")
-            for epoch in range(progress.step, setting.epochs):
-                views, order = self._epoch(epoch)
-                sizes = setting.batch_size, setting.accumulate
-                loss = train_epoch(self.model, optimizer, views, order, *sizes, mixed, bar)
-                judged = evaluate(self.model, self.val, self.compute)
-                self._check_finite(loss, judged, epoch)
-                row = {"epoch": epoch + 1, "train_loss": loss, "val_loss": judged.loss, "accuracy": judged.accuracy}
-                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{judged.accuracy:.1f}")
-                if judged.accuracy > max((one["accuracy"] for one in progress.curve), default=-1.0):
+            for epoch in range(state.step, setting.epochs):
+                views, order = self._draw_epoch(epoch)
+                loss = train_epoch(self.model, optimizer, views, order, setting, mixed, bar)
+                result = evaluate(self.model, self.val, self.compute)
+                if not (math.isfinite(loss) and math.isfinite(result.loss)):
+                    param = f"classification.settings.{self.name}.lr = {setting.lr:g}"
+                    raise InputError(
+                        f"{param}: training diverged in epoch {epoch + 1} (loss {loss}); choose a smaller learning rate"
+                    )
+                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{result.accuracy:.1f}")
+                if result.accuracy > max((row["accuracy"] for row in state.curve), default=-1.0):
+                    # Before the state: a run killed in between repeats this epoch and writes the same weights again.
                     classifier.save(self.folder / "best.safetensors", self.model)
-                progress = train_state.TrainState(epoch + 1, 0.0, [*progress.curve, row])
-                train_state.save_state(self.folder / "state.pt", asked, self.model, [optimizer, mixed.scaler], progress)
-        return progress.curve, judged or evaluate(self.model, self.val, self.compute)
+                row = {"epoch": epoch + 1, "train_loss": loss, "val_loss": result.loss, "accuracy": result.accuracy}
+                state = train_state.TrainState(epoch + 1, 0.0, [*state.curve, row])
+                train_state.save_state(state_path, resume_key, self.model, optimizers, state)
+        # No result: the run was killed after its last epoch, so only the evaluation is missing.
+        return state.curve, result or evaluate(self.model, self.val, self.compute)
 
-    def _epoch(self, epoch: int) -> tuple[ImageViews, torch.Tensor]:
-        """An epoch's views and their order, drawn from the epoch's own seeds: a resumed run draws the same."""
-        files, labels = files_and_labels(self.train)
-        shuffle = torch.Generator().manual_seed(self.seed + epoch)
-        order = torch.randperm(len(files), generator=shuffle)
-        seeds = torch.randint(2**62, (len(files),), generator=shuffle).tolist() if self.setting.augment else None
-        return ImageViews(files, labels, self.setting.size, seeds), order
-
-    def _check_finite(self, loss: float, judged: EvalResult, epoch: int) -> None:
-        if not (math.isfinite(loss) and math.isfinite(judged.loss)):
-            lr = f"classification.settings.{self.name}.lr = {self.setting.lr:g}"
-            raise InputError(f"{lr}: training diverged in epoch {epoch + 1} (loss {loss}); choose a smaller one")
-
-
-def files_and_labels(rows: tuple[Row, ...]) -> tuple[list[Path], list[int]]:
-    """What `Views` reads."""
-    return [Path(row.image) for row in rows], [row.label for row in rows]
+    def _draw_epoch(self, epoch: int) -> tuple[ImageViews, torch.Tensor]:
+        """The training views of an epoch and their order, from the epoch's own seed: a resumed run draws the same."""
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order = torch.randperm(len(self.train), generator=generator)
+        seeds = None
+        if self.setting.augment:
+            seeds = torch.randint(2**62, (len(self.train),), generator=generator).tolist()
+        return ImageViews(self.train, self.setting.size, seeds), order
 
 
 def check_labeled(manifest: Manifest) -> None:
-    """Raise `InputError` where some images have labels and others have none, or all have the same."""
-    bare = [row.image_id for row in manifest.rows if row.label is None]
-    if bare:
-        count = f"{len(bare)} image{'s have' if len(bare) > 1 else ' has'} no label"
-        raise InputError(f"{manifest.source}/labels.csv: {count}: {', '.join(bare[:NAMED])}")
+    """Raise `InputError` if some images have no label, or if all images have the same label."""
+    unlabeled = [row.image_id for row in manifest.rows if row.label is None]
+    labels_file = f"{manifest.source}/labels.csv"
+    if unlabeled:
+        count = f"{len(unlabeled)} image{'s have' if len(unlabeled) > 1 else ' has'} no label"
+        raise InputError(f"{labels_file}: {count}: {join_names(unlabeled)}")
     if len(manifest.labels) < 2:
-        raise InputError(f"{manifest.source}/labels.csv: all images have the label '{manifest.labels[0]}'")
+        raise InputError(f"{labels_file}: all images have the label '{manifest.labels[0]}'; at least 2 are needed")
 
 
 def untrained_labels(manifest: Manifest) -> list[str]:
-    """Labels of validation images that no training image has, and that no prediction will."""
-    seen, asked = ({row.label for row in manifest.split(split)} for split in ("train", "val"))
-    return [manifest.labels[index] for index in sorted(asked - seen)]
+    """Labels of validation images that no training image has, so that no prediction can be right."""
+    train = {row.label for row in manifest.split("train")}
+    val = {row.label for row in manifest.split("val")}
+    return [label for index, label in enumerate(manifest.labels) if index in val - train]
 
 
-def write_predictions(path: Path, manifest: Manifest, judged: EvalResult) -> None:
-    """A row a validation image: `image_id`, `label`, `predicted`, and every label's probability."""
+def write_predictions(path: Path, manifest: Manifest, result: EvalResult) -> None:
+    """Write one row per validation image: `image_id`, `label`, `predicted`, and the probabilities of all labels."""
     columns = {
         "image_id": [row.image_id for row in manifest.split("val")],
-        "label": [manifest.labels[index] for index in judged.truth.tolist()],
-        "predicted": [manifest.labels[index] for index in judged.predicted.tolist()],
-        "probabilities": judged.probabilities.tolist(),
+        "label": [manifest.labels[index] for index in result.truth.tolist()],
+        "predicted": [manifest.labels[index] for index in result.predicted.tolist()],
+        "probabilities": pa.array(result.probabilities.tolist(), pa.list_(pa.float32())),
     }
-    kinds = pa.schema([*((name, pa.string()) for name in list(columns)[:3]), ("probabilities", pa.list_(pa.float32()))])
-    with atomic_write(path) as beside:
-        pq.write_table(pa.table(columns, schema=kinds), beside, compression="zstd")
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def metrics_of(history: list[dict], judged: EvalResult, labels: tuple[str, ...]) -> dict:
-    """Of the last epoch, and of the best one; percentages. The interval is Wilson's, of a share of all images."""
-    best, last = max(history, key=lambda row: row["accuracy"]), history[-1]
-    right, count = int((judged.predicted == judged.truth).sum()), len(judged.truth)
-    between = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    counted = confusion_matrix(judged.truth, judged.predicted, labels=range(len(labels)))
-    rows = zip(labels, counted.diagonal().tolist(), counted.sum(1).tolist(), strict=True)
+def compute_metrics(history: list[dict], result: EvalResult, labels: tuple[str, ...]) -> dict:
+    """Metrics of the last epoch and of the best one; accuracies in percent.
+
+    The accuracy's 95 % interval is Wilson's (1927), for a proportion of images.
+    """
+    last = history[-1]
+    best = max(history, key=lambda row: row["accuracy"])
+    images = len(result.truth)
+    correct = int((result.predicted == result.truth).sum())
+    interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    confusion = confusion_matrix(result.truth, result.predicted, labels=range(len(labels)))
+    class_accuracy = {}
+    for label, row, hits in zip(labels, confusion.tolist(), confusion.diagonal().tolist(), strict=True):
+        class_accuracy[label] = 100 * hits / sum(row) if sum(row) else None
     return {
-        "accuracy": judged.accuracy,
-        "accuracy_low": 100 * between.low,
-        "accuracy_high": 100 * between.high,
+        "accuracy": result.accuracy,
+        "accuracy_low": 100 * interval.low,
+        "accuracy_high": 100 * interval.high,
         "best_accuracy": best["accuracy"],
         "best_epoch": best["epoch"],
         "train_loss": last["train_loss"],
         "val_loss": last["val_loss"],
-        "images": count,
-        "class_accuracy": {name: 100 * hit / held if held else None for name, hit, held in rows},
-        "confusion": counted.tolist(),  # rows: truth
+        "images": images,
+        "class_accuracy": class_accuracy,
+        "confusion": confusion.tolist(),  # rows: true labels, columns: predicted labels
     }
 
 
-def pretrained(experiment: Experiment, name: str, setting: Setting) -> vit.Backbone:
-    """The profile's ViT; raises `InputError` where there is none, or where the setting's size is no whole patches."""
+def load_pretrained(experiment: Experiment, name: str, setting: Setting) -> vit.Backbone:
+    """Load the profile's ViT.
+
+    Raises `InputError` if it is missing, or if the setting's image size is not a multiple of its patch size.
+    """
     backbone = load_vit("classifier", experiment)
     for patch in backbone.patch:
         if setting.size % patch:
-            near = max(patch, setting.size // patch * patch)
-            allowed = f"whole patches of {patch} pixels, such as {near}"
-            raise InputError(f"classification.settings.{name}.size = {setting.size}: must be {allowed}")
+            nearest = max(patch, setting.size // patch * patch)
+            allowed = f"must be a multiple of the patch size {patch}, such as {nearest}"
+            raise InputError(f"classification.settings.{name}.size = {setting.size}: {allowed}")
     return backbone
 
 
-def finetuning(experiment: Experiment, name: str, manifest: Manifest) -> tuple[Finetuning, dict]:
-    """The run of `classification.settings.NAME` before its first epoch, and what it is made from."""
-    chosen = experiment.active.classifier
-    setting = experiment.classification.settings[name].resolved(chosen)
-    backbone, seed = pretrained(experiment, name, setting), experiment.seed_for(f"{TASK}/{name}")
-    inputs = {
-        "source": manifest.source,
-        "train_images": len(manifest.split("train")),
-        "manifest": manifests.manifest_hash(LABELED),
-        "backbone": chosen.backbone,
-        "weights": vit.weights_hash(backbone),
-        "precision": experiment.compute.precision,
-    }
-    torch.manual_seed(seed)
-    model = classifier.start(backbone, chosen.backbone, manifest.labels, setting.size)
-    val = ImageViews(*files_and_labels(manifest.split("val")), setting.size)
-    prepare_model(model, experiment.compute)
-    folder = RESUME / name
-    return Finetuning(name, setting, seed, model, manifest.split("train"), val, folder, experiment.compute), inputs
-
-
-def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
-    """Fine-tune under `classification.settings.NAME`; write weights, predictions and record."""
-    one, inputs = finetuning(experiment, name, manifest)
-    setting = one.setting
-    asked = {"seed": one.seed, "compile": experiment.compute.compile}
-    history, judged = one.follow(setting.model_dump() | inputs | asked)
-    weights, predictions = WEIGHTS / name, PREDICTIONS / f"{name}.parquet"
-    classifier.save(weights / "last.safetensors", one.model)
-    with atomic_write(weights / "best.safetensors") as beside:
-        shutil.copy(one.folder / "best.safetensors", beside)
-    write_predictions(predictions, manifest, judged)
+def finetune(experiment: Experiment, name: str, manifest: Manifest) -> Run:
+    """Fine-tune under `classification.settings.NAME`; write weights, predictions and the run record."""
+    finetuning = Finetuning(experiment, name, manifest)
+    setting = finetuning.setting
+    history, result = finetuning.fit()
+    weights = WEIGHTS / name
+    predictions = PREDICTIONS / f"{name}.parquet"
+    classifier.save(weights / "last.safetensors", finetuning.model)
+    with atomic_write(weights / "best.safetensors") as temporary:
+        shutil.copy(finetuning.folder / "best.safetensors", temporary)
+    write_predictions(predictions, manifest, result)
     run = Run(
         task=TASK,
         name=name,
         stage=f"finetune@{name}",
         params={"profile": experiment.profile, "seed": experiment.seed, **setting.model_dump()},
         metrics={
-            **metrics_of(history, judged, manifest.labels),
-            "steps": setting.epochs * steps_per_epoch(len(one.train), setting.batch_size, setting.accumulate),
+            **compute_metrics(history, result, manifest.labels),
+            "steps": setting.epochs * steps_per_epoch(len(finetuning.train), setting),
             "untrained_labels": untrained_labels(manifest),
         },
         history=history,
-        inputs=inputs,
+        inputs=finetuning.inputs,
         artifacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy"),
     )
@@ -208,29 +212,31 @@ def run_setting(experiment: Experiment, name: str, manifest: Manifest) -> Run:
     return run
 
 
-def forget(name: str) -> None:
-    """Remove what a resumed run would need: first what says that there is one."""
+def remove_state(name: str) -> None:
+    """Remove the training state of a finished run."""
+    # State first: a state without its best weights could not be resumed.
     (RESUME / name / "state.pt").unlink(missing_ok=True)
-    shutil.rmtree(RESUME / name, ignore_errors=True)
+    remove_folders(RESUME / name)
 
 
 def main(name: str) -> None:
-    experiment, manifest = load_experiment(), manifests.read_manifest(LABELED)
+    experiment = load_experiment()
+    manifest = manifests.read_manifest(LABELED)
     if name not in experiment.classification.settings:
-        there = ", ".join(experiment.classification.settings)
-        raise InputError(f"unknown setting '{name}'; classification.settings has: {there}")
+        names = ", ".join(experiment.classification.settings)
+        raise InputError(f"unknown setting '{name}'; classification.settings has: {names}")
     if not manifest.labels:
         reason = f"{manifest.source} has no labels (labels.csv): no classification"
         mark_skipped(reason, WEIGHTS / name, PREDICTIONS / f"{name}.parquet", record_path(TASK, name))
         return
     check_labeled(manifest)
-    run_setting(experiment, name, manifest)
-    forget(name)
+    finetune(experiment, name, manifest)
+    remove_state(name)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", help="a key of classification.settings in params.yaml")
-    setting_name = parser.parse_args().setting
-    with stage(f"finetune@{setting_name}"):
-        main(setting_name)
+    args = parser.parse_args()
+    with stage(f"finetune@{args.setting}"):
+        main(args.setting)

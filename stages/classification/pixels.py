@@ -1,5 +1,6 @@
-"""A classifier's views of an image: the middle square, plain or augmented as in the second report."""
+"""A classifier's input: the central square of an image, plain or augmented as in the original."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -11,33 +12,35 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from stages.data.images import read_image
+from stages.data.manifest import Row
 
 
 def plain_view(image: Image.Image, size: int) -> Tensor:
-    """`(3, size, size)` uint8: the largest square in the middle, resized (bicubic)."""
-    return v2.functional.pil_to_tensor(_middle(size)(image))
+    """`(3, size, size)` uint8: the largest central square, resized (bicubic)."""
+    return v2.functional.pil_to_tensor(_center_square(size)(image))
 
 
 def augmented_view(image: Image.Image, size: int, seed: int) -> Tensor:
-    """`(3, size, size)` uint8: the report's list of transforms, with what is random drawn from `seed`."""
+    """`(3, size, size)` uint8: the original's list of transforms, with all random values drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return v2.functional.pil_to_tensor(_augmentation(size)(image))
 
 
-def _middle(size: int) -> partial:
+def _center_square(size: int) -> partial:
     return partial(ImageOps.fit, size=(size, size), method=Image.Resampling.BICUBIC)
 
 
 @cache
 def _augmentation(size: int) -> v2.Compose:
-    between = (0.5, 1.5)
+    """The original's transforms, in its order and with its values."""
+    jitter = (0.5, 1.5)
     return v2.Compose(
         [
             v2.RandomHorizontalFlip(),
-            v2.Lambda(_middle(size)),
+            v2.Lambda(_center_square(size)),
             v2.RandomRotation(30),
-            v2.ColorJitter(brightness=between, contrast=between, saturation=between),
+            v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter),
             v2.RandomPerspective(0.2, p=0.5),
         ]
     )
@@ -45,18 +48,23 @@ def _augmentation(size: int) -> v2.Compose:
 
 @dataclass(frozen=True)
 class ImageViews(Dataset):
-    """Image `i` as `(pixels (3, size, size) uint8, label)`: augmented with its own seed, or plain without seeds."""
+    """Labeled images as `(pixels (3, size, size) uint8, label)`.
 
-    files: list[Path]
-    labels: list[int]
+    With `seeds`, one per image, views are augmented; without, plain. A view depends only on the image and its seed,
+    so the number of data loading workers does not change it.
+    """
+
+    rows: Sequence[Row]
     size: int
-    seeds: list[int] | None = None
+    seeds: Sequence[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = read_image(self.files[index])
+        row = self.rows[index]
+        assert row.label is not None  # `finetune` checks that every row has a label
+        image = read_image(Path(row.image))
         if self.seeds is None:
-            return plain_view(image, self.size), self.labels[index]
-        return augmented_view(image, self.size, self.seeds[index]), self.labels[index]
+            return plain_view(image, self.size), row.label
+        return augmented_view(image, self.size, self.seeds[index]), row.label

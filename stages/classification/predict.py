@@ -1,111 +1,113 @@
-"""What classifiers see in any images: a CSV file with the columns `filename,label`.
+"""Classify any images; write a CSV file with the columns `filename,label`.
 
     python -m stages.classification.predict FILE_OR_FOLDER ...
 
-Images in a folder are named by their path below it. The classifier is the one of the best setting, at its best epoch.
+An image in a folder is named by its path below the folder. By default, the setting with the highest validation
+accuracy predicts, with the weights of its best epoch.
 """
 
 import argparse
 import csv
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stages.classification import WEIGHTS, classifier
 from stages.classification.classifier import Classifier
 from stages.classification.finetune import TASK
 from stages.classification.pixels import plain_view
-from stages.classification.training import EVAL_BATCH
+from stages.classification.training import EVAL_BATCH_SIZE
 from stages.core.atomic import atomic_write
 from stages.core.runs import read_run
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
+from stages.data.dataset import MappedDataset
 from stages.data.images import find_images, read_image
 from stages.data.manifest import IMAGE_ERRORS, Problems
 from stages.models.compute import get_device, mixed_precision
 from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
 
-
-class Readable(Dataset):
-    """`(index, pixels)` of every file that can be read, `(index, reason)` of the others."""
-
-    def __init__(self, files: list[Path], size: int):
-        self.files, self.size = files, size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        try:
-            return index, plain_view(read_image(self.files[index]), self.size)
-        except IMAGE_ERRORS as fault:
-            return index, str(fault)
+METRICS = {"best": "best_accuracy", "last": "accuracy"}  # which metric ranks the settings, by epoch
 
 
-def chosen_weights(settings: Iterable[str], setting: str | None, epoch: str) -> Path:
-    """Where the weights of `setting` lie, of the most accurate one among `settings` without a name.
+def load_pixels(path: Path, size: int) -> Tensor | str:
+    """A file's plain view, or an error message if the file is not a readable image."""
+    try:
+        return plain_view(read_image(path), size)
+    except IMAGE_ERRORS as error:
+        return str(error)
 
-    Raises `InputError` listing the settings there are. What others have left behind is not looked at.
+
+def select_weights(settings: Iterable[str], setting: str | None, epoch: str) -> Path:
+    """The weights file of `setting`, or of the most accurate of `settings` if `setting` is None.
+
+    Raises `InputError` listing the trained settings. Weights of settings that are no longer in params are ignored.
     """
-    asked = {name: WEIGHTS / name / f"{epoch}.safetensors" for name in settings}
-    there = {name: path for name, path in asked.items() if path.is_file()}
-    if not there:
-        reasons = [skip_reason(WEIGHTS / name) for name in asked]
-        raise InputError(next(filter(None, reasons), "no classifier is there; run `dvc repro` first"))
+    paths = {name: WEIGHTS / name / f"{epoch}.safetensors" for name in settings}
+    trained = {name: path for name, path in paths.items() if path.is_file()}
+    if not trained:
+        reasons = [skip_reason(WEIGHTS / name) for name in paths]
+        raise InputError(next(filter(None, reasons), f"no classifier in {WEIGHTS}; run `dvc repro` first"))
     if setting is None:
-        key = {"best": "best_accuracy", "last": "accuracy"}[epoch]
-        setting = max(there, key=lambda name: read_run(TASK, name).metrics[key])
-    if setting not in there:
-        raise InputError(f"no setting '{setting}'; there are: {', '.join(there)}")
-    return there[setting]
+        setting = max(trained, key=lambda name: read_run(TASK, name).metrics[METRICS[epoch]])
+    if setting not in trained:
+        raise InputError(f"no setting '{setting}'; trained settings: {', '.join(trained)}")
+    return trained[setting]
 
 
 @torch.inference_mode()
 def predict(model: Classifier, files: list[Path], compute: Compute) -> list[str]:
-    """The likeliest label of every file; raises `InputError` listing all that cannot be read."""
-    labels, faults, on = [""] * len(files), Problems(), next(model.parameters()).device
-    loader = DataLoader(Readable(files, model.size), EVAL_BATCH, num_workers=compute.workers, collate_fn=list)
+    """The most probable label of every file; raises `InputError` listing all files that cannot be read."""
+    device = next(model.parameters()).device
+    labels = [""] * len(files)
+    problems = Problems()
+    views = MappedDataset(files, partial(load_pixels, size=model.size))
+    # `collate_fn=list`: a batch may contain error messages, which cannot be stacked.
+    loader = DataLoader(views, EVAL_BATCH_SIZE, num_workers=compute.workers, collate_fn=list)
     with tqdm(total=len(files), desc="predict", unit="image", mininterval=1) as bar:
         for batch in loader:
-            for index, reason in batch:
-                if isinstance(reason, str):
-                    faults.add(files[index], reason)
-            some = [(index, pixels) for index, pixels in batch if not isinstance(pixels, str)]
-            if some:
+            readable = {}
+            for index, pixels in batch:
+                if isinstance(pixels, str):
+                    problems.add(files[index], pixels)
+                else:
+                    readable[index] = pixels
+            if readable:
                 with mixed_precision(compute):
-                    likeliest = model(torch.stack([pixels for _, pixels in some]).to(on)).argmax(1).tolist()
-                for (index, _), label in zip(some, likeliest, strict=True):
+                    predicted = model(torch.stack(list(readable.values())).to(device)).argmax(1).tolist()
+                for index, label in zip(readable, predicted, strict=True):
                     labels[index] = model.labels[label]
             bar.update(len(batch))
-    faults.raise_if_any("predict")
+    problems.raise_if_any("predict")
     return labels
 
 
-def main(asked: list[Path], setting: str | None, epoch: str, out: Path) -> None:
-    """Classify the images and write the table."""
-    files = find_images(asked)
+def main(paths: list[Path], setting: str | None, epoch: str, out: Path) -> None:
+    """Classify images and write the table."""
+    files = find_images(paths)
     experiment = load_experiment()
-    path = chosen_weights(experiment.classification.settings, setting, epoch)
-    model = classifier.load(path).to(get_device())
+    weights = select_weights(experiment.classification.settings, setting, epoch)
+    model = classifier.load(weights).to(get_device())
     labels = predict(model, list(files.values()), experiment.compute)
-    with atomic_write(out) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["filename", "label"])
         writer.writerows(zip(files, labels, strict=True))
-    print(f"{out}: {len(files)} image{'s' if len(files) > 1 else ''}, by {path}")
+    print(f"{out}: {len(files)} image{'s' if len(files) > 1 else ''}, by {weights}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of them")
-    parser.add_argument("--setting", help="a key of classification.settings; the most accurate one if not given")
-    parser.add_argument("--epoch", choices=("best", "last"), default="best", help="whose weights (best)")
-    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="predictions.csv")
-    asked = parser.parse_args()
+    parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of images")
+    parser.add_argument("--setting", help="a key of classification.settings (default: the most accurate setting)")
+    parser.add_argument("--epoch", choices=("best", "last"), default="best", help="whose weights (default: best)")
+    parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
+    args = parser.parse_args()
     with stage("predict"):
-        main(asked.images, asked.setting, asked.epoch, asked.out)
+        main(args.images, args.setting, args.epoch, args.out)

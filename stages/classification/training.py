@@ -1,4 +1,4 @@
-"""Fine-tuning a classifier: steps of accumulated gradients, epochs, and what it makes of the validation images."""
+"""Train a classifier for one epoch with accumulated gradients, and evaluate it."""
 
 import math
 from collections.abc import Iterable
@@ -14,9 +14,10 @@ from tqdm import tqdm
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews
 from stages.models.compute import MixedPrecision, mixed_precision
+from stages.params.classification import Setting
 from stages.params.compute import Compute
 
-EVAL_BATCH = 100  # validation images
+EVAL_BATCH_SIZE = 100
 
 
 def train_step(
@@ -26,14 +27,17 @@ def train_step(
     images: int,
     mixed: MixedPrecision,
 ) -> float:
-    """One step on the mean loss over `images`, which come in `batches`; returns the sum of their losses.
+    """Take one optimizer step on the mean loss over all `images` of `batches`; return the sum of their losses.
 
-    Every batch's gradient is added up before the step, so that it is the step of one batch that holds them all.
+    Gradients of all batches are added up before the step. Each loss is divided by the number of all images, not of
+    the batch's own, so the step equals that of one large batch even if batches differ in size.
     """
-    device, total = next(classifier.parameters()).device, 0.0
+    device = next(classifier.parameters()).device
+    total = 0.0
     for pixels, labels in batches:
         with mixed.products():
             logits = classifier(pixels.to(device, non_blocking=True))
+        # In float32: half precision would round the log-softmax.
         loss = F.cross_entropy(logits.float(), labels.to(device), reduction="sum")
         mixed.backward(loss / images)
         total += loss.item()
@@ -46,39 +50,41 @@ def train_epoch(
     optimizer: Optimizer,
     views: ImageViews,
     order: Tensor,
-    batch: int,
-    accumulate: int,
+    setting: Setting,
     mixed: MixedPrecision,
     bar: tqdm,
 ) -> float:
-    """One pass over the views in `order`, a step every `accumulate` batches; returns the mean loss.
+    """Train on all views in `order`, with one step per `setting.accumulate` batches; return the mean loss.
 
-    The last batch and the last step of an epoch take what is left.
+    The last batch and the last step of an epoch take the remaining images.
     """
     classifier.train()
-    windows = [window.split(batch) for window in order.split(batch * accumulate)]
-    asked = [some.tolist() for window in windows for some in window]
-    loader, total = iter(DataLoader(views, batch_sampler=asked, **_loading(mixed.compute))), 0.0
+    # A window holds the batches of one step.
+    windows = [window.split(setting.batch_size) for window in order.split(setting.batch_size * setting.accumulate)]
+    loader = DataLoader(
+        views,
+        batch_sampler=[batch.tolist() for window in windows for batch in window],
+        num_workers=mixed.compute.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    loaded = iter(loader)
+    total = 0.0
     for window in windows:
-        batches = (next(loader) for _ in window)
-        images = sum(len(some) for some in window)
+        batches = (next(loaded) for _ in window)
+        images = sum(len(batch) for batch in window)
         total += train_step(classifier, optimizer, batches, images, mixed)
         bar.update(images)
     return total / len(order)
 
 
-def _loading(compute: Compute) -> dict[str, object]:
-    return {"num_workers": compute.workers, "pin_memory": torch.cuda.is_available()}
-
-
-def steps_per_epoch(images: int, batch: int, accumulate: int) -> int:
-    """Optimizer steps in an epoch."""
-    return math.ceil(images / (batch * accumulate))
+def steps_per_epoch(images: int, setting: Setting) -> int:
+    """Number of optimizer steps in an epoch."""
+    return math.ceil(images / (setting.batch_size * setting.accumulate))
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What a classifier makes of `N` images: `probabilities` `(N, labels)`, and the mean loss."""
+    """A classifier's output on `N` images: `probabilities` `(N, labels)`, true label indices `(N,)`, mean loss."""
 
     probabilities: Tensor
     truth: Tensor
@@ -86,22 +92,25 @@ class EvalResult:
 
     @property
     def predicted(self) -> Tensor:
-        """The likeliest label's index of every image."""
+        """The index of each image's most probable label, `(N,)`."""
         return self.probabilities.argmax(1)
 
     @property
     def accuracy(self) -> float:
-        """Percent of the images whose likeliest label is the right one."""
+        """Top-1 accuracy in percent."""
         return 100 * int((self.predicted == self.truth).sum()) / len(self.truth)
 
 
 @torch.inference_mode()
 def evaluate(classifier: Classifier, views: ImageViews, compute: Compute) -> EvalResult:
-    """All of the views, in their order."""
-    device, logits = next(classifier.parameters()).device, []
+    """Evaluate a classifier on all views, in their order."""
+    device = next(classifier.parameters()).device
     classifier.eval()
-    for pixels, _ in DataLoader(views, EVAL_BATCH, **_loading(compute)):
+    loader = DataLoader(views, EVAL_BATCH_SIZE, num_workers=compute.workers, pin_memory=torch.cuda.is_available())
+    logits_per_batch = []
+    for pixels, _ in loader:
         with mixed_precision(compute):
-            logits.append(classifier(pixels.to(device, non_blocking=True)).float().cpu())
-    found, truth = torch.cat(logits), torch.tensor(views.labels)
-    return EvalResult(found.softmax(1), truth, F.cross_entropy(found, truth).item())
+            logits_per_batch.append(classifier(pixels.to(device, non_blocking=True)).float().cpu())
+    logits = torch.cat(logits_per_batch)
+    truth = torch.tensor([row.label for row in views.rows])
+    return EvalResult(logits.softmax(1), truth, F.cross_entropy(logits, truth).item())

@@ -3,12 +3,17 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from stages.core.atomic import atomic_write
+
+# A `GradScaler`'s scale is part of the state as well.
+Optimizers: TypeAlias = Iterable[Optimizer | GradScaler]
 
 
 @dataclass
@@ -20,7 +25,7 @@ class TrainState:
     curve: list[dict] = field(default_factory=list)
 
 
-def save_state(path: Path, key: dict, model: nn.Module, optimizers: Iterable[Optimizer], state: TrainState) -> None:
+def save_state(path: Path, key: dict, model: nn.Module, optimizers: Optimizers, state: TrainState) -> None:
     """Save what `load_state` needs. `key` holds the params and input hashes that a resumed run must share."""
     content = {
         "key": key,
@@ -32,7 +37,7 @@ def save_state(path: Path, key: dict, model: nn.Module, optimizers: Iterable[Opt
         torch.save(content, temporary)
 
 
-def load_state(path: Path, key: dict, model: nn.Module, optimizers: Iterable[Optimizer]) -> TrainState:
+def load_state(path: Path, key: dict, model: nn.Module, optimizers: Optimizers) -> TrainState:
     """Restore model and optimizers in place if `path` holds a run with the same `key`; else return a fresh state."""
     if not path.is_file():
         return TrainState()
