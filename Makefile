@@ -64,7 +64,7 @@ dag: $(READY)  ## draw the stages
 
 clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped checkpoints
 	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
-		data/predictions data/fetched data/attention data/shown.json data/resume reports/look predictions.csv mlflow.db \
+		data/predictions data/fetched data/attention data/report_runs.json data/resume reports/look predictions.csv mlflow.db \
 		mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache .mypy_cache
 
 # uv installs the same pinned packages about three times as fast as pip.

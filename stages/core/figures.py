@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")  # before pyplot is imported: a backend that needs no display
 import matplotlib.pyplot as plt
-import numpy as np
 
 from stages.core.atomic import atomic_write
 
 
 @contextmanager
-def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, np.ndarray]]:
+def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, Any]]:
     """Yield figure and axes of `plt.subplots(*args, **settings)`; write the figure to `path` (PNG) at the end."""
     fig, axes = plt.subplots(*args, layout="constrained", **settings)
     try:

@@ -1,4 +1,4 @@
-"""What comes over the network, and how much of it is there already."""
+"""What is downloaded for a profile: data and models, with their sizes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,76 +12,88 @@ from stages.models import vit
 from stages.models.checkpoints.hub import cache_folder, cached_snapshot
 from stages.params.experiment import Experiment
 from stages.params.model_source import display_name, is_checkpoint_file, is_url, split_revision
-from stages.params.profiles import Paper
 from stages.params.remote_file import RemoteFile
+from stages.plan.placeholder_models import weight_bytes
 
 
 @dataclass(frozen=True)
 class Download:
-    """`size` is in bytes, None where nobody knows it without a network; `how` says where the number is from."""
+    """One download; `size` in bytes, None if unknown; `note` says where an estimated size comes from."""
 
-    what: str
+    name: str
     origin: str
     target: Path
     size: int | None
-    how: str
-    there: bool
+    exists: bool
+    note: str = ""
 
 
-def downloads_of(experiment: Experiment) -> list[Download]:
-    """In the order in which they are fetched. Other profiles than the paper's fetch models alone."""
-    found = []
-    if experiment.profile == "paper":
-        paper = experiment.paper
-        if paper.voc_root is None:
-            found.append(_file("VOC 2012", paper.voc_archive, paper))
-        if paper.pets_root is None:
-            found += [_file("Oxford-IIIT Pet", address, paper) for address in paper.pets_archives]
-        if paper.captions and is_url(paper.captions):
-            found.append(_file("captions", paper.captions, paper))
+def paper_files(experiment: Experiment) -> list[tuple[str, str]]:
+    """Names and URLs of VOC 2012, Oxford-IIIT Pet and the captions, unless params.yaml names local copies."""
+    paper = experiment.paper
+    files = [] if paper.voc_root else [("VOC 2012", paper.voc_archive)]
+    files += [] if paper.pets_root else [("Oxford-IIIT Pet", url) for url in paper.pets_archives]
+    if paper.captions and is_url(paper.captions):
+        files.append(("captions", paper.captions))
+    return files
+
+
+# By profile. The images of the other profiles are generated, or in a folder on this machine.
+DATA_FILES = {"paper": paper_files}
+
+
+def list_downloads(experiment: Experiment) -> list[Download]:
+    """All downloads of the profile, in the order in which they are made."""
+    files = DATA_FILES[experiment.profile](experiment) if experiment.profile in DATA_FILES else []
+    downloads = [file_download(name, url, experiment) for name, url in files]
     active = experiment.active
-    asked = {"backbone": active.backbone, "classifier": active.classifier.backbone}
-    if experiment.has_captions:
-        asked["BLIP"] = active.blip
-    if experiment.captioning.model == "catr" and active.catr:
-        asked["CATR"] = active.catr
-    return found + [one for name, source in asked.items() if (one := _model(name, source, experiment))]
+    sources = {
+        "backbone": active.backbone,
+        "classifier": active.classifier.backbone,
+        "BLIP": active.blip if experiment.has_captions else None,
+        "CATR": active.catr if experiment.captioning.model == "catr" else None,
+    }
+    for name, source in sources.items():
+        if source and is_url(source):
+            downloads.append(file_download(f"{name} {display_name(source)}", source, experiment))
+        elif source and not is_checkpoint_file(source) and not Path(source).is_dir():
+            downloads.append(hub_download(name, source, experiment))
+    return downloads
 
 
-def _file(what: str, address: str, paper: Paper) -> Download:
-    remote = RemoteFile.parse(address)
-    target, size = paper.downloads / remote.name, remote.size
-    if target.is_file() or unpacked_folder(paper, remote).is_dir():
-        size = target.stat().st_size if target.is_file() else remote.size
-        return Download(what, _host(address), target, size, "", True)
-    if size is not None:
-        return Download(what, _host(address), target, size, "", False)
-    size = remote_size(remote, paper.mirrors)
-    return Download(what, _host(address), target, size, "asked", False)
+def file_download(name: str, url: str, experiment: Experiment) -> Download:
+    """A file from the web; asks the server for its size if params.yaml does not have it."""
+    remote = RemoteFile.parse(url)
+    target = experiment.paper.downloads / remote.name
+    exists = target.is_file() or unpacked_folder(experiment.paper, remote).is_dir()
+    size = target.stat().st_size if target.is_file() else remote.size
+    note = ""
+    if size is None and not exists:
+        size = remote_size(remote, experiment.paper.mirrors)
+        note = "from the server"
+    return Download(name, url.split("/")[2], target, size, exists, note)
 
 
-def _model(name: str, source: str, experiment: Experiment) -> Download | None:
-    if is_url(source):
-        return _file(f"{name} {display_name(source)}", source, experiment.paper)
-    if is_checkpoint_file(source) or Path(source).is_dir():
-        return None
-    bare, revision = split_revision(source)
-    repository = bare if bare.count("/") == 1 else vit.pretrained_config(bare).hf_hub_id
-    target = cache_folder(repository, experiment.paper.downloads)
-    snapshot = cached_snapshot(repository, revision, experiment.paper.downloads)
-    if snapshot:
-        size = sum(path.stat().st_size for path in snapshot.rglob("*") if path.is_file())
-        return Download(f"{name} {bare}", "Hugging Face hub", target, size, "", True)
-    size = None if bare.count("/") == 1 else weights_bytes(bare)
-    return Download(f"{name} {bare}", "Hugging Face hub", target, size, "its parameters", False)
+def hub_download(name: str, source: str, experiment: Experiment) -> Download:
+    """A model on the Hugging Face hub, `OWNER/NAME` or timm's name, with `@REVISION` or without."""
+    model, revision = split_revision(source)
+    is_timm = model.count("/") != 1
+    repository = vit.pretrained_config(model).hf_hub_id if is_timm else model
+    assert repository is not None  # every pretrained timm model is on the hub
+    folder, size = find_cached_model(repository, revision, experiment.paper.downloads)
+    exists = size is not None
+    if is_timm and not exists:
+        with torch.device("meta"):  # allocates no memory
+            size = weight_bytes(timm.create_model(model, pretrained=False))
+    return Download(
+        f"{name} {model}", "Hugging Face hub", folder, size, exists, "" if exists else "from its parameters"
+    )
 
 
-def weights_bytes(name: str) -> int:
-    """What a timm model's weights take in single precision."""
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False)
-    return 4 * sum(weight.numel() for weight in model.state_dict().values())
-
-
-def _host(address: str) -> str:
-    return address.split("/")[2]
+def find_cached_model(repository: str, revision: str | None, downloads: Path) -> tuple[Path, int | None]:
+    """Return the folder of a model of the hub and its size in bytes, None if it is not downloaded yet."""
+    folder = cache_folder(repository, downloads)
+    snapshot = cached_snapshot(repository, revision, downloads)
+    if snapshot is None:
+        return folder, None
+    return folder, sum(path.stat().st_size for path in snapshot.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""Models of the right size with random weights, where the true ones are not on this machine yet."""
+"""The models of a profile for measuring, with random weights if they are not on this machine yet."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,63 +6,72 @@ from pathlib import Path
 import timm
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from transformers import BlipConfig, BlipForImageTextRetrieval
-from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+from torch import nn
+from transformers import BlipConfig, BlipForConditionalGeneration
 
 from stages.models import blip, vit
 from stages.models.blip_original import SIDE
 from stages.params.experiment import Experiment
 from stages.params.model_source import is_checkpoint_file, split_revision
 
+# BLIP's two image towers, of ViT-B/16 and ViT-L/16
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-VOCABULARY = 30524
+PATCH_SIZE = 16
+VOCABULARY = 30524  # BERT's 30522 word pieces and two tokens of BLIP's
 
 
 @dataclass(frozen=True)
 class Models:
-    """None stands for a model whose size nobody knows before it is downloaded."""
+    """The models of a profile; None for a ViT whose architecture is not known before it is downloaded."""
 
     backbone: vit.Backbone | None
     classifier: vit.Backbone | None
-    blip: BlipForImageTextRetrieval
-    decoder: BlipTextLMHeadModel
-    side: int  # of BLIP's images, in pixels
+    blip: BlipForConditionalGeneration  # with the image tower and the text decoder
+    side: int  # of BLIP's square images, in pixels
+
+    @property
+    def blip_dim(self) -> int:
+        """The width of BLIP's image states."""
+        return self.blip.vision_model.config.hidden_size
 
     @property
     def blip_tokens(self) -> int:
-        """Tokens of an image of BLIP's, the class token among them."""
-        return 1 + (self.side // self.blip.config.vision_config.patch_size) ** 2
-
-    @property
-    def classifier_bytes(self) -> int:
-        """Weights of the classifier, in single precision."""
-        return 0 if self.classifier is None else 4 * sum(one.numel() for one in self.classifier.state_dict().values())
+        """Tokens per image of BLIP, with the class token."""
+        patch_size = self.blip.vision_model.config.patch_size
+        assert isinstance(patch_size, int)  # of square patches
+        return 1 + (self.side // patch_size) ** 2
 
 
-def models_of(experiment: Experiment) -> Models:
-    """The profile's."""
+def build_models(experiment: Experiment) -> Models:
+    """The models that the profile names. Raises `ValueError` for a name that timm does not know."""
     active = experiment.active
+    backbone = build_vit(active.backbone)
+    classifier = build_vit(active.classifier.backbone)
     if Path(active.blip).is_dir():
-        retriever, decoder = blip.load(BlipForImageTextRetrieval, active.blip), blip.load_decoder(active.blip)
-        side = blip.load_preprocessing(active.blip).side
-    else:
-        tower = LARGE if "large" in active.blip.rpartition("/")[2].replace("capfilt_large", "") else BASE
-        text = {**BASE, "encoder_hidden_size": tower["hidden_size"], "vocab_size": VOCABULARY}
-        config = BlipConfig(vision_config={**tower, "image_size": SIDE, "patch_size": 16}, text_config=text)
-        retriever, side = BlipForImageTextRetrieval(config).eval(), SIDE
-        decoder = BlipTextLMHeadModel(config.text_config).eval()
-    backbone, classifier = (_vit(source) for source in (active.backbone, active.classifier.backbone))
-    return Models(backbone, classifier, retriever, decoder, side)
+        model = blip.load(BlipForConditionalGeneration, active.blip)
+        return Models(backbone, classifier, model, blip.load_preprocessing(active.blip).side)
+    # `capfilt_large` in a checkpoint's name is the size of the captioner that filtered its data, not its own.
+    is_large = "large" in active.blip.rpartition("/")[2].replace("capfilt_large", "")
+    vision = {**(LARGE if is_large else BASE), "image_size": SIDE, "patch_size": PATCH_SIZE}
+    text = {**BASE, "encoder_hidden_size": vision["hidden_size"], "vocab_size": VOCABULARY}
+    model = BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text)).eval()
+    return Models(backbone, classifier, model, SIDE)
 
 
-def _vit(source: str) -> vit.Backbone | None:
+def build_vit(source: str) -> vit.Backbone | None:
+    """A ViT from its file, or timm's of that name with random weights."""
     if is_checkpoint_file(source):
         return vit.load(source) if Path(source).is_file() else None
     name = split_revision(source)[0]
-    vit.pretrained_config(name)  # raises for what timm does not know
+    vit.pretrained_config(name)  # raises `ValueError` with the nearest names if timm does not know it
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
-    except TypeError:  # no ViT: it has no such option
+    except TypeError:  # not a ViT: it does not know `dynamic_img_size`
         return None
     return vit.Backbone(network) if isinstance(network, VisionTransformer | Eva) else None
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """The size of a model's weights in float32."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters())

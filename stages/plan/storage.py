@@ -1,60 +1,51 @@
-"""What is kept under `data/`, in bytes, from the shapes of what is kept."""
+"""What is stored under `data/`: the outputs that grow with images and models, in bytes from their shapes."""
 
 from dataclasses import dataclass
 
 from stages.params.experiment import Experiment
 from stages.params.model_source import is_checkpoint_file
-from stages.plan.placeholder_models import Models
-from stages.plan.sizes import Images
+from stages.plan.dataset_sizes import DatasetSize
+from stages.plan.placeholder_models import Models, weight_bytes
 
-HALF = 2  # bytes of a half float
+FLOAT16 = 2  # bytes
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One output, and how its size comes about."""
+    """One output: its path, its size in bytes, and how the size comes about."""
 
     path: str
     size: int
-    how: str
+    content: str
 
 
-def stored_by(experiment: Experiment, images: Images, pets: Images, models: Models) -> list[Stored]:
-    """The outputs that grow with images and models; what else there is takes megabytes."""
-    found, views, crop = [], experiment.segmentation.views, experiment.active.view.crop
+def list_stored(experiment: Experiment, images: DatasetSize, labeled: DatasetSize, models: Models) -> list[Stored]:
+    """The outputs that grow with images and models; all others together take megabytes."""
+    outputs = []
     if models.backbone:
-        vit = models.backbone
-        cells, dim = vit.grid(crop, crop), vit.dim
-        rows, columns = vit.grid(*images.sides)
-        count = images.train * views
-        found += [
-            Stored(
-                "data/features/segmentation/train",
-                count * cells[0] * cells[1] * dim * HALF,
-                f"{count} views x {cells[0]}x{cells[1]} tokens x {dim} half floats",
-            ),
-            Stored(
-                "data/features/segmentation/val",
-                images.val * rows * columns * dim * HALF,
-                f"{images.val} images x about {rows}x{columns} tokens x {dim} half floats",
-            ),
-        ]
+        dim = models.backbone.dim
+        crop = experiment.active.view.crop
+        views = images.train * experiment.segmentation.views
+        rows, columns = models.backbone.grid(crop, crop)
+        content = f"{views} views x {rows}x{columns} tokens x {dim} float16"
+        outputs.append(Stored("data/features/segmentation/train", views * rows * columns * dim * FLOAT16, content))
+        rows, columns = models.backbone.grid(*images.image_size)
+        content = f"{images.val} images x about {rows}x{columns} tokens x {dim} float16"
+        outputs.append(Stored("data/features/segmentation/val", images.val * rows * columns * dim * FLOAT16, content))
     if images.captions:
-        tokens, dim = models.blip_tokens, models.blip.config.vision_config.hidden_size
+        dim = models.blip_dim
+        tokens = models.blip_tokens
+        content = f"{images.val} images x {tokens} tokens x {dim} float16"
+        outputs.append(Stored("data/features/captioning/val", images.val * tokens * dim * FLOAT16, content))
         vectors = images.train * experiment.retrieval.views + images.val + images.captions
-        found += [
-            Stored(
-                "data/features/captioning/val",
-                images.val * tokens * dim * HALF,
-                f"{images.val} images x {tokens} tokens x {dim} half floats",
-            ),
-            Stored("data/features/retrieval", vectors * dim * HALF, f"{vectors} vectors of {dim} half floats"),
-        ]
-        blip = sum(one.numel() for part in (models.blip, models.decoder) for one in part.parameters()) * 4
+        outputs.append(Stored("data/features/retrieval", vectors * dim * FLOAT16, f"{vectors} vectors x {dim} float16"))
         if is_checkpoint_file(experiment.active.blip):
-            found.append(Stored("data/downloads/converted", blip, "BLIP in the layout that is loaded"))
-    settings, weights = len(experiment.classification.settings), models.classifier_bytes
-    if pets.train and weights:
-        how = f"{settings} settings x 2 x {weights / 1e6:.0f} MB: at the last epoch, and at the best"
-        found.append(Stored("data/models/classification", 2 * settings * weights, how))
-    return found
+            # Retrieval has a text encoder of its own, about as large as the decoder.
+            size = weight_bytes(models.blip) + weight_bytes(models.blip.text_decoder)
+            outputs.append(Stored("data/downloads/converted", size, "BLIP in the layout of transformers"))
+    if labeled.train and models.classifier:
+        size = weight_bytes(models.classifier)
+        settings = len(experiment.classification.settings)
+        content = f"{settings} settings x 2 x {size / 1e6:.0f} MB: last and best epoch"
+        outputs.append(Stored("data/models/classification", 2 * settings * size, content))
+    return outputs

@@ -1,17 +1,18 @@
-"""How often each model is called, and how long that takes here: measured now, on this machine, a few calls each.
+"""How long each stage takes on this machine: how often it calls a model, times the seconds per call, measured now.
 
-Models have random weights where the true ones are not here; seconds do not hang on weights. A stage that cuts views
-while its model is busy takes as long as the slower of the two.
+Models may have random weights: the values do not change the seconds. While the model computes, worker processes load
+the next images, so a stage takes as long as the slower of the two.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from stages.captioning.caption import IMAGES
 from stages.captioning.decoding import CaptionGenerator, Lengths
@@ -19,202 +20,204 @@ from stages.captioning.text_decoders import BlipDecoder
 from stages.classification.pixels import augmented_view, plain_view
 from stages.data.views import crop_image, random_view
 from stages.image_text.pixels import train_view, val_view
-from stages.image_text.towers import Towers
-from stages.models import blip, vit
+from stages.models import vit
 from stages.models.compute import MixedPrecision, get_device, mixed_precision, prepare_model
+from stages.params.compute import Compute
 from stages.params.experiment import Experiment
-from stages.params.segmentation import Head
+from stages.plan.dataset_sizes import DatasetSize
 from stages.plan.placeholder_models import Models
-from stages.plan.sizes import Images
 from stages.segmentation.heads import build_head
 from stages.segmentation.pixel_loss import pixel_loss
 from stages.segmentation.upsampling import upsample
 
-LEAST = 1.0  # seconds that a measurement takes, at least
-ON_GPU, ON_CPU = 32, 4  # views in a measured batch
+MIN_SECONDS = 1.0  # per measurement
+GPU_BATCH = 32  # images, enough to keep a GPU busy
+CPU_BATCH = 4
+CLASSES = 21  # of a measured head: VOC's, and the generated scenes'
 
 
 @dataclass(frozen=True)
 class Work:
-    """`count` units of work in a stage, `each` seconds a unit, by the part that is slower."""
+    """`count` units of work of a stage, each of which takes `unit_seconds`."""
 
     stage: str
-    what: str
+    description: str
     count: int
-    each: float
+    unit_seconds: float
 
     @property
     def seconds(self) -> float:
-        """Of all of it."""
-        return self.count * self.each
+        """The time for all units."""
+        return self.count * self.unit_seconds
 
 
-def seconds_of(call: Callable[[], object], units: int = 1) -> float:
-    """Seconds a unit: the median of as many calls as fit into `LEAST`, after one to warm up."""
+def measure(call: Callable[[], object], units: int = 1) -> float:
+    """Seconds per unit: the median over the calls that fit into `MIN_SECONDS`, after one to warm up."""
     call()
-    taken: list[float] = []
-    while sum(taken) < LEAST:
+    seconds: list[float] = []
+    while sum(seconds) < MIN_SECONDS:
         start = time.perf_counter()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken)) / units
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds)) / units
 
 
-def work_of(experiment: Experiment, images: Images, pets: Images, models: Models) -> Iterator[Work]:
-    """Every stage that takes more than its own start; measured as it is asked for."""
-    if models.backbone:
-        yield from _segmentation(experiment, images, models)
-    if images.captions:
-        yield from _image_text(experiment, images, models)
-    if models.classifier:
-        yield from _classification(experiment, pets, models)
+def measure_loading(call: Callable[[], object], compute: Compute) -> float:
+    """Seconds per image of `call`, shared by the worker processes; without workers, the main process loads."""
+    return measure(call) / max(1, compute.workers)
 
 
-def _segmentation(experiment: Experiment, images: Images, models: Models) -> Iterator[Work]:
-    task, view, photograph = experiment.segmentation, experiment.active.view, _photograph(images.sides)
-    backbone, workers = models.backbone, max(1, experiment.compute.workers)
-    prepare_model(backbone, experiment.compute)
-    rng, short_side = np.random.default_rng(0), (view.short_side_min, view.short_side_max)
-    cutting = seconds_of(lambda: crop_image(photograph, random_view(rng, *images.sides, short_side, view.crop)))
-    seeing = _forward(backbone, view.crop, view.crop, experiment)
-    yield Work(
-        "extract_segmentation",
-        f"train views of {view.crop}x{view.crop}",
-        images.train * task.views,
-        max(cutting / workers, seeing),
-    )
-    yield Work(
-        "extract_segmentation", "val images, native", images.val, _forward(backbone, *images.sides, experiment, 1)
-    )
-    for name, head in task.heads.items():
-        each = _head(head, backbone, view.crop, images.sides, task.batch_size)
-        count = task.epochs * (images.train + images.val)
-        yield Work(f"train_head@{name}", f"{task.epochs} epochs, train and val images", count, each)
+def measure_inference(run: Callable[[Tensor], Tensor], inputs: Tensor, compute: Compute) -> float:
+    """Seconds per input of a frozen model's call `run`, with the copies to and from its device."""
+
+    @torch.inference_mode()
+    def call() -> None:
+        with mixed_precision(compute):
+            run(inputs.to(get_device())).cpu()
+
+    return measure(call, len(inputs))
 
 
-def _head(asked: Head, backbone: vit.Backbone, crop: int, sides: tuple[int, int], batch: int) -> float:
-    """Seconds an image: half of them trained on, half judged."""
-    options = asked.options
-    head = build_head(asked.kind, options, dim=backbone.dim, classes=21, attention_heads=backbone.heads)
-    head.to(get_device())
-    optimizer = torch.optim.AdamW(head.parameters(), fused=True)
-    tokens = torch.randn(batch, *backbone.grid(crop, crop), backbone.dim, device=get_device())
-    masks = torch.randint(0, 21, (batch, crop, crop), device=get_device())
-    whole = torch.randn(1, *backbone.grid(*sides), backbone.dim, device=get_device())
-
-    def step() -> None:
-        pixel_loss(head(tokens), masks).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def judge() -> None:
-        with torch.inference_mode():
-            upsample(head(whole), sides).max(-1).indices.cpu()
-
-    return (seconds_of(step, batch) + seconds_of(judge)) / 2
+def measure_vit(backbone: vit.Backbone, pixels: Tensor, compute: Compute) -> float:
+    """Seconds per image of a ViT's forward pass."""
+    return measure_inference(lambda pixels: backbone(pixels).patches.half(), pixels, compute)
 
 
-def _image_text(experiment: Experiment, images: Images, models: Models) -> Iterator[Work]:
-    photograph, side, workers = _photograph(images.sides), models.side, max(1, experiment.compute.workers)
-    model, count = prepare_model(models.blip, experiment.compute), _at_once()
-    pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    towers = Towers(model, None, blip.Preprocessing(side, vit.MEAN, vit.STD), experiment.compute)
-    seeing = seconds_of(lambda: towers.image_states(pixels).half().cpu(), count)
-    augmenting, resizing = (
-        seconds_of(lambda: train_view(photograph, side, 1)),
-        seconds_of(lambda: val_view(photograph, side)),
-    )
-    views = images.train * experiment.retrieval.views
-    yield Work("encode_image_text", f"train views of {side}x{side}", views, max(augmenting / workers, seeing))
-    yield Work("encode_image_text", f"val images of {side}x{side}", images.val, max(resizing / workers, seeing))
-    texts = torch.randint(1, 50, (count, 14), device=get_device())
-    reading = seconds_of(lambda: _read(towers, texts), count)
-    yield Work("encode_image_text", "captions", images.captions, reading)
-    task = experiment.captioning
-    cells = [cell for cell in task.cells.values() if cell.type != "beam"]
-    yield Work(
-        "caption", f"captions, {len(cells)} cells an image", images.val * len(cells), _decode(experiment, models, cells)
-    )
-
-
-@torch.inference_mode()
-def _read(towers: Towers, texts: torch.Tensor) -> None:
-    with mixed_precision(towers.compute):
-        towers.model.text_encoder(texts).last_hidden_state.cpu()
-
-
-def _decode(experiment: Experiment, models: Models, cells: list) -> float:
-    """Seconds a caption, of a few images' all cells, each written to its greatest length."""
-    task, decoder = experiment.captioning, models.decoder.to(get_device())
-    writer = CaptionGenerator(BlipDecoder(decoder), Lengths(task.max_length, task.max_length))
-    count, dim = IMAGES if torch.cuda.is_available() else 2, models.blip.config.vision_config.hidden_size
-    states = torch.randn(count, 1, models.blip_tokens, dim, device=get_device())
-    chance = np.random.default_rng(0).random((count, len(cells), task.max_length))
-    prompts = [[5, 6, 7]] * len(cells)
-    return seconds_of(lambda: writer.sample(states, prompts, cells, chance), count * len(cells))
-
-
-def _classification(experiment: Experiment, pets: Images, models: Models) -> Iterator[Work]:
-    photograph, workers, measured = _photograph(pets.sides), max(1, experiment.compute.workers), {}
-    network = models.classifier.vit
-    for name, asked in experiment.classification.settings.items():
-        setting = asked.resolved(experiment.active.classifier)
-        key = (setting.size, setting.augment, setting.batch_size)
-        if key not in measured:
-            cut = (
-                (lambda size=setting.size: augmented_view(photograph, size, 1))
-                if setting.augment
-                else (lambda size=setting.size: plain_view(photograph, size))
-            )
-            training = max(seconds_of(cut) / workers, _step(network, setting.size, setting.batch_size, experiment))
-            measured[key] = training, _forward(models.classifier, setting.size, setting.size, experiment)
-        training, judging = measured[key]
-        yield Work(
-            f"finetune@{name}", f"{setting.epochs} epochs of train images", setting.epochs * pets.train, training
-        )
-        yield Work(f"finetune@{name}", f"{setting.epochs} epochs of val images", setting.epochs * pets.val, judging)
-    looking = 2 * _forward(models.classifier, *pets.sides, experiment, 1)  # attention is computed once more
-    yield Work("class_attention", "val images, two ViTs", 2 * pets.val, looking)
-
-
-def _step(network: torch.nn.Module, size: int, batch: int, experiment: Experiment) -> float:
-    network.to(get_device()).requires_grad_(True).train()
-    optimizer, mixed = torch.optim.Adam(network.parameters(), lr=0.0, fused=True), MixedPrecision(experiment.compute)
-    pixels = torch.randn(batch, 3, size, size, device=get_device())
+def measure_training(model: nn.Module, inputs: Tensor, loss: Callable[[Tensor], Tensor], compute: Compute) -> float:
+    """Seconds per input of a training step."""
+    model.to(get_device()).requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    mixed = MixedPrecision(compute)
+    inputs = inputs.to(get_device())
 
     def step() -> None:
         with mixed.products():
-            made = network(pixels).float()
-        mixed.backward(F.mse_loss(made, torch.zeros_like(made)))
+            outputs = model(inputs).float()
+        mixed.backward(loss(outputs))
         mixed.step(optimizer)
 
     try:
-        return seconds_of(step, batch)
+        return measure(step, len(inputs))
     finally:
-        network.requires_grad_(False).eval()
+        model.requires_grad_(False).eval()
 
 
-@torch.inference_mode()
-def _forward(
-    backbone: vit.Backbone, height: int, width: int, experiment: Experiment, count: int | None = None
-) -> float:
-    """Seconds an image through a frozen backbone."""
-    backbone.to(get_device())
-    count = count or _at_once()
-    pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
-
-    def see() -> None:
-        with mixed_precision(experiment.compute):
-            backbone(pixels.to(get_device())).patches.half().cpu()
-
-    return seconds_of(see, count)
+def measure_work(experiment: Experiment, images: DatasetSize, labeled: DatasetSize, models: Models) -> Iterator[Work]:
+    """The work of all stages that take more than seconds; each is measured when the iterator reaches it."""
+    if models.backbone:
+        yield from segmentation_work(experiment, images, models.backbone)
+    if images.captions:
+        yield from encoding_work(experiment, images, models)
+        yield captioning_work(experiment, images, models)
+    if models.classifier:
+        yield from classification_work(experiment, labeled, models.classifier)
 
 
-def _photograph(sides: tuple[int, int]) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*sides, 3), dtype=np.uint8))
+def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit.Backbone) -> Iterator[Work]:
+    """Tokens of train views and val images, then one training per head."""
+    task = experiment.segmentation
+    view = experiment.active.view
+    compute = experiment.compute
+    crop = view.crop
+    prepare_model(backbone, compute)
+
+    image = random_image(images.image_size)
+    rng = np.random.default_rng(0)
+    short_side = (view.short_side_min, view.short_side_max)
+    load = measure_loading(lambda: crop_image(image, random_view(rng, *images.image_size, short_side, crop)), compute)
+    encode = measure_vit(backbone, random_pixels((crop, crop)), compute)
+    yield Work("extract_segmentation", f"train views of {crop}x{crop}", images.train * task.views, max(load, encode))
+    encode = measure_vit(backbone, random_pixels(images.image_size, count=1), compute)
+    yield Work("extract_segmentation", "val images, native", images.val, encode)
+
+    compute = compute.model_copy(update={"precision": "float32"})  # heads are always trained in float32
+    tokens = torch.randn(task.batch_size, *backbone.grid(crop, crop), backbone.dim)
+    masks = torch.randint(0, CLASSES, (task.batch_size, crop, crop), device=get_device())
+    val_tokens = torch.randn(1, *backbone.grid(*images.image_size), backbone.dim)
+    for name, params in task.heads.items():
+        head = build_head(
+            params.kind, params.options, dim=backbone.dim, classes=CLASSES, attention_heads=backbone.heads
+        )
+        train = measure_training(head, tokens, partial(pixel_loss, masks=masks), compute)
+        predict = partial(predict_mask, head, images.image_size)
+        evaluate = measure_inference(predict, val_tokens, compute)
+        yield epochs_work(f"train_head@{name}", task.epochs, images, train, evaluate)
 
 
-def _at_once() -> int:
-    return ON_GPU if torch.cuda.is_available() else ON_CPU
+def epochs_work(stage: str, epochs: int, images: DatasetSize, train: float, evaluate: float) -> Work:
+    """Epochs that train on the train images and evaluate on the val images, from the seconds per image of each."""
+    count = images.train + images.val
+    mean = (images.train * train + images.val * evaluate) / count
+    return Work(stage, f"{epochs} epochs, train and val images", epochs * count, mean)
+
+
+def predict_mask(head: nn.Module, size: tuple[int, int], tokens: Tensor) -> Tensor:
+    """The predicted classes `(B, H, W)` at full size."""
+    return upsample(head(tokens), size).max(-1).indices
+
+
+def encoding_work(experiment: Experiment, images: DatasetSize, models: Models) -> Iterator[Work]:
+    """BLIP's image tower over train views and val images; reading the captions takes seconds."""
+    compute = experiment.compute
+    side = models.side
+    tower = models.blip.vision_model
+    prepare_model(tower, compute)
+    image = random_image(images.image_size)
+    pixels = random_pixels((side, side))
+    encode = measure_inference(lambda pixels: tower(pixels.float()).last_hidden_state.half(), pixels, compute)
+    views = images.train * experiment.retrieval.views
+    load = measure_loading(lambda: train_view(image, side, seed=1), compute)
+    yield Work("encode_image_text", f"train views of {side}x{side}", views, max(load, encode))
+    load = measure_loading(lambda: val_view(image, side), compute)
+    yield Work("encode_image_text", f"val images of {side}x{side}", images.val, max(load, encode))
+
+
+def captioning_work(experiment: Experiment, images: DatasetSize, models: Models) -> Work:
+    """All cells except beam search on a few images; every caption gets the greatest length."""
+    task = experiment.captioning
+    cells = [cell for cell in task.cells.values() if cell.type != "beam"]
+    batch_size = IMAGES if torch.cuda.is_available() else 2
+    model = models.blip.text_decoder
+    model.to(get_device())  # type: ignore[arg-type]  # transformers wraps `to` in an untyped decorator
+    generator = CaptionGenerator(BlipDecoder(model), Lengths(task.max_length, task.max_length))
+    states = torch.randn(batch_size, 1, models.blip_tokens, models.blip_dim, device=get_device())
+    uniform = np.random.default_rng(0).random((batch_size, len(cells), task.max_length))
+    prompts = [[5, 6, 7]] * len(cells)  # any three tokens
+    seconds = measure(lambda: generator.sample(states, prompts, cells, uniform), batch_size * len(cells))
+    return Work("caption", f"captions, {len(cells)} cells per image", images.val * len(cells), seconds)
+
+
+def classification_work(experiment: Experiment, images: DatasetSize, classifier: vit.Backbone) -> Iterator[Work]:
+    """Fine-tuning under every setting, then the class token's attention of two ViTs."""
+    compute = experiment.compute
+    image = random_image(images.image_size)
+
+    @cache  # settings may share these
+    def measure_setting(size: int, augment: bool, batch_size: int) -> tuple[float, float]:
+        """Seconds per train and per val image."""
+        load = partial(augmented_view, image, size, seed=1) if augment else partial(plain_view, image, size)
+        pixels = torch.randn(batch_size, 3, size, size)
+        step = measure_training(classifier.vit, pixels, lambda outputs: outputs.square().mean(), compute)
+        train = max(measure_loading(load, compute), step)
+        return train, measure_vit(classifier, random_pixels((size, size)), compute)
+
+    for name, params in experiment.classification.settings.items():
+        setting = params.resolved(experiment.active.classifier)
+        train, evaluate = measure_setting(setting.size, setting.augment, setting.batch_size)
+        yield epochs_work(f"finetune@{name}", setting.epochs, images, train, evaluate)
+    # Twice the forward pass, as the attention weights are computed once more.
+    seconds = 2 * measure_vit(classifier, random_pixels(images.image_size, count=1), compute)
+    yield Work("class_attention", "val images, two ViTs", 2 * images.val, seconds)
+
+
+def random_image(size: tuple[int, int]) -> Image.Image:
+    """A noise image of `size` (height, width)."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def random_pixels(size: tuple[int, int], count: int | None = None) -> Tensor:
+    """A batch of noise images `(count, 3, *size)` uint8, by default as many as a frozen model gets per call."""
+    count = count or (GPU_BATCH if torch.cuda.is_available() else CPU_BATCH)
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)

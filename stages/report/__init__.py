@@ -1,1 +1,1 @@
-"""Tables, figures and the page, made from run records and small files; no model is loaded here."""
+"""Tables, figures and the page, built from run records and small files; no model is loaded here."""

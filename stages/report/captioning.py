@@ -1,4 +1,4 @@
-"""The captioning section: Tables 2 and 3, BLEU against temperature, captions to look at."""
+"""The captioning section: Tables 2 and 3, the original's claims, BLEU against temperature, example captions."""
 
 from collections import defaultdict
 from functools import cache
@@ -7,22 +7,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from stages.captioning import BOOTSTRAP
 from stages.captioning.bleu import bootstrap_bleu, count_ngrams
-from stages.data.manifest import Manifest
-from stages.params.model_source import display_name
-from stages.report.claims import Claim, answerable
-from stages.report.contact_sheets import draw_bleu, draw_captions
-from stages.report.numbers import beside, plain, starred
-from stages.report.original import load_original
+from stages.report.claims import Claim, claim_lines
+from stages.report.contact_sheets import plot_captions
+from stages.report.curves import plot_bleu
+from stages.report.numbers import format_optional, star_highest
+from stages.report.original import comparison_cells, comparison_table, load_original, original_number, sort_as_original
 from stages.report.results import Result
-from stages.report.section import FIGURES, Section, image
+from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.tables import Table
 
-TABLE2, TABLE3 = "table2_captioning", "table3_captioning_grid"
+TABLE2 = "table2_captioning"
+TABLE3 = "table3_captioning_grid"
 LABELS = {"greedy": "Greedy search", "top_k": "Top-K sampling", "top_p": "Top-p sampling", "beam": "Beam search"}
 
-LENGTHS = (10, 30)  # the report's, in tokens
-SHOWN = ("greedy", "k50_t1")  # cells whose captions are shown, beside the best one's
+LENGTHS = (10, 30)  # the original's min_length and max_length, in tokens
+EXAMPLES = ("greedy", "k50_t1")  # cells whose captions are printed, besides those of the best cell
 
 CLAIMS = (
     Claim("Lowering the temperature raises BLEU much (K = 50, T = 0.1 against 1.0)", "k50_t01", "k50_t1", +1),
@@ -37,125 +38,108 @@ CLAIMS = (
 )
 
 
-def reported(result: Result) -> float | None:
-    """What the report prints for this cell, if the cell is still set as there."""
-    lengths = tuple(result.run.params[key] for key in ("min_length", "max_length"))
-    for name in (TABLE2, TABLE3):
-        row = load_original()[name]["rows"].get(result.run.name)
-        if row and row[:4] == _settings(result) and lengths == LENGTHS:
-            return row[4]
-    return None
+def original_bleu(result: Result) -> float | None:
+    """The BLEU that the original prints for a cell; None if the cell has other settings than the original's."""
+    params = result.run.params
+    if (params["min_length"], params["max_length"]) != LENGTHS:
+        return None
+    return original_number([TABLE2, TABLE3], result.run.name, _settings(result))
 
 
 def _settings(result: Result) -> list:
-    asked = result.run.params
-    return [LABELS[asked["type"]], asked.get("k"), asked.get("temperature"), asked["prompt"]]
+    """The first cells of the row: type, K, temperature, prompt."""
+    params = result.run.params
+    return [LABELS[params["type"]], params.get("k"), params.get("temperature"), params["prompt"]]
 
 
-def table(name: str, title: str, results: list[Result], star: bool) -> Table:
-    """The report's rows in its order; what it has not, in Table 3, behind them."""
-    rows = load_original()[name]["rows"]
-    others = load_original()[TABLE2]["rows"]
-    own = [result for row in rows for result in results if result.run.name == row]
-    if name == TABLE3:
-        own += [result for result in results if result.run.name not in rows and result.run.name not in others]
-    scores = [result.metrics["bleu"] for result in own]
-    printed = starred(scores) if star else [f"{score:.2f}" for score in scores]
-    columns = (*load_original()[name]["columns"], "95 % interval", "Report", "Difference")
-    naming = bool(own) and "class_named" in own[0].metrics
-    columns += ("Class named (%)", "Color named (%)") if naming else ()
-    lines = [_row(result, score, naming) for result, score in zip(own, printed, strict=True)]
-    return Table(f"{title}. {load_original()[name]['caption']}", columns, tuple(lines))
+def table2(results: list[Result]) -> Table:
+    """Table 2: the original's rows in its order."""
+    rows = load_original()[TABLE2]["rows"]
+    cells = [cell for cell in sort_as_original(results, TABLE2) if cell.run.name in rows]
+    return _table("Table 2", TABLE2, cells, [f"{cell.metrics['bleu']:.2f}" for cell in cells])
 
 
-def _row(result: Result, score: str, naming: bool) -> tuple[str, ...]:
-    label, k, temperature, prompt = _settings(result)
-    asked, numbers = result.run.params, result.metrics
-    width = {"top_p": f"p = {asked.get('p')}", "beam": f"{asked.get('beams')} beams"}.get(asked["type"], plain(k))
-    between = f"{numbers['bleu_low']:.2f} to {numbers['bleu_high']:.2f}"
-    cells = (label, width, plain(temperature), f'"{prompt}"', score, between)
-    cells += beside(numbers["bleu"], reported(result))
-    return cells + ((f"{numbers['class_named']:.1f}", f"{numbers['color_named']:.1f}") if naming else ())
+def table3(results: list[Result]) -> Table:
+    """Table 3: the original's rows in its order, then all cells that are in neither table."""
+    elsewhere = load_original()[TABLE2]["rows"]
+    cells = [cell for cell in sort_as_original(results, TABLE3) if cell.run.name not in elsewhere]
+    return _table("Table 3", TABLE3, cells, star_highest([cell.metrics["bleu"] for cell in cells]))
+
+
+def _table(title: str, name: str, cells: list[Result], scores: list[str]) -> Table:
+    # Only generated scenes tell what their captions should name.
+    naming = {"class_named": "Class named (%)", "color_named": "Color named (%)"}
+    naming = {key: column for key, column in naming.items() if cells and key in cells[0].metrics}
+    rows = []
+    for cell, score in zip(cells, scores, strict=True):
+        label, k, temperature, prompt = _settings(cell)
+        params = cell.run.params
+        # The column K also holds the parameter of decodings that the original does not have.
+        widths = {"top_p": f"p = {params.get('p')}", "beam": f"{params.get('beams')} beams"}
+        width = widths.get(params["type"], format_optional(k))
+        comparison = comparison_cells(cell.metrics, "bleu", original_bleu(cell))
+        named = [f"{cell.metrics[key]:.1f}" for key in naming]
+        rows.append((label, width, format_optional(temperature), f'"{prompt}"', score, *comparison, *named))
+    return comparison_table(title, name, rows, *naming.values())
 
 
 @cache
 def read_captions(path: Path) -> dict[str, dict[str, tuple[str, str]]]:
-    """Caption and reference by cell and image id."""
-    found: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    """Caption and reference by cell and image ID."""
+    captions: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     for row in pq.read_table(path).to_pylist():
-        found[row["cell"]][row["image_id"]] = (row["caption"], row["reference"])
-    return dict(found)
+        captions[row["cell"]][row["image_id"]] = (row["caption"], row["reference"])
+    return dict(captions)
 
 
 def claims(results: list[Result], seed: int) -> list[str]:
-    """What the report says of these cells, where both are there as it set them."""
-    by_name, lines = {result.run.name: result for result in results if reported(result) is not None}, []
-    for claim in answerable(CLAIMS, by_name):
-        first, second = by_name[claim.first], by_name[claim.second]
-        found = first.metrics["bleu"] - second.metrics["bleu"]
-        there = reported(first) - reported(second)
-        lines.append(claim.line(there, found, _draws(first, seed) - _draws(second, seed)))
-    return lines
+    """What the original says of these cells."""
+
+    @cache  # a cell may be in several claims
+    def bleu_draws(path: Path, cell: str) -> np.ndarray:
+        captions, references = zip(*read_captions(path)[cell].values(), strict=True)
+        return bootstrap_bleu(count_ngrams(captions, [[reference] for reference in references]), seed=seed)
+
+    def draw_differences(first: Result, second: Result) -> np.ndarray:
+        # One seed resamples the same images for both cells: the differences are paired.
+        return bleu_draws(first.predictions, first.run.name) - bleu_draws(second.predictions, second.run.name)
+
+    originals = {cell.run.name: original_bleu(cell) for cell in results}
+    return claim_lines(CLAIMS, results, originals, "bleu", draw_differences)
 
 
-@cache
-def _counts(path: Path, cell: str):
-    pairs = read_captions(path)[cell].values()
-    return count_ngrams([caption for caption, _ in pairs], [[reference] for _, reference in pairs])
+def section(inputs: Inputs) -> Section:
+    """Tables 2 and 3 with their claims and figures."""
+    results = inputs.results["captioning"]
+    figures = [FIGURES / "captioning/bleu_against_temperature.png", FIGURES / "captioning/captions.png"]
+    best = max(results, key=lambda cell: cell.metrics["bleu"])
+    plot_bleu(figures[0], results)
+    plot_captions(figures[1], inputs.manifest.split("val"), _example_captions(results, best))
+    tables = {TABLE2: table2(results), TABLE3: table3(results)}
+    checked_claims = claims(results, inputs.experiment.seed_for(BOOTSTRAP))
+    text = render("captioning.md", run=results[0].run, tables=tables.values(), claims=checked_claims)
+    keys = ("bleu", "bleu_low", "bleu_high", "bleu_all_references", "class_named", "color_named")
+    return Section(text, tables, select_metrics(results, *keys), {best.run_id: figures})
 
 
-def _draws(result: Result, seed: int) -> np.ndarray:
-    return bootstrap_bleu(_counts(Path(result.run.artifacts["predictions"]), result.run.name), seed=seed)
+def _example_captions(results: list[Result], best: Result) -> dict[str, dict[str, tuple[str, str]]]:
+    """Captions and references by image ID of `EXAMPLES` and the best cell, by title."""
+    captions = read_captions(best.predictions)
+    results_by_name = {cell.run.name: cell for cell in results}
+    columns = {}
+    for name in dict.fromkeys((*EXAMPLES, best.run.name)):
+        if name in results_by_name:
+            title = describe(results_by_name[name])
+            columns[f"{title} (best)" if name == best.run.name else title] = captions[name]
+    return columns
 
 
-def section(results: list[Result], manifest: Manifest, seed: int) -> Section:
-    """Tables 2 and 3 with what belongs to them."""
-    tables = {TABLE2: table(TABLE2, "Table 2", results, False), TABLE3: table(TABLE3, "Table 3", results, True)}
-    folder = FIGURES / "captioning"
-    curve, sheet = folder / "bleu_against_temperature.png", folder / "captions.png"
-    draw_bleu(curve, results)
-    best = max(results, key=lambda result: result.metrics["bleu"])
-    captions = read_captions(Path(best.run.artifacts["predictions"]))
-    by_name = {result.run.name: result for result in results}
-    shown = dict.fromkeys(name for name in (*SHOWN, best.run.name) if name in by_name)
-    columns = {describe(by_name[name]) + " (best)" * (name == best.run.name): captions[name] for name in shown}
-    draw_captions(sheet, manifest.split("val"), columns)
-    asked = results[0].run
-    stated = claims(results, seed)
-    lines = [
-        "## Captioning",
-        "",
-        f"Captions of {results[0].metrics['images']} validation images by `{display_name(asked.inputs['backbone'])}`, "
-        f"{asked.params['min_length']} to {asked.params['max_length']} tokens with the prompt, which is removed from "
-        "what is scored; every cell and image has a random stream of its own.",
-        "",
-        *(line for one in tables.values() for line in (one.markdown(), "")),
-        "BLEU: nltk's corpus BLEU-4 without smoothing, lower case, words between white space, against one reference an "
-        "image (drawn where the source has several); the interval is a bootstrap over images. BLEU-1 to 3 and the "
-        f"score against all references are in the records. *Report* and *Difference* as in Table 1.{_naming(results)}",
-        "",
-        *(["What the report says of these cells:", "", *stated, ""] if stated else []),
-        image("BLEU against temperature for each K", curve),
-        "",
-        image("Validation images with their captions", sheet),
-        "",
-    ]
-    kept = ("bleu", "bleu_low", "bleu_high", "bleu_all_references", "class_named", "color_named")
-    metrics = {one.run.name: {key: one.metrics[key] for key in kept if key in one.metrics} for one in results}
-    return Section(lines, tables, metrics, {best.run.identity: [curve, sheet]})
-
-
-def _naming(results: list[Result]) -> str:
-    if "class_named" not in results[0].metrics:
-        return ""
-    return (
-        " *Class named* is the share of captions that name the class of the largest thing in the scene, *color named* "
-        "of those that name it with its color: BLEU hides a wrong class behind the right words around it."
-    )
-
-
-def describe(result: Result) -> str:
-    """A cell in a few words."""
-    label, k, temperature, prompt = _settings(result)
-    parts = [label] + ([f"K = {k}"] if k else []) + ([f"T = {temperature}"] if temperature else [])
-    return ", ".join(parts) + f', "{prompt}"'
+def describe(cell: Result) -> str:
+    """A cell in a few words, such as `Top-K sampling, K = 5, T = 0.1, "a picture of"`."""
+    label, k, temperature, prompt = _settings(cell)
+    parts = [label]
+    if k:
+        parts.append(f"K = {k}")
+    if temperature:
+        parts.append(f"T = {temperature}")
+    return ", ".join([*parts, f'"{prompt}"'])

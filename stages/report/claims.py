@@ -1,39 +1,71 @@
-"""A statement of the source report beside the difference found here."""
+"""Statements of the original about the difference of two runs, checked against the difference here."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from stages.core.bootstrap import confidence_interval
+from stages.core.bootstrap import bootstrap_means, confidence_interval
+from stages.report.results import Result
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the report says of run `first` against run `second`, and the sign of the difference that it says it of."""
+    """What the original says of run `first` minus run `second`, and the sign of that difference.
 
-    said: str
+    `original` is the difference in the original's words, for a claim that it makes without two numbers.
+    """
+
+    text: str
     first: str
     second: str
     sign: int
+    original: str | None = None
 
-    def line(self, there: float | str, found: float, draws: np.ndarray) -> str:
-        """The claim as a list item; `draws` are bootstrap draws of the difference `found`, paired image by image.
+    def line(self, original: str, difference: float, draws: np.ndarray) -> str:
+        """The claim as a list item; `draws` are bootstrap draws of `difference`, paired image by image.
 
-        `there` is the difference in the report, in its words where it gives no number.
-
-        The verdict is about the direction alone; how large a difference is, its number says.
+        The verdict is about the direction only; the numbers show the size of the difference.
         """
         low, high = confidence_interval(draws)
-        direction = "the same direction" if found * self.sign > 0 else "the other direction"
-        verdict = "no difference that the images could not explain" if low <= 0 <= high else direction
-        reported = there if isinstance(there, str) else f"{there:+.2f}"
+        if low <= 0 <= high:
+            verdict = "not significant (95 % CI includes 0)"
+        else:
+            verdict = "same direction" if difference * self.sign > 0 else "opposite direction"
         return (
-            f"- *{self.said}* ({reported} in the report): {found:+.2f} here, "
-            f"95 % interval {low:+.2f} to {high:+.2f}: {verdict}."
+            f"- *{self.text}* (original: {original}): {difference:+.2f} here, "
+            f"95 % CI {low:+.2f} to {high:+.2f}: {verdict}."
         )
 
 
-def answerable(claims: Iterable[Claim], names: Collection[str]) -> list[Claim]:
-    """The claims both of whose runs are among `names`."""
-    return [claim for claim in claims if claim.first in names and claim.second in names]
+def mean_differences(values: Callable[[Result], np.ndarray], first: Result, second: Result, *, seed: int) -> np.ndarray:
+    """Bootstrap draws of the difference of two runs' mean `values`, which have one number per image."""
+    return bootstrap_means(values(first) - values(second), seed=seed)
+
+
+def claim_lines(
+    claims: Iterable[Claim],
+    results: list[Result],
+    originals: Mapping[str, Any],
+    metric: str,
+    draw_differences: Callable[[Result, Result], np.ndarray],
+) -> list[str]:
+    """The claims that can be checked, as list items in markdown.
+
+    `originals` maps runs to the original's numbers, or None for a run with other settings than the original's: claims
+    about it are left out. `draw_differences` returns bootstrap draws of the metric's difference between two runs.
+    """
+    results_by_name = {result.run.name: result for result in results}
+    lines = []
+    for claim in claims:
+        first_original = originals.get(claim.first)
+        second_original = originals.get(claim.second)
+        if first_original is None or second_original is None:
+            continue
+        first = results_by_name[claim.first]
+        second = results_by_name[claim.second]
+        difference = first.metrics[metric] - second.metrics[metric]
+        original = claim.original or f"{first_original - second_original:+.2f}"
+        lines.append(claim.line(original, difference, draw_differences(first, second)))
+    return lines

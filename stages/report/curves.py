@@ -1,48 +1,158 @@
-"""Curves of a segmentation run, epoch by epoch."""
+"""Line plots: metrics per epoch, and BLEU against temperature. Per-epoch metrics also as CSV, for `dvc plots`."""
 
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-from matplotlib.ticker import MaxNLocator
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from stages.core.atomic import write_text
 from stages.core.figures import figure
 from stages.core.runs import Run
 from stages.data.voc import BACKGROUND
 from stages.report.colors import class_colors
+from stages.report.results import Result
+from stages.report.section import CURVES
+
+RECALL = "image_to_text_r_at_1"
+OUTSIDE_RIGHT = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
-def draw_miou(path: Path, runs: dict[str, Run]) -> None:
-    """Validation mIoU per epoch, a line a run; `runs` maps labels to runs."""
+def write_curves(folder: str, results: list[Result], columns: dict[str, str]) -> None:
+    """Write the history of every run as CSV to `reports/curves/FOLDER/RUN.csv`; runs without epochs get no file.
+
+    `columns` maps each column's title to its key in the history. `dvc plots` draws the last column.
+    """
+    for result in results:
+        rows = [",".join(str(epoch[key]) for key in columns.values()) for epoch in result.run.history]
+        if rows:
+            write_text(CURVES / folder / f"{result.run.name}.csv", "\n".join([",".join(columns), *rows]) + "\n")
+
+
+def plot_miou(path: Path, runs: dict[str, Run]) -> None:
+    """Validation mIoU per epoch, one line per run; `runs` maps legend labels to runs."""
     with figure(path, figsize=(6, 3.6)) as (_, axes):
         for label, run in runs.items():
-            miou = [row["miou"] for row in run.history]
-            axes.plot(_epochs(run), miou, marker="o", markersize=3.5, label=f"{label}: {miou[-1]:.2f}")
-        _dress(axes, "validation mIoU (%)")
+            miou = _history(run, "miou")
+            axes.plot(_history(run, "epoch"), miou, marker="o", markersize=3.5, label=f"{label}: {miou[-1]:.2f}")
+        _style(axes, "epoch", "validation mIoU (%)")
         axes.legend(fontsize=9, frameon=False)
 
 
-def draw_class_iou(path: Path, label: str, run: Run) -> None:
-    """Validation IoU of every class per epoch; the legend is sorted by where each class ends."""
-    names = sorted(run.history[-1]["iou"], key=lambda name: -(run.history[-1]["iou"][name] or 0))
-    colors = class_colors(tuple(run.history[0]["iou"]))
+def plot_class_iou(path: Path, label: str, run: Run) -> None:
+    """Validation IoU of every class per epoch; the legend is sorted by the last epoch's IoU."""
+    last = run.history[-1]["iou"]
+    names = sorted(last, key=lambda name: -(last[name] or 0))
+    colors = class_colors(tuple(last))
     with figure(path, figsize=(8, 4.4)) as (_, axes):
         for name in names:
-            values = [row["iou"][name] for row in run.history]
-            ends = "absent" if values[-1] is None else f"{values[-1]:.1f}"
+            # A class in neither truth nor prediction has no IoU: NaN leaves a gap in its line.
+            values = [float("nan") if iou[name] is None else iou[name] for iou in _history(run, "iou")]
+            final = "absent" if last[name] is None else f"{last[name]:.1f}"
             style = "--" if name == BACKGROUND else "-"
-            line = [float("nan") if value is None else value for value in values]
-            axes.plot(_epochs(run), line, style, color=colors[name], linewidth=1.4, label=f"{name}  {ends}")
-        _dress(axes, "validation IoU (%)")
+            axes.plot(
+                _history(run, "epoch"), values, style, color=colors[name], linewidth=1.4, label=f"{name}  {final}"
+            )
+        _style(axes, "epoch", "validation IoU (%)")
         axes.set_title(f"{label}: IoU of every class", fontsize=11)
-        columns = 1 if len(names) <= 24 else 2
-        axes.legend(fontsize=7.5, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=columns)
+        axes.legend(**{**OUTSIDE_RIGHT, "fontsize": 7.5}, ncols=1 if len(names) <= 24 else 2)
 
 
-def _epochs(run: Run) -> list[int]:
-    return [row["epoch"] for row in run.history]
+def plot_recall(path: Path, results: dict[str, Result]) -> None:
+    """R@1 per epoch, one line per trained run; the provided projections as a horizontal line."""
+    ranked = sorted(results.items(), key=lambda item: -item[1].metrics[RECALL])
+    with figure(path, figsize=(8, 4.2)) as (_, axes):
+        for index, (label, result) in enumerate(ranked):
+            label = f"{label}: {result.metrics[RECALL]:.2f}"
+            if not result.run.history:
+                axes.axhline(result.metrics[RECALL], color="0.3", linestyle="--", linewidth=1.2, label=label)
+                continue
+            axes.plot(
+                _history(result.run, "epoch"),
+                _history(result.run, RECALL),
+                label=label,
+                color=plt.get_cmap("turbo")((index + 0.5) / len(ranked)),
+                linestyle="--" if result.run.task == "retrieval" else "-",  # Table 4 is dashed, Table 5 solid
+                marker="osD^v"[index % 5],
+                markersize=3.5,
+                linewidth=1.3,
+            )
+        _style(axes, "epoch", "R@1, image to text (%)")
+        axes.legend(**OUTSIDE_RIGHT)
 
 
-def _dress(axes, y_label: str) -> None:
-    axes.set_xlabel("epoch")
+def plot_accuracy(path: Path, results: list[Result]) -> None:
+    """Validation accuracy per epoch on the left, both losses on the right, one color per setting."""
+    chance = 100 / len(results[0].run.metrics["confusion"])
+    with figure(path, 1, 2, figsize=(10.4, 3.6)) as (fig, (left, right)):
+        for index, result in enumerate(results):
+            run = result.run
+            epochs = _history(run, "epoch")
+            accuracy = _history(run, "accuracy")
+            style = {"color": f"C{index}", "marker": "osD^v"[index % 5], "markersize": 4, "linewidth": 1.4}
+            left.plot(epochs, accuracy, label=f"{run.name}: {accuracy[-1]:.1f}", **style)
+            right.plot(epochs, _history(run, "train_loss"), **style)
+            right.plot(epochs, _history(run, "val_loss"), linestyle="--", **style)
+        left.axhline(chance, color="0.4", linestyle=":", linewidth=1.2, label=f"chance: {chance:.1f}")
+        _style(left, "epoch", "validation accuracy (%)")
+        _style(right, "epoch", "cross entropy")
+        left.set_ylim(0, 100)
+        # Empty lines for the legend: the colors stand for the settings, the line styles for the splits.
+        right.plot([], [], color="0.3", label="training")
+        right.plot([], [], color="0.3", linestyle="--", label="validation")
+        right.legend(fontsize=8, frameon=False)
+        fig.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+
+
+def plot_bleu(path: Path, results: list[Result]) -> None:
+    """BLEU against temperature, one line per K and prompt; greedy cells as horizontal lines."""
+    lines = defaultdict(list)
+    for result in results:
+        params = result.run.params
+        if params["type"] == "top_k":
+            metrics = result.metrics
+            point = (params["temperature"], metrics["bleu"], metrics["bleu_low"], metrics["bleu_high"])
+            lines[params["k"], params["prompt"]].append(point)
+    prompts = sorted({prompt for _, prompt in lines}, key=lambda name: -sum(prompt == name for _, prompt in lines))
+    values = sorted({k for k, _ in lines})
+    # The end of the color map is too pale on white.
+    colors = {k: plt.get_cmap("viridis")(0.9 * index / max(len(values) - 1, 1)) for index, k in enumerate(values)}
+    greedy = [result for result in results if result.run.params["type"] == "greedy"]
+    with figure(path, figsize=(6.8, 4)) as (_, axes):
+        for index, ((k, prompt), points) in enumerate(sorted(lines.items())):
+            temperature, bleu, low, high = np.array(sorted(points)).T
+            shift = 1 + 0.035 * (index - len(lines) / 2)  # intervals at one temperature stand side by side
+            axes.errorbar(
+                temperature * shift,
+                bleu,
+                [bleu - low, high - bleu],
+                label=f"K = {k}" if prompt == prompts[0] else f'K = {k}, "{prompt}"',
+                color=colors[k],
+                marker="os^Dv"[prompts.index(prompt) % 5],
+                linestyle="-",
+                markersize=5,
+                capsize=2,
+            )
+        for result, style in zip(greedy, ("--", ":", "-.", "-"), strict=False):
+            label = f'greedy, "{result.run.params["prompt"]}"'
+            axes.axhline(result.metrics["bleu"], color="0.3", linestyle=style, linewidth=1.2, label=label)
+        _style(axes, "temperature (log scale)", "BLEU-4 (%), with 95 % intervals")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(sorted({point[0] for points in lines.values() for point in points})))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        title = f'prompt "{prompts[0]}",\nunless stated otherwise' if prompts else None
+        axes.legend(**OUTSIDE_RIGHT, alignment="left", title=title, title_fontsize=8)
+
+
+def _history(run: Run, key: str) -> list[Any]:
+    return [epoch[key] for epoch in run.history]
+
+
+def _style(axes: Any, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

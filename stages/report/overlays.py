@@ -1,4 +1,4 @@
-"""Masks laid over validation images."""
+"""Validation images with their true and predicted masks."""
 
 from pathlib import Path
 
@@ -7,53 +7,64 @@ from matplotlib.patches import Patch
 from scipy import ndimage
 
 from stages.core.figures import figure
-from stages.data.images import read_image, read_mask
+from stages.data.images import read_image
 from stages.data.manifest import Row
 from stages.data.voc import BACKGROUND, VOID
 from stages.report.colors import class_colors
 
+IMAGE_INCHES = 1.55  # width of one image in the figure
+
 
 def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...], opacity: float = 0.6) -> np.ndarray:
-    """`pixels` `(H, W, 3)` in 0..1, faded to gray, with each class's color laid over it and a line around regions.
+    """`pixels` `(H, W, 3)` in 0..1, faded to gray, under the classes' colors with an opaque outline of each region.
 
     Void and the class `background` are not painted.
     """
     colors = class_colors(classes)
     gray = pixels.mean(axis=2, keepdims=True)
-    painted = 0.25 * pixels + 0.75 * gray  # a colored image would mix with the colors of the classes
+    painted = 0.25 * pixels + 0.75 * gray  # a colorful image would mix with the colors of the classes
     for index, name in enumerate(classes):
         inside = mask == index
         if name == BACKGROUND or not inside.any():
             continue
-        share = np.where(inside & ~ndimage.binary_erosion(inside, border_value=1), 1.0, opacity)[inside, None]
-        painted[inside] = painted[inside] * (1 - share) + np.array(colors[name]) * share
+        outline = inside & ~ndimage.binary_erosion(inside, border_value=1)
+        alpha = np.where(outline, 1.0, opacity)[inside, None]
+        painted[inside] = painted[inside] * (1 - alpha) + np.array(colors[name]) * alpha
     return painted
 
 
-def draw_masks(
-    path: Path, label: str, rows: tuple[Row, ...], predictions: dict[str, np.ndarray], classes: tuple[str, ...]
+def plot_masks(
+    path: Path,
+    label: str,
+    rows: tuple[Row, ...],
+    truths: dict[str, np.ndarray],
+    predictions: dict[str, np.ndarray],
+    classes: tuple[str, ...],
 ) -> None:
-    """A column an image: the image, its true mask, its predicted mask; a legend with the classes that occur."""
-    truths = [read_mask(Path(row.mask)) for row in rows]
-    masks = [*truths, *(predictions[row.image_id] for row in rows)]
-    seen = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
-    names = [classes[index] for index in seen if index != VOID and classes[index] != BACKGROUND]
+    """One column per image: the image, its true mask, its predicted mask; the legend names the classes that occur.
+
+    `truths` and `predictions` hold masks `(H, W)` by image ID.
+    """
+    masks = [masks_by_id[row.image_id] for masks_by_id in (truths, predictions) for row in rows]
+    indices = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)) - {VOID})
+    names = [classes[index] for index in indices if classes[index] != BACKGROUND]
     aspect = max(row.height / row.width for row in rows)
-    size = (1.55 * len(rows) + 0.5, 3 * 1.55 * aspect + 0.35 + 0.24 * -(-len(names) // 7))
-    with figure(path, 3, len(rows), figsize=size, squeeze=False) as (drawn, axes):
-        for column, (row, truth) in enumerate(zip(rows, truths, strict=True)):
+    legend_lines = -(-len(names) // 7)
+    size = (IMAGE_INCHES * len(rows) + 0.5, 3 * IMAGE_INCHES * aspect + 0.35 + 0.24 * legend_lines)
+    with figure(path, 3, len(rows), figsize=size, squeeze=False) as (fig, axes):
+        for row, column in zip(rows, axes.T, strict=True):
             pixels = np.asarray(read_image(Path(row.image)), np.float32) / 255
-            pictures = (pixels, overlay(pixels, truth, classes), overlay(pixels, predictions[row.image_id], classes))
-            for axis, picture in zip(axes[:, column], pictures, strict=True):
+            truth = overlay(pixels, truths[row.image_id], classes)
+            prediction = overlay(pixels, predictions[row.image_id], classes)
+            for axis, picture in zip(column, (pixels, truth, prediction), strict=True):
                 axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
         for axis, title in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
             axis.set_ylabel(title, fontsize=9)
-        drawn.suptitle(label, fontsize=11)
+        fig.suptitle(label, fontsize=11)
         colors = class_colors(classes)
         patches = [Patch(color=colors[name], label=name) for name in names]
         if patches:
-            drawn.legend(
-                handles=patches, loc="outside lower center", ncols=min(7, len(patches)), fontsize=8, frameon=False
-            )
+            columns = min(7, len(patches))
+            fig.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)

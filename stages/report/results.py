@@ -1,6 +1,7 @@
-"""Runs as the report reads them: from MLflow where the store can be used, from their records where it cannot."""
+"""Runs with their final metrics, read from MLflow if its store works, else from the run records."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stages.core import tracking
@@ -9,29 +10,32 @@ from stages.core.runs import Run, read_run
 
 @dataclass(frozen=True)
 class Result:
-    """A run, and its final numbers as the store (or else the record) has them; `run_id` is MLflow's, or None."""
+    """A run and its final metrics, as read from the store or the record; `run_id` is MLflow's, or None."""
 
     run: Run
     metrics: dict[str, Any]
-    run_id: str | None
+    run_id: str | None = None
+
+    @property
+    def predictions(self) -> Path:
+        """The run's predictions on the validation images (parquet)."""
+        return Path(self.run.artifacts["predictions"])
 
 
-def collect(names: dict[str, list[str]]) -> tuple[dict[str, list[Result]], bool]:
-    """The results of every task's named runs, and whether their numbers come from the store.
+def load_results(names: dict[str, list[str]]) -> tuple[dict[str, list[Result]], bool]:
+    """The results of the named runs, by task, and whether their metrics come from the store.
 
-    A run that the store lacks is registered first. Where one cannot be, all numbers come from the records.
+    Runs that the store lacks are registered first. If that fails for any run, all metrics come from the records.
     """
-    runs = {task: [read_run(task, name) for name in asked] for task, asked in names.items()}
-    tracked = tracking.register([run for some in runs.values() for run in some])
-    found = {
-        task: [Result(run, _typed(run, tracked[run.identity]), tracked[run.identity].run_id) for run in some]
-        if tracked
-        else [Result(run, run.metrics, None) for run in some]
-        for task, some in runs.items()
-    }
-    return found, bool(tracked)
+    runs = {task: [read_run(task, name) for name in task_names] for task, task_names in names.items()}
+    tracked = tracking.register([run for task_runs in runs.values() for run in task_runs])
+    results = {task: [_result(run, tracked.get(run.identity)) for run in task_runs] for task, task_runs in runs.items()}
+    return results, bool(tracked)
 
 
-def _typed(run: Run, tracked: tracking.Tracked) -> dict[str, Any]:
-    """MLflow's numbers in the record's types: it knows floats alone."""
-    return {key: type(run.metrics[key])(value) for key, value in tracked.metrics.items() if key in run.metrics}
+def _result(run: Run, tracked: tracking.Tracked | None) -> Result:
+    if tracked is None:
+        return Result(run, run.metrics)
+    # MLflow knows only floats: give each metric the type that it has in the record.
+    metrics = {key: type(run.metrics[key])(value) for key, value in tracked.metrics.items() if key in run.metrics}
+    return Result(run, metrics, tracked.run_id)

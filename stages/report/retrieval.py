@@ -1,29 +1,29 @@
-"""The retrieval section: Tables 4 and 5, recall per epoch, a sheet of what is found."""
+"""The retrieval section: Tables 4 and 5, the original's claims, recall per epoch, retrieved images."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.core.atomic import write_text
-from stages.core.bootstrap import bootstrap_means
-from stages.data.manifest import Manifest
-from stages.params.model_source import display_name
-from stages.report.claims import Claim, answerable
-from stages.report.contact_sheets import SCORE, draw_found, draw_recall
-from stages.report.numbers import beside, plain, scientific, starred
-from stages.report.original import load_original
+from stages.report.claims import Claim, claim_lines, mean_differences
+from stages.report.contact_sheets import plot_retrieved
+from stages.report.curves import RECALL, plot_recall, write_curves
+from stages.report.numbers import format_optional, format_scientific, star_highest
+from stages.report.original import comparison_cells, comparison_table, original_number, sort_as_original
 from stages.report.results import Result
-from stages.report.section import CURVES, FIGURES, Section, image
+from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.tables import Table
+from stages.retrieval import BOOTSTRAP
 
-TABLE4, TABLE5 = "table4_retrieval", "table5_retrieval_grid"
+TABLE4 = "table4_retrieval"
+TABLE5 = "table5_retrieval_grid"
 SCRATCH = "Training from scratch"
 LABELS = {"scratch": SCRATCH, "provided": "Finetuning checkpoint"}
 PROVIDED = "Evaluating with the provided checkpoint"
 
-BATCH = 16  # the report's
+BATCH_SIZE = 16  # the original's
 
 CLAIMS = (
     Claim("Finetuning is better than the provided checkpoint", "finetuned", "provided", +1),
@@ -37,122 +37,83 @@ CLAIMS = (
 )
 
 
+def original_recall(result: Result) -> float | None:
+    """The R@1 that the original prints for a row; None if the row has other settings than the original's."""
+    if result.run.params.get("batch_size", BATCH_SIZE) != BATCH_SIZE:
+        return None
+    return original_number([TABLE4, TABLE5], result.run.name, _settings(result))
+
+
 def _settings(result: Result) -> list:
-    asked = result.run.params
-    keys = ("lr", "weight_decay", "temperature", "epochs")
-    label = LABELS[asked["init"]] if "lr" in asked else PROVIDED
-    return [label, *(asked.get(key) for key in keys)]
+    """The first cells of the row: mode, learning rate, weight decay, temperature, epochs."""
+    params = result.run.params
+    mode = LABELS[params["init"]] if "lr" in params else PROVIDED
+    return [mode, *(params.get(key) for key in ("lr", "weight_decay", "temperature", "epochs"))]
 
 
-def reported(result: Result) -> float | None:
-    """What the report prints for this row, if the row is still set as there."""
-    for name in (TABLE4, TABLE5):
-        row = load_original()[name]["rows"].get(result.run.name)
-        if row and row[:5] == _settings(result) and result.run.params.get("batch_size", BATCH) == BATCH:
-            return row[5]
-    return None
+def table4(results: list[Result]) -> Table:
+    """Table 4: the original's rows in its order."""
+    rows = sort_as_original(results, TABLE4)
+    return _table("Table 4", TABLE4, rows, [f"{row.metrics[RECALL]:.2f}" for row in rows])
 
 
-def table(name: str, title: str, results: list[Result], star: bool) -> Table:
-    """The report's rows in its order, then any others."""
-    order = list(load_original()[name]["rows"])
-    ranked = sorted(results, key=lambda one: order.index(one.run.name) if one.run.name in order else len(order))
-    scores = [result.metrics[SCORE] for result in ranked]
-    printed = starred(scores) if star else [f"{score:.2f}" for score in scores]
-    columns = (*load_original()[name]["columns"], "95 % interval", "Report", "Difference")
-    rows = [_row(result, score) for result, score in zip(ranked, printed, strict=True)]
-    return Table(f"{title}. {load_original()[name]['caption']}", columns, tuple(rows))
+def table5(results: list[Result]) -> Table:
+    """Table 5: the original's rows in its order, then all others."""
+    rows = sort_as_original(results, TABLE5)
+    return _table("Table 5", TABLE5, rows, star_highest([row.metrics[RECALL] for row in rows]))
 
 
-def _row(result: Result, score: str) -> tuple[str, ...]:
-    label, lr, decay, temperature, epochs = _settings(result)
-    numbers = result.metrics
-    between = f"{numbers[f'{SCORE}_low']:.2f} to {numbers[f'{SCORE}_high']:.2f}"
-    cells = (label, scientific(lr), scientific(decay), plain(temperature), plain(epochs), score, between)
-    return cells + beside(numbers[SCORE], reported(result))
-
-
-def claims(results: list[Result], seed: int) -> list[str]:
-    """What the report says of these rows, where both are there as it set them."""
-    by_name, lines = {result.run.name: result for result in results if reported(result) is not None}, []
-    for claim in answerable(CLAIMS, by_name):
-        first, second = by_name[claim.first], by_name[claim.second]
-        hits = _hits(first) - _hits(second)
-        draws = bootstrap_means(hits, seed=seed)
-        lines.append(
-            claim.line(reported(first) - reported(second), first.metrics[SCORE] - second.metrics[SCORE], draws)
-        )
-    return lines
-
-
-def _hits(result: Result) -> np.ndarray:
-    """100 for every image whose caption came first, else 0."""
-    found = read_found(Path(result.run.artifacts["predictions"]))
-    return np.array([100.0 * (row["image_to_text_rank"] == 1) for row in found])
+def _table(title: str, name: str, results: list[Result], scores: list[str]) -> Table:
+    rows = []
+    for result, score in zip(results, scores, strict=True):
+        mode, lr, weight_decay, temperature, epochs = _settings(result)
+        rates = (format_scientific(lr), format_scientific(weight_decay))
+        comparison = comparison_cells(result.metrics, RECALL, original_recall(result))
+        rows.append((mode, *rates, format_optional(temperature), format_optional(epochs), score, *comparison))
+    return comparison_table(title, name, rows)
 
 
 @cache
-def read_found(path: Path) -> list[dict]:
+def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Every validation image's caption, its ranks, and the images nearest to the caption."""
     return pq.read_table(path).to_pylist()
 
 
-def section(few: list[Result], grid: list[Result], manifest: Manifest, seed: int) -> Section:
-    """Tables 4 and 5 with what belongs to them, from the runs of each."""
-    tables = {TABLE4: table(TABLE4, "Table 4", few, False), TABLE5: table(TABLE5, "Table 5", grid, True)}
-    folder = FIGURES / "retrieval"
-    recall, sheet = folder / "r_at_1_per_epoch.png", folder / "found.png"
-    draw_recall(recall, [(_label(one), one) for one in [*few, *grid]])
-    best = max([*few, *grid], key=lambda one: one.metrics[SCORE])
-    draw_found(sheet, _label(best), manifest.split("val"), read_found(Path(best.run.artifacts["predictions"])))
-    _write_curves([*few, *grid])
-    asked, stated = few[0], claims([*few, *grid], seed)
-    lines = [
-        "## Retrieval",
-        "",
-        f"Two linear projections over frozen class-token states of `{display_name(asked.run.inputs['backbone'])}`, "
-        f"trained on {asked.run.params['views']} cached views of every training image (epoch e sees view e mod "
-        f"{asked.run.params['views']}) with in-batch contrast.",
-        "",
-        *(line for one in tables.values() for line in (one.markdown(), "")),
-        f"R@1: share of {asked.metrics['gallery']} validation images whose own caption is the nearest of all "
-        f"{asked.metrics['gallery']} (image to text, one caption an image); a tie counts against us. The interval is a "
-        "bootstrap over images, without the randomness of training. R@5, R@10, median and mean rank, and the same from "
-        "text to image, are in the records. *Report* and *Difference* as in Table 1.",
-        "",
-        *_unknown(asked),
-        *(["What the report says of these rows:", "", *stated, ""] if stated else []),
-        image("R@1 per epoch for every row", recall),
-        "",
-        image("Captions and the five images nearest to each", sheet),
-        "",
-    ]
-    kept = (SCORE, f"{SCORE}_low", f"{SCORE}_high", "image_to_text_r_at_5", "text_to_image_r_at_1")
-    metrics = {one.run.name: {key: one.metrics[key] for key in kept} for one in [*few, *grid]}
-    return Section(lines, tables, metrics, {best.run.identity: [recall, sheet]})
+def hits(result: Result) -> np.ndarray:
+    """100 for every image whose own caption is ranked first, else 0."""
+    return np.array([100.0 * (row["image_to_text_rank"] == 1) for row in read_predictions(result.predictions)])
 
 
-def _unknown(result: Result) -> list[str]:
-    share, words = float(result.run.inputs["unknown_share"]), result.run.inputs["unknown_words"].split()
-    if not share:
-        return []
-    return [f"{share:.1%} of the captions' words are unknown to this BLIP, such as {', '.join(words)}.", ""]
+def claims(results: list[Result], seed: int) -> list[str]:
+    """What the original says of these rows."""
+    originals = {result.run.name: original_recall(result) for result in results}
+    return claim_lines(CLAIMS, results, originals, RECALL, partial(mean_differences, hits, seed=seed))
 
 
-def _label(result: Result) -> str:
-    """A row in a few words."""
-    label, lr, decay, temperature, epochs = _settings(result)
+def section(inputs: Inputs) -> Section:
+    """Tables 4 and 5 with their claims and figures."""
+    recipes = inputs.results["retrieval"]
+    grid = inputs.results["retrieval_grid"]
+    results = [*recipes, *grid]
+    figures = [FIGURES / "retrieval/r_at_1_per_epoch.png", FIGURES / "retrieval/retrieved.png"]
+    plot_recall(figures[0], {describe(result): result for result in results})
+    best = max(results, key=lambda result: result.metrics[RECALL])
+    rows = inputs.manifest.split("val")
+    plot_retrieved(figures[1], describe(best), rows, read_predictions(best.predictions))
+    write_curves("retrieval", results, {"epoch": "epoch", "train_loss": "train_loss", "r_at_1": RECALL})
+    tables = {TABLE4: table4(recipes), TABLE5: table5(grid)}
+    checked_claims = claims(results, inputs.experiment.seed_for(BOOTSTRAP))
+    text = render("retrieval.md", run=recipes[0].run, tables=tables.values(), claims=checked_claims)
+    keys = (RECALL, f"{RECALL}_low", f"{RECALL}_high", "image_to_text_r_at_5", "text_to_image_r_at_1")
+    return Section(text, tables, select_metrics(results, *keys), {best.run_id: figures})
+
+
+def describe(result: Result) -> str:
+    """A row in a few words, such as `scratch, lr 1e-3, wd 1e-3, T 0.1, 5 epochs`."""
+    mode, lr, weight_decay, temperature, epochs = _settings(result)
     if lr is None:
         return "provided"
-    start = "scratch" if label == SCRATCH else "finetuned"
-    return f"{start}, lr {scientific(lr)}, wd {scientific(decay)}, T {temperature}, {epochs} epochs"
-
-
-def _write_curves(results: list[Result]) -> None:
-    """Per-epoch figures as CSV, a file a row."""
-    for one in results:
-        lines = [f"{row['epoch']},{row['train_loss']},{row[SCORE]}" for row in one.run.history]
-        if lines:
-            write_text(
-                CURVES / "retrieval" / f"{one.run.name}.csv", "\n".join(["epoch,train_loss,r_at_1", *lines]) + "\n"
-            )
+    start = "scratch" if mode == SCRATCH else "finetuned"
+    return (
+        f"{start}, lr {format_scientific(lr)}, wd {format_scientific(weight_decay)}, T {temperature}, {epochs} epochs"
+    )

@@ -10,6 +10,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from stages.params.section import read_params
+from stages.report.section import CURVES
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 PARAMS = read_params(ROOT / "params.yaml")
@@ -155,9 +156,11 @@ def test_folders_import_in_order(module):
     assert imported <= allowed
 
 
-def test_curves_in_plots_are_those_of_the_heads():
-    (curves,) = [plot for entry in PIPELINE["plots"] if isinstance(entry, dict) for plot in entry.values()]
-    assert {Path(path).stem for path in curves["y"]} <= set(PARAMS["segmentation"]["heads"])
+def test_plots_draw_every_file_in_the_curves_folder():
+    """No run is named: the folder is the plot's name, and the last column of every file is drawn."""
+    (plots,) = [entry for entry in PIPELINE["plots"] if isinstance(entry, dict)]
+    assert plots == {str(CURVES): {"template": "linear", "x": "epoch"}}
+    assert str(CURVES) in [next(iter(out)) if isinstance(out, dict) else out for out in STAGES["report"]["outs"]]
 
 
 @pytest.mark.parametrize("name", ["pretrain", "pretrain_blip"])

@@ -87,7 +87,7 @@ def test_the_shipped_checkpoints_are_not_trained_again(undisturbed):
 
 def test_a_fresh_clone_with_all_results_registers_its_runs(undisturbed):
     """Committed results are not computed again; the MLflow store and the DVC cache are missing in a fresh clone."""
-    for name in ("mlflow.db", "data/metrics.json"):
+    for name in ("mlflow.db", "data/report_runs.json"):
         (undisturbed.root / name).unlink()
     cached = undisturbed.root / ".dvc/cache"
     cached.rename(cached.with_name("away"))

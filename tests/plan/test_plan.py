@@ -1,4 +1,4 @@
-"""The plan of a run: what it says, and that it does nothing of it."""
+"""The plan of a run: what it prints, and that it does nothing of it."""
 
 import re
 import socket
@@ -7,93 +7,111 @@ import pytest
 from conftest import ROOT
 
 from stages.core.stage import InputError
+from stages.data.manifest import LABELED, MANIFEST, Manifest, Row, write_manifest
 from stages.params.experiment import load_experiment
 from stages.plan import __main__ as plan
 from stages.plan import work
-from stages.plan.downloads import downloads_of, weights_bytes
-from stages.plan.placeholder_models import Models
-from stages.plan.sizes import Images
-from stages.plan.storage import stored_by
+from stages.plan.dataset_sizes import DATASET_SIZES, DatasetSize
+from stages.plan.downloads import list_downloads
+from stages.plan.placeholder_models import Models, build_models
+from stages.plan.storage import list_stored
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A folder with params alone, and no way out of this machine."""
+def project(tmp_path, monkeypatch):
+    """A folder with params and checkpoints only, without a network."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     (tmp_path / "data").mkdir()
     (tmp_path / "data/checkpoints").symlink_to(ROOT / "data/checkpoints")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a plan of known sizes asks nobody"))
-    monkeypatch.setattr(work, "LEAST", 0.001)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a plan of known sizes needs no network"))
+    monkeypatch.setattr(work, "MIN_SECONDS", 0.001)
     return tmp_path
 
 
-def test_sizes_and_times_are_written_as_people_say_them():
-    assert [plan.in_bytes(size) for size in (None, 7, 1_999_639_040, 86_700_000)] == ["?", "7 B", "2 GB", "86.7 MB"]
-    assert [plan.in_time(seconds) for seconds in (3.4, 600, 7200)] == ["3 s", "10 min", "2.0 h"]
+def test_sizes_and_times_have_readable_units():
+    sizes = (None, 7, 86_700_000, 1_999_639_040, 3 * 10**15)
+    assert [plan.format_bytes(size) for size in sizes] == ["?", "7 B", "86.7 MB", "2 GB", "3e+03 TB"]
+    assert [plan.format_seconds(seconds) for seconds in (3.4, 600, 7200)] == ["3 s", "10 min", "2.0 h"]
 
 
-def test_a_timm_models_weights_take_four_bytes_a_parameter():
-    assert weights_bytes("vit_small_patch16_224.dino") == 4 * 21_665_664
-
-
-def test_the_paper_profiles_downloads_are_told_with_what_is_known(elsewhere, monkeypatch):
+def test_downloads_of_the_paper_profile_have_the_sizes_that_are_known(project, monkeypatch):
     monkeypatch.setattr("stages.plan.downloads.remote_size", lambda remote, mirrors: None)  # as without a network
-    found = {
-        one.what: one
-        for one in downloads_of(plan.asked("paper", ["captioning.model=catr", "paper.captions=captions.json"]))
+    with_catr = plan.override_params("paper", ["captioning.model=catr", "paper.captions=captions.json"])
+    downloads = {download.name: download for download in list_downloads(with_catr)}
+    assert downloads["VOC 2012"].size == 1_999_639_040
+    assert downloads["backbone vit_small_patch16_224.dino"].size == 4 * 21_665_664  # four bytes per parameter
+    assert downloads["BLIP model_base_capfilt_large.pth"].size is None
+    assert "CATR weight493084032.pth" in downloads
+    assert not any(download.exists for download in downloads.values())
+    (project / "data/downloads").mkdir()
+    (project / "data/downloads/VOCtrainval_11-May-2012.tar").write_bytes(b"archive")
+    with_blip = list_downloads(plan.override_params("paper", ["paper.captions=captions.json"]))
+    assert [download.name for download in with_blip if download.exists] == ["VOC 2012"]
+    assert re.search(r"still to download .* 1\.24 GB and 1 unknown", plan.download_table(with_blip).plain())
+
+
+def test_local_data_are_not_downloaded_and_without_captions_no_blip(project):
+    local = plan.override_params("paper", ["paper.voc_root=/data/voc", "paper.pets_root=/data/pets"])
+    names = [download.name for download in list_downloads(local)]
+    assert names == ["backbone vit_small_patch16_224.dino", "classifier vit_base_patch16_224.augreg_in1k"]
+
+
+def test_images_in_a_folder_are_counted_in_its_manifest(project):
+    experiment = plan.override_params("folder", ["folder.path=photos"])
+    with pytest.raises(InputError, match="photos was not read yet; run `dvc repro data`, then plan"):
+        DATASET_SIZES["folder"](experiment)
+    sizes = {"train": [(10, 10)], "val": [(20, 30), (80, 60), (40, 40)]}
+    rows = tuple(
+        Row(f"{split}_{height}", split, "image.jpg", captions=("a bus",), height=height, width=width)
+        for split, shapes in sizes.items()
+        for height, width in shapes
+    )
+    for path in (MANIFEST, LABELED):
+        write_manifest(Manifest(rows, "photos", ()), path)
+    images, labeled = DATASET_SIZES["folder"](experiment)
+    assert images == labeled == DatasetSize(train=1, val=3, image_size=(40, 40), captions=4)
+
+
+def test_stored_features_have_the_size_of_their_shapes(project):
+    shipped = build_models(load_experiment())
+    models = Models(shipped.backbone, None, shipped.blip, side=80)
+    images = DatasetSize(train=10, val=5, image_size=(80, 160), captions=30)
+    outputs = list_stored(load_experiment(), images, DatasetSize(3, 3, (80, 80)), models)
+    # Patches of 8x8 pixels, 128 numbers of two bytes per token, and one class token per image of BLIP
+    assert {output.path: output.size for output in outputs} == {
+        "data/features/segmentation/train": 10 * 4 * (10 * 10) * 128 * 2,
+        "data/features/segmentation/val": 5 * (10 * 20) * 128 * 2,
+        "data/features/captioning/val": 5 * (1 + 10 * 10) * 128 * 2,
+        "data/features/retrieval": (10 * 4 + 5 + 30) * 128 * 2,
     }
-    assert found["VOC 2012"].size == 1_999_639_040
-    assert found["backbone vit_small_patch16_224.dino"].size == 4 * 21_665_664
-    assert found["BLIP model_base_capfilt_large.pth"].size is None
-    assert "CATR weight493084032.pth" in found
-    assert not any(one.there for one in found.values())
-    (elsewhere / "data/downloads").mkdir()
-    (elsewhere / "data/downloads/VOCtrainval_11-May-2012.tar").write_bytes(b"there")
-    again = downloads_of(plan.asked("paper", ["paper.captions=captions.json"]))
-    assert [one.what for one in again if one.there] == ["VOC 2012"]
-    assert re.search(r"still to download .* 1\.24 GB and 1 unknown", plan.download_table(again).plain())
 
 
-def test_data_in_place_are_not_downloaded(elsewhere):
-    changes = ["paper.voc_root=/data/voc", "paper.pets_root=/data/objects"]  # and without captions, no BLIP
-    found = [one.what for one in downloads_of(plan.asked("paper", changes))]
-    assert found == ["backbone vit_small_patch16_224.dino", "classifier vit_base_patch16_224.augreg_in1k"]
-
-
-def test_what_is_stored_is_counted_by_hand(elsewhere):
-    experiment = load_experiment()
-    images = Images(train=10, val=5, sides=(80, 160), captions=30)
-    shipped = plan.models_of(experiment)
-    models = Models(shipped.backbone, None, shipped.blip, shipped.decoder, 80)
-    found = {one.path: one.size for one in stored_by(experiment, images, Images(3, 3, (80, 80), 0), models)}
-    assert found["data/features/segmentation/train"] == 10 * 4 * (10 * 10) * 128 * 2
-    assert found["data/features/segmentation/val"] == 5 * (10 * 20) * 128 * 2
-    assert found["data/features/captioning/val"] == 5 * 101 * 128 * 2
-    assert found["data/features/retrieval"] == (10 * 4 + 5 + 30) * 128 * 2
-
-
-def test_a_plan_prints_three_tables_and_writes_nothing(elsewhere, capsys):
-    before = sorted(elsewhere.rglob("*"))
+def test_a_plan_prints_three_tables_and_writes_nothing(project, capsys):
+    before = sorted(project.rglob("*"))
     plan.main("embedded", ["embedded.train=30", "embedded.val=20", "captioning.max_length=12"])
-    told = capsys.readouterr().out
-    assert "Nothing is downloaded, computed or written by this plan." in told
-    assert "30 train, 20 val, 250 captions" in told
-    assert re.search(r"train_head@transformer +15 epochs, train and val images +750 ", told)
-    assert re.search(r"caption +captions, 11 cells an image +220 ", told)
-    assert re.search(r"all of them, and once more in DVC's cache", told)
-    assert sorted(elsewhere.rglob("*")) == before
+    text = capsys.readouterr().out
+    assert "This plan downloads, computes and writes nothing." in text
+    assert "30 train, 20 val of about 80x80, 250 captions" in text
+    assert "\nDownload\n" in text
+    assert "\nStore\n" in text
+    assert re.search(r"train_head@transformer +15 epochs, train and val images +750 ", text)
+    assert re.search(r"caption +captions, 11 cells per image +220 ", text)
+    assert re.search(r"finetune@accumulated +5 epochs, train and val images +2800 ", text)
+    assert re.search(r"\ntotal +\d", text)
+    assert sorted(project.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-    ("profile", "changes", "told"),
+    ("profile", "overrides", "message"),
     [
         ("papr", [], "profile = 'papr'"),
-        ("paper", ["paper.nothing=1"], "paper.nothing = 1: unknown key"),
+        ("paper", ["paper.nothing=1"], "paper.nothing"),
         ("paper", ["nowhere.at.all=1"], "has no key 'nowhere.at.all'"),
+        ("paper", ["paper.captions={"], "paper.captions = {: not valid YAML"),
         ("paper", ["paper.voc_archive=ftp://x"], "paper.voc_archive = 'ftp://x'"),
     ],
 )
-def test_wrong_params_are_named(elsewhere, profile, changes, told):
-    with pytest.raises(InputError, match=re.escape(told)):
-        plan.asked(profile, changes)
+def test_wrong_params_are_named(project, profile, overrides, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        plan.override_params(profile, overrides)

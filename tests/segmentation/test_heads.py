@@ -82,7 +82,11 @@ def test_the_transformers_logits_are_normalized_over_classes():
     [
         ("conv", {}, "mine.kind = 'conv': must be one of: linear, convolutional, transformer"),
         ("linear", {"kernel": 3}, "segmentation.heads.mine.kernel = 3: unknown key; allowed here: kind$"),
-        ("convolutional", {"kernel": 3, "dim": 8}, "segmentation.heads.mine.dim = 8: unknown key; allowed here: kind, kernel"),
+        (
+            "convolutional",
+            {"kernel": 3, "dim": 8},
+            "segmentation.heads.mine.dim = 8: unknown key; allowed here: kind, kernel",
+        ),
         ("convolutional", {}, "'segmentation.heads.mine.kernel' is missing"),
         ("convolutional", {"kernel": True}, "segmentation.heads.mine.kernel = True: must be an integer greater than 0"),
         ("convolutional", {"kernel": "3"}, "segmentation.heads.mine.kernel = '3': must be an integer greater than 0"),
