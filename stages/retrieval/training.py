@@ -61,18 +61,17 @@ def _train_stacked(
     trainings: list[ProjectionTraining], pairs: TrainPairs, evaluate: Evaluate, batch_size: int, progress: tqdm | None
 ) -> None:
     """Train until the longest training ends; shorter ones then have a learning rate of 0 and stay as they are."""
-    device = pairs.texts.device
     params = [training.params for training in trainings]
     stack = StackedProjections([training.projections for training in trainings])
     optimizer = StackedAdamW(stack, [row.lr for row in params], [row.weight_decay for row in params])
-    temperature = torch.tensor([row.temperature for row in params], device=device)[:, None, None]
+    temperature = pairs.texts.new_tensor([row.temperature for row in params])[:, None, None]
     steps_per_epoch = len(pairs) // batch_size  # the last partial batch is dropped
-    total_steps = torch.tensor([row.epochs * steps_per_epoch for row in params], device=device)
+    total_steps = pairs.texts.new_tensor([row.epochs * steps_per_epoch for row in params])
     generators = [torch.Generator().manual_seed(training.seed) for training in trainings]
     for epoch in range(max(row.epochs for row in params)):
         views = pairs.images[epoch % len(pairs.images)]
         orders = [torch.randperm(len(pairs), generator=generator) for generator in generators]
-        order = torch.stack(orders).to(device)  # (trainings, N)
+        order = torch.stack(orders).to(pairs.texts.device)  # (trainings, N)
         losses = []
         for step in range(steps_per_epoch):
             batch = order[:, step * batch_size : (step + 1) * batch_size]
