@@ -162,7 +162,7 @@ def run_ours(setup: Setup, folder: Path, seconds: dict[str, float], counts: Coun
 
 
 @contextmanager
-def counted(model: BlipForConditionalGeneration) -> Iterator[Counter]:
+def count_inputs(model: BlipForConditionalGeneration) -> Iterator[Counter]:
     """Count the images that the tower encodes and the tokens that the decoder reads."""
     counts: Counter = Counter()
 
@@ -245,11 +245,11 @@ def main() -> None:
         seconds: dict[str, float] = {}
         captions: dict[str, Captions] = {}
         for variant, use_cache in (("baseline", False), ("baseline with cache", True)):
-            with counted(setup.towers.model) as counts, clocked(seconds, variant):
+            with count_inputs(setup.towers.model) as counts, clocked(seconds, variant):
                 captions[variant] = run_baseline(setup, use_cache)
             print_result(variant, seconds[variant], captions[variant], counts)
         parts: dict[str, float] = {}
-        with counted(setup.towers.model) as counts:
+        with count_inputs(setup.towers.model) as counts:
             ours = run_ours(setup, folder, parts, counts)
         total = sum(parts.values())
         print_result("ours", total, ours, counts)

@@ -225,7 +225,7 @@ def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tu
 
 
 @contextmanager
-def counted(towers: Towers) -> Iterator[Counter]:
+def count_inputs(towers: Towers) -> Iterator[Counter]:
     """Count the images and captions that the towers encode."""
     counts: Counter = Counter()
 
@@ -331,13 +331,13 @@ def main() -> None:
         few_rows = {split: split_rows[:16] for split, split_rows in rows.items()}
         run_ours(towers, few_rows, experiment, 1, {})  # imports on first use are not timed
         seconds: dict[str, float] = {}
-        with counted(towers) as counts, clocked(seconds, "baseline"):
+        with count_inputs(towers) as counts, clocked(seconds, "baseline"):
             baseline = run_baseline(towers, rows, experiment)
         print(f"{arguments.train} + {arguments.val} images of {side}x{side}, {len(baseline)} runs")
         print(f"baseline      {seconds['baseline']:8.1f} s   {describe(counts)}", flush=True)
         for views in arguments.views:
             parts: dict[str, float] = {}
-            with counted(towers) as our_counts:
+            with count_inputs(towers) as our_counts:
                 ours = run_ours(towers, rows, experiment, views, parts)
             print_result(views, seconds["baseline"], parts, counts, our_counts)
             print_recalls(baseline, ours)

@@ -34,7 +34,7 @@ from stages.captioning.sampling import SamplingParams, sample_next
 from stages.captioning.text_decoders import BlipDecoder, TextDecoder
 from stages.params.captioning import Cell
 
-LOGIT_ERROR = 1e-4  # larger than float32 rounding moves a logit
+LOGIT_ERROR = 1e-4  # more than float32 rounding moves the difference of two logits
 COMPACT_BELOW = 0.75  # drop finished rows once at most this share is unfinished: copying the cache costs time, too
 
 

@@ -10,9 +10,10 @@ Every row has its own parameters, so that greedy decoding, top-k and top-p sampl
 
 Greedy decoding is k = 1. Tokens are ordered by ID, so a token's interval of `u` moves little when logits move little.
 
-How far rounding moves these numbers: if no score moves by more than `d`, the probability F of a set of tokens moves by
-at most 2 d F (1 - F), as dF = F (1 - F) (mean of ds inside the set - mean of ds outside). A choice is certain if `k`,
-`p` and `u` are all farther from the nearest border than that. `decoding.py` repeats the others in double precision.
+Rounding: if the difference of any two scores moves by at most `d`, the probability F of a set of tokens moves by at
+most d F (1 - F) to first order, as dF = F (1 - F) (mean of ds inside the set - mean of ds outside). The code allows
+twice that. A choice is certain if the borders that `k`, `p` and `u` are compared with lie farther away. `decoding.py`
+repeats all other choices in double precision.
 """
 
 from collections.abc import Sequence
@@ -54,8 +55,8 @@ class SamplingParams:
 def sample_next(logits: Tensor, params: SamplingParams, uniform: Tensor, logit_error: float) -> tuple[Tensor, Tensor]:
     """Token IDs `(rows,)` from `logits` `(rows, vocabulary)`, and whether each is certain, `(rows,)` bool.
 
-    `uniform` `(rows,)` holds a random number in 0..1 per row. A token is certain if logits that differ by less than
-    `logit_error` lead to the same token.
+    `uniform` `(rows,)` holds a random number in [0, 1) per row. A token is certain if it stays the same while the
+    difference of any two logits moves by less than `logit_error`.
     """
     top_logits, token_ids = _sorted_candidates(logits, params)
     scores = top_logits.double() / params.temperature[:, None]
@@ -65,10 +66,10 @@ def sample_next(logits: Tensor, params: SamplingParams, uniform: Tensor, logit_e
     candidates = scores.shape[1]
     rank = torch.arange(candidates, device=logits.device)
 
-    # Top-k: certain if the last score that stays and the first that goes are far apart. Clamped so that there is a next
-    # column to compare with; a row that keeps the whole vocabulary drops nothing.
-    last_kept = (top_k - 1).clamp(max=candidates - 2)
-    gap = scores.gather(1, last_kept) - scores.gather(1, last_kept + 1)
+    # Top-k: certain if the last score inside and the first outside are far apart. Clamped so that the next column
+    # exists; a row that keeps the whole vocabulary drops nothing.
+    last_rank = (top_k - 1).clamp(max=candidates - 2)
+    gap = scores.gather(1, last_rank) - scores.gather(1, last_rank + 1)
     k_certain = (gap > score_error) | (top_k >= logits.shape[1])
 
     # Top-p: a token stays if the likelier ones do not yet reach p. The likeliest always stays.
@@ -94,7 +95,7 @@ def sample_next(logits: Tensor, params: SamplingParams, uniform: Tensor, logit_e
 
 
 def _cumulative_error(cumulative: Tensor, score_error: Tensor) -> Tensor:
-    """How far a cumulative probability can move when every score moves by at most `score_error`."""
+    """A bound on how far cumulative probabilities move when differences of scores move by `score_error`."""
     return 2 * score_error * cumulative * (1 - cumulative).clamp(min=0) + DOUBLE_ROUNDING
 
 
