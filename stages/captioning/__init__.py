@@ -1,6 +1,6 @@
-"""Captions decoded from cached hidden states, and how good they are."""
+"""Captions generated from cached image states, and their scores."""
 
 from pathlib import Path
 
 PREDICTIONS = Path("data/predictions/captioning/captions.parquet")
-BOOTSTRAP = "captioning/bootstrap"  # names the seed that all cells' intervals share, so that differences are paired
+BOOTSTRAP = "captioning/bootstrap"  # seed name; all cells share it, so that their bootstrap differences are paired

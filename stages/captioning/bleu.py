@@ -1,8 +1,13 @@
-"""Corpus BLEU (Papineni et al., 2002) as nltk counts it: lower case, words between white space, no smoothing.
+"""Corpus BLEU (Papineni et al., 2002) with nltk's counts: lower case, words split at white space, no smoothing.
+
+    BLEU = 100 * min(1, exp(1 - r / c)) * (p_1 * ... * p_N)^(1/N)
+
+`p_n` is the share of the captions' n-grams that match a reference, `c` the captions' and `r` the references' total
+length in words. All of it follows from counts that add up over captions, so a bootstrap sample is a weighted sum.
 
     python -m stages.captioning.bleu PREDICTIONS REFERENCES [REFERENCES ...]
 
-scores two files (or one and several of references), a caption a line.
+scores a text file against one or more reference files, one caption per line.
 """
 
 import argparse
@@ -16,66 +21,78 @@ from nltk.translate.bleu_score import closest_ref_length, modified_precision
 from stages.core.bootstrap import resample_counts
 from stages.core.stage import InputError, stage
 
-ORDERS = 4
+ORDERS = 4  # BLEU-4, as in the paper
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What BLEU is made of, a row a caption: n-grams `matched` of `possible` `(N, 4)`; `words` and reference `(N,)`."""
+class NgramCounts:
+    """Counts of `N` captions: `matches` of `totals` n-grams, `(N, 4)` each; lengths in words, `(N,)` each."""
 
-    matched: np.ndarray
-    possible: np.ndarray
-    words: np.ndarray
-    reference: np.ndarray
-
-
-def count_ngrams(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Counts:
-    """Counts of every prediction against its one or more references (nltk's clipped n-grams and closest length)."""
-    matched, possible, words, lengths = [], [], [], []
-    for prediction, told in zip(predictions, references, strict=True):
-        said, wanted = prediction.lower().split(), [text.lower().split() for text in told]
-        shares = [modified_precision(wanted, said, order) for order in range(1, ORDERS + 1)]
-        matched.append([share.numerator for share in shares])
-        possible.append([share.denominator for share in shares])
-        words.append(len(said))
-        lengths.append(closest_ref_length(wanted, len(said)))
-    return Counts(*(np.array(one, np.int64) for one in (matched, possible, words, lengths)))
+    matches: np.ndarray
+    totals: np.ndarray
+    lengths: np.ndarray
+    reference_lengths: np.ndarray
 
 
-def bleu(counts: Counts, order: int = ORDERS) -> float:
-    """BLEU of n-grams up to `order`, in percent; 0 where no n-gram of an order matches."""
-    return float(_scores(*(one.sum(0, keepdims=True) for one in vars(counts).values()), order)[0])
+def count_ngrams(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NgramCounts:
+    """Counts of every prediction against its one or more references.
+
+    An n-gram matches as often as the reference that has it most often. The reference length is the closest one.
+    """
+    matches, totals, lengths, reference_lengths = [], [], [], []
+    for prediction, texts in zip(predictions, references, strict=True):
+        words = prediction.lower().split()
+        reference_words = [text.lower().split() for text in texts]
+        precisions = [modified_precision(reference_words, words, order) for order in range(1, ORDERS + 1)]
+        # nltk returns fractions that are not reduced, so numerators and denominators are the counts.
+        matches.append([precision.numerator for precision in precisions])
+        totals.append([precision.denominator for precision in precisions])
+        lengths.append(len(words))
+        reference_lengths.append(closest_ref_length(reference_words, len(words)))
+    return NgramCounts(np.array(matches), np.array(totals), np.array(lengths), np.array(reference_lengths))
 
 
-def bootstrap_bleu(counts: Counts, *, seed: int, draws: int = 1000) -> np.ndarray:
-    """BLEU-4 of bootstrap samples of whole images, `(draws,)`; pairs with other captions of the same images."""
-    drawn = resample_counts(len(counts.words), seed=seed, draws=draws)
-    return _scores(*(drawn @ one for one in vars(counts).values()), ORDERS)
+def bleu(counts: NgramCounts, order: int = ORDERS) -> float:
+    """BLEU of n-grams up to `order`, in percent; 0 if no n-gram of some order matches."""
+    each_once = np.ones((1, len(counts.lengths)), np.int64)
+    return float(_weighted_bleu(counts, each_once, order)[0])
 
 
-def _scores(matched, possible, words, reference, order: int) -> np.ndarray:
-    """In percent, from sums over a corpus, a row each: geometric mean of precisions times the brevity penalty."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.log(matched[:, :order] / possible[:, :order]).mean(axis=1)
-        brevity = np.minimum(1 - reference / words, 0)
-    return 100 * np.nan_to_num(np.exp(precision + brevity), nan=0.0)
+def bootstrap_bleu(counts: NgramCounts, *, seed: int, draws: int = 1000) -> np.ndarray:
+    """BLEU-4 of bootstrap samples of whole images, `(draws,)`. Equal seeds draw the same images: pair differences."""
+    return _weighted_bleu(counts, resample_counts(len(counts.lengths), seed=seed, draws=draws), ORDERS)
 
 
-def _lines(path: Path) -> list[str]:
+def _weighted_bleu(counts: NgramCounts, weights: np.ndarray, order: int) -> np.ndarray:
+    """BLEU in percent, `(samples,)`, of samples with `weights` `(samples, N)` int64: how often each caption counts."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # no match: log 0; no words: 0 / 0. Both score 0.
+        precisions = (weights @ counts.matches)[:, :order] / (weights @ counts.totals)[:, :order]
+        log_precision = np.log(precisions).mean(axis=1)
+        log_brevity = np.minimum(1 - (weights @ counts.reference_lengths) / (weights @ counts.lengths), 0)
+    return 100 * np.nan_to_num(np.exp(log_precision + log_brevity), nan=0.0)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Lines without a byte order mark. Unlike `splitlines`, a form feed within a caption does not end it."""
     try:
         return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as fault:
-        raise InputError(f"{path}: no UTF-8 at byte {fault.start}") from fault
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid UTF-8 at byte {error.start}") from error
 
 
-def main(predicted: Path, references: list[Path]) -> None:
-    predictions, told = _lines(predicted), [_lines(path) for path in references]
-    for path, lines in zip(references, told, strict=True):
-        if len(lines) != len(predictions):
-            raise InputError(f"{path} has {len(lines)} lines, {predicted} {len(predictions)}; expected one a caption")
+def main(prediction_path: Path, reference_paths: list[Path]) -> None:
+    """Print BLEU-1 to BLEU-4 of the captions in a file."""
+    predictions = _read_lines(prediction_path)
     if predictions == [""]:
-        raise InputError(f"{predicted} is empty; expected a caption a line")
-    counts = count_ngrams(predictions, list(zip(*told, strict=True)))
+        raise InputError(f"{prediction_path} is empty; expected one caption per line")
+    reference_columns = []
+    for path in reference_paths:
+        references = _read_lines(path)
+        if len(references) != len(predictions):
+            lengths = f"{path} has {len(references)} lines, {prediction_path} {len(predictions)}"
+            raise InputError(f"{lengths}; expected one caption per line")
+        reference_columns.append(references)
+    counts = count_ngrams(predictions, list(zip(*reference_columns, strict=True)))
     for order in range(1, ORDERS + 1):
         print(f"BLEU-{order} {bleu(counts, order):.6f}")
 
@@ -84,6 +101,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", type=Path)
     parser.add_argument("references", type=Path, nargs="+")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with stage("bleu"):
-        main(asked.predictions, asked.references)
+        main(arguments.predictions, arguments.references)

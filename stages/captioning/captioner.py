@@ -1,6 +1,7 @@
-"""The model that captions in this experiment: what it decodes with, and its words."""
+"""The captioning model of an experiment: its text decoder and tokenizer."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,45 +17,59 @@ from stages.params.experiment import Experiment
 
 @dataclass(frozen=True)
 class Captioner:
-    """`source` is as params name it."""
+    """`source` is the model's name in params."""
 
     source: str
     decoder: TextDecoder
     tokenizer: PreTrainedTokenizerBase
 
     def prompts(self, task: Captioning) -> dict[str, list[int]]:
-        """Token ids of every cell's prompt.
+        """Token IDs by prompt, for the prompts of all cells.
 
-        Raises `InputError` for a prompt with unknown words, or with no room behind it, and for a cell or a length that
-        the model is not made for.
+        Raises `InputError` if the model cannot decode a cell: a prompt with unknown words or too long for
+        `max_length`, a `max_length` beyond its positions, or a beam search it does not have.
         """
         if task.max_length > self.decoder.positions:
-            most = f"at most {self.decoder.positions}, the positions of {self.source}"
-            raise InputError(f"captioning.max_length = {task.max_length}: {most}")
-        ids = {}
+            limit = f"at most {self.decoder.positions}, the positions of {self.source}"
+            raise InputError(f"captioning.max_length = {task.max_length}: {limit}")
+        token_ids = {}
         for name, cell in task.cells.items():
-            if cell.type == "beam" and not hasattr(self.decoder, "beam_search"):
-                raise InputError(
-                    f"captioning.cells.{name}.type = 'beam': captioning.model {task.model} has no beam search"
-                )
-            asked = f"captioning.cells.{name}.prompt = '{cell.prompt}'"
-            ids[cell.prompt] = self.tokenizer(cell.prompt, add_special_tokens=False).input_ids
-            unknown = unknown_words(self.tokenizer, [cell.prompt])[1]
+            key = f"captioning.cells.{name}"
+            if cell.type == "beam" and not isinstance(self.decoder, BlipDecoder):
+                raise InputError(f"{key}.type = 'beam': captioning.model {task.model} has no beam search")
+            _, unknown = unknown_words(self.tokenizer, [cell.prompt])
             if unknown:
-                named = ", ".join(word for word in cell.prompt.split() if word in unknown)
-                raise InputError(f"{asked}: {named} not in the vocabulary of {self.source}")
-            if len(ids[cell.prompt]) + 1 >= task.max_length:
-                raise InputError(f"{asked}: no room behind it; captioning.max_length is {task.max_length} tokens")
-        return ids
+                words = ", ".join(word for word in cell.prompt.split() if word in unknown)
+                raise InputError(f"{key}.prompt = '{cell.prompt}': {words} not in the vocabulary of {self.source}")
+            token_ids[cell.prompt] = self.tokenizer(cell.prompt, add_special_tokens=False).input_ids
+            if len(token_ids[cell.prompt]) + 1 >= task.max_length:
+                limit = f"captioning.max_length is {task.max_length} tokens"
+                raise InputError(f"{key}.prompt = '{cell.prompt}': no room for a caption after it; {limit}")
+        return token_ids
+
+
+def _load_blip(folder: Path) -> tuple[TextDecoder, PreTrainedTokenizerBase]:
+    model = blip.load_decoder(str(folder))
+    model.to(get_device())  # type: ignore[arg-type]  # transformers' decorator hides the method's signature
+    return BlipDecoder(model), blip.load_tokenizer(str(folder))
+
+
+def _load_catr(folder: Path) -> tuple[TextDecoder, PreTrainedTokenizerBase]:
+    model = catr.load(folder / catr.WEIGHTS).to(get_device())
+    return CatrDecoder(model), catr.load_tokenizer(folder)
+
+
+LOADERS = {"blip": _load_blip, "catr": _load_catr}  # by `captioning.model`
 
 
 def load_captioner(experiment: Experiment) -> Captioner:
-    """The model of `captioning.model`, on its device; decodes in single precision, whatever images are encoded in."""
-    source, kind = experiment.captioner, experiment.captioning.model
+    """The model of `captioning.model`, on its device, in float32 whatever the precision of the image encoder."""
+    source = experiment.captioner
+    kind = experiment.captioning.model
+    key = f"{experiment.profile}.{kind}"
+    if source is None:
+        raise InputError(f"captioning.model = '{kind}': {key} is null; name a checkpoint, or choose another model")
     folder = read_checkpoint(kind, source).file
-    with loading_errors(f"{experiment.profile}.{kind}", source):
-        if kind == "blip":
-            decoder = BlipDecoder(blip.load_decoder(str(folder)).to(get_device()))
-            return Captioner(source, decoder, blip.load_tokenizer(str(folder)))
-        decoder = CatrDecoder(catr.load(folder / catr.WEIGHTS).to(get_device()))
-        return Captioner(source, decoder, catr.load_tokenizer(folder))
+    with loading_errors(key, source):
+        decoder, tokenizer = LOADERS[kind](folder)
+    return Captioner(source, decoder, tokenizer)

@@ -1,17 +1,17 @@
-"""The text decoders that captions come from, as the one loop of `decoding` drives them.
+"""Text decoders behind one interface, `TextDecoder`, which `decoding.py` drives.
 
-Each reads tokens behind those that it has read, and keeps their keys and values; an image's are computed once and
-shared by all rows that are written about it.
+A decoder caches the keys and values of the tokens it has read. Those of an image are computed once and shared by all
+rows (captions) of that image. Rows are numbered image by image, `rows_per_image` for each; some may be missing.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
@@ -20,57 +20,62 @@ from stages.models.catr_transformer import CatrCache
 
 
 class TextDecoder(Protocol):
-    """`states` are those of images, as a model's own encoder leaves them, the first dimension the images."""
+    """`states` are the outputs of the model's own image encoder, images first."""
 
-    start: int
+    start: int  # token IDs
     end: int
     pad: int
-    positions: int  # tokens that a text may have
+    positions: int  # the maximum number of tokens
     layers: int
     heads: int
 
-    def new_cache(self, states: Tensor) -> object:
-        """A cache in which nothing is read."""
+    def new_cache(self, states: Tensor) -> Any:
+        """An empty cache for `states`."""
 
-    def read(self, tokens: Tensor, states: Tensor, cache: object, rows: Tensor, each: int) -> Tensor:
-        """Logits `(rows, vocabulary)` behind the last of `tokens` `(rows, n)`, which the cache takes in.
+    def next_logits(self, tokens: Tensor, states: Tensor, cache: Any, rows: Tensor, rows_per_image: int) -> Tensor:
+        """Logits `(R, vocabulary)` after the last of `tokens` `(R, n)`, whose keys and values go into `cache`.
 
-        `rows` numbers the rows image by image, `each` for every one; some may be missing.
+        `rows` `(R,)` are the sorted numbers of the rows in the batch: row `r` belongs to image `r // rows_per_image`.
         """
 
-    def select(self, cache: object, rows: Tensor) -> None:
-        """Keep, repeat or reorder what was read."""
+    def select_rows(self, cache: Any, rows: Tensor) -> None:
+        """Drop, repeat or reorder cached rows; `rows` are indices into the current ones."""
 
-    def exact_logits(self, tokens: Tensor, states: Tensor) -> Tensor:
-        """Logits behind whole texts, in double precision, each of its own image in `states`."""
+    def next_logits_float64(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """Logits `(R, vocabulary)` after whole texts, in double precision; `states` has one entry per text."""
 
     def grid(self, states: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches among an image's tokens, of which they are the last."""
+        """Rows and columns of image patches, which are the last of an image's tokens."""
 
     def cross_attention(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
-        """Cross attention of a layer over whole texts, `(B, heads, n, image tokens)`: row i is token i's."""
+        """Attention of a layer from text to image, `(B, heads, n, image tokens)`, for whole texts `(B, n)`."""
 
 
 @contextmanager
-def images_shared(model: BlipTextLMHeadModel, rows: Tensor, images: int, each: int) -> Iterator[None]:
-    """Let all rows of an image read one copy of its keys and values: they become one image's queries, side by side.
+def images_shared(model: BlipTextLMHeadModel, rows: Tensor, images: int, rows_per_image: int) -> Iterator[None]:
+    """Within the context, BLIP's cross attention reads each image's keys and values once for all of its rows.
 
-    `rows` numbers the rows in the batch image by image, `each` for every one; some may be missing. Copies for every
-    row would take 40 MB a row with BLIP-base, and most of a small one's time.
+    transformers expects one image per row. Attention treats queries independently, so the queries of an image's rows
+    can be concatenated to one longer sequence: hooks reshape `(R, n, dim)` to `(images, rows_per_image * n, dim)`
+    before cross attention and back after it. Missing rows are zeros, whose outputs are dropped. A copy of keys and
+    values per row would take 40 MB with BLIP-base, and most of the time of a small BLIP.
     """
 
-    def gather(_, asked: tuple, settings: dict) -> tuple[tuple, dict]:
-        hidden, *others = asked
-        wide = hidden.new_zeros(images * each, *hidden.shape[1:])
-        wide[rows] = hidden
-        return (wide.view(images, each * hidden.shape[1], hidden.shape[2]), *others), settings
+    def gather(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        hidden, *rest = args
+        padded = hidden.new_zeros(images * rows_per_image, *hidden.shape[1:])
+        padded[rows] = hidden
+        return (padded.view(images, rows_per_image * hidden.shape[1], hidden.shape[2]), *rest), kwargs
 
-    def spread(_, asked: tuple, found: tuple) -> tuple:
-        return found[0].view(images * each, -1, found[0].shape[2])[rows], *found[1:]
+    def spread(_: nn.Module, args: tuple, output: tuple) -> tuple:
+        hidden, *rest = output
+        return hidden.view(images * rows_per_image, -1, hidden.shape[2])[rows], *rest
 
-    attentions = [layer.crossattention for layer in model.bert.encoder.layer]
-    handles = [one.register_forward_pre_hook(gather, with_kwargs=True) for one in attentions]
-    handles += [one.register_forward_hook(spread) for one in attentions]
+    handles = []
+    for layer in model.bert.encoder.layer:
+        attention = layer.get_submodule("crossattention")
+        handles.append(attention.register_forward_pre_hook(gather, with_kwargs=True))
+        handles.append(attention.register_forward_hook(spread))
     try:
         yield
     finally:
@@ -79,54 +84,65 @@ def images_shared(model: BlipTextLMHeadModel, rows: Tensor, images: int, each: i
 
 
 class BlipDecoder:
-    """BLIP's text decoder; `states` `(images, 1, tokens, dim)`, a grid of one line, or without that dimension."""
+    """BLIP's text decoder. `states` are `(images, 1, tokens, dim)`, as the feature table has them, or without the 1."""
 
     def __init__(self, model: BlipTextLMHeadModel):
-        self.model, config = model, model.config
-        self.start, self.end, self.pad = config.bos_token_id, config.sep_token_id, config.pad_token_id
+        config: Any = model.config  # its type has optional token IDs
+        self.model = model
+        self.start = config.bos_token_id
+        self.end = config.sep_token_id
+        self.pad = config.pad_token_id
         self.positions = config.max_position_embeddings
-        self.layers, self.heads = config.num_hidden_layers, config.num_attention_heads
+        self.layers = config.num_hidden_layers
+        self.heads = config.num_attention_heads
 
     @cached_property
-    def exact(self) -> BlipTextLMHeadModel:
-        """The same decoder in double precision."""
+    def model_float64(self) -> BlipTextLMHeadModel:
+        """The same decoder in double precision, built on first use."""
         return deepcopy(self.model).double()
 
     def new_cache(self, states: Tensor) -> EncoderDecoderCache:
         config = self.model.config
         return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
-    def read(self, tokens: Tensor, states: Tensor, cache: EncoderDecoderCache, rows: Tensor, each: int) -> Tensor:
-        asked = {"encoder_hidden_states": _line(states), "past_key_values": cache, "use_cache": True}
-        with images_shared(self.model, rows, len(states), each):
-            return self.model(tokens, **asked, logits_to_keep=1).logits[:, -1]
+    def next_logits(
+        self, tokens: Tensor, states: Tensor, cache: EncoderDecoderCache, rows: Tensor, rows_per_image: int
+    ) -> Tensor:
+        with images_shared(self.model, rows, len(states), rows_per_image):
+            states = _flatten_grid(states)
+            output = self.model(
+                tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        return output.logits[:, -1]
 
-    def select(self, cache: EncoderDecoderCache, rows: Tensor) -> None:
+    def select_rows(self, cache: EncoderDecoderCache, rows: Tensor) -> None:
+        # The cross-attention cache has one entry per image and stays.
         cache.self_attention_cache.batch_select_indices(rows)
 
-    def exact_logits(self, tokens: Tensor, states: Tensor) -> Tensor:
-        return self.exact(tokens, encoder_hidden_states=_line(states).double(), logits_to_keep=1).logits[:, -1]
+    def next_logits_float64(self, tokens: Tensor, states: Tensor) -> Tensor:
+        states = _flatten_grid(states).double()
+        return self.model_float64(tokens, encoder_hidden_states=states, logits_to_keep=1).logits[:, -1]
 
     def grid(self, states: Tensor) -> tuple[int, int]:
-        patches = _line(states).shape[1] - 1  # a class token before them; BLIP sees squares
-        side = round(patches**0.5)
+        patches = _flatten_grid(states).shape[1] - 1  # the class token comes first
+        side = round(patches**0.5)  # BLIP's images are square
         if side * side != patches:
-            raise ValueError(f"{patches + 1} image tokens are no class token and a square of patches")
+            raise ValueError(f"{patches + 1} image tokens; expected a class token and a square grid of patches")
         return side, side
 
     def cross_attention(self, tokens: Tensor, states: Tensor, layer: int) -> Tensor:
-        asked = {"encoder_hidden_states": _line(states), "output_attentions": True}
-        return self.model(tokens, **asked).cross_attentions[layer]
+        output = self.model(tokens, encoder_hidden_states=_flatten_grid(states), output_attentions=True)
+        return output.cross_attentions[layer]
 
     @torch.inference_mode()
     def beam_search(
         self, states: Tensor, prompt: list[int], beams: int, shortest: int, longest: int
     ) -> list[list[int]]:
-        """Beam search by transformers' own `generate`: whole rows, the token before the prompt and the prompt first."""
-        first = torch.tensor([[self.start, *prompt]], device=states.device).expand(len(states), -1)
-        found = self.model.generate(
-            first,
-            encoder_hidden_states=_line(states),
+        """Whole sequences by transformers' `generate`: start token, prompt, caption, then end and padding if any."""
+        tokens = torch.tensor([[self.start, *prompt]], device=states.device).expand(len(states), -1)
+        sequences = self.model.generate(  # type: ignore[misc]  # the mixin's self type lacks BLIP's text model
+            tokens,
+            encoder_hidden_states=_flatten_grid(states),
             num_beams=beams,
             do_sample=False,
             min_length=shortest,
@@ -134,37 +150,45 @@ class BlipDecoder:
             eos_token_id=self.end,
             pad_token_id=self.pad,
         )
-        return found.tolist()
+        assert isinstance(sequences, Tensor)  # not a dict of outputs, which the config could ask for
+        return sequences.tolist()
 
 
-def _line(states: Tensor) -> Tensor:
+def _flatten_grid(states: Tensor) -> Tensor:
+    """`(images, tokens, dim)` of states with or without a grid."""
     return states.flatten(1, -2)
 
 
 class CatrDecoder:
-    """CATR's text decoder; `states` `(images, rows, columns, hidden)` are its encoder's."""
+    """CATR's text decoder. `states` are `(images, rows, columns, hidden)`."""
 
     def __init__(self, model: Catr):
-        self.model, self.positions = model, model.config.positions
-        self.layers, self.heads = model.config.decoder_layers, model.config.heads
-        self.start, self.end, self.pad = model.start, model.end, model.pad
+        self.model = model
+        self.start = model.start
+        self.end = model.end
+        self.pad = model.pad
+        self.positions = model.config.positions
+        self.layers = model.config.decoder_layers
+        self.heads = model.config.heads
 
     @cached_property
-    def exact(self) -> Catr:
-        """The same model in double precision."""
+    def model_float64(self) -> Catr:
+        """The same model in double precision, built on first use."""
         return deepcopy(self.model).double()
 
     def new_cache(self, states: Tensor) -> CatrCache:
         return self.model.new_cache(states)
 
-    def read(self, tokens: Tensor, states: Tensor, cache: CatrCache, rows: Tensor, each: int) -> Tensor:
-        return self.model.read(tokens, cache, rows // each)
+    def next_logits(
+        self, tokens: Tensor, states: Tensor, cache: CatrCache, rows: Tensor, rows_per_image: int
+    ) -> Tensor:
+        return self.model.read(tokens, cache, rows // rows_per_image)
 
-    def select(self, cache: CatrCache, rows: Tensor) -> None:
+    def select_rows(self, cache: CatrCache, rows: Tensor) -> None:
         cache.select(rows)
 
-    def exact_logits(self, tokens: Tensor, states: Tensor) -> Tensor:
-        return self.exact.logits(tokens, states.double())
+    def next_logits_float64(self, tokens: Tensor, states: Tensor) -> Tensor:
+        return self.model_float64.logits(tokens, states.double())
 
     def grid(self, states: Tensor) -> tuple[int, int]:
         return states.shape[1], states.shape[2]

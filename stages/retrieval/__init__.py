@@ -1,7 +1,7 @@
-"""Projection heads over frozen class-token states: which caption belongs to which image."""
+"""Image-text retrieval with projections of frozen class-token states."""
 
 from pathlib import Path
 
 PREDICTIONS = Path("data/predictions")  # / task / NAME.parquet
 WEIGHTS = Path("data/models")  # / task / NAME.safetensors
-BOOTSTRAP = "retrieval/bootstrap"  # names the seed that all rows' intervals share, so that differences are paired
+BOOTSTRAP = "retrieval/bootstrap"  # seed name; all runs share it, so that their bootstrap differences are paired

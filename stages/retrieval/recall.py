@@ -1,4 +1,4 @@
-"""Ranks and recall at K between images and captions, as a pure function of their embeddings."""
+"""Ranks and recall at K between images and captions, as pure functions of their embeddings."""
 
 from collections.abc import Iterator
 
@@ -6,60 +6,60 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AT = (1, 5, 10)
-CELLS = 2**25  # similarities held at once: 128 MiB
+RECALL_AT = (1, 5, 10)
+BLOCK_SIZE = 2**25  # similarities computed at once: 128 MiB of float32
 
 
-def compute_ranks(queries: Tensor, gallery: Tensor, query_owners: Tensor, gallery_owners: Tensor) -> np.ndarray:
-    """The rank, from 1, of each query's best right answer: `(Q,)` int64.
+def compute_ranks(queries: Tensor, gallery: Tensor, query_image_ids: Tensor, gallery_image_ids: Tensor) -> np.ndarray:
+    """The rank, from 1, of each query's best match: `(Q,)` int64.
 
-    `queries` `(Q, dim)` and `gallery` `(G, dim)` are compared by dot product; an entry is right where its owner (an
-    image's number) is the query's, and other right entries never stand in the way. Ties count against us: whatever is
-    wrong and as similar as the right answer ranks before it. Raises `ValueError` for a query without a right answer
-    and for embeddings that are no numbers.
+    `queries` `(Q, dim)` and `gallery` `(G, dim)` are compared by dot product. A gallery entry matches a query if their
+    image IDs (integers) are equal; a query's other matches do not count as competitors. Ties are pessimistic: a
+    non-match as similar as the best match ranks before it. Raises `ValueError` for a query without a match and for
+    embeddings that are not finite.
     """
     if not (bool(queries.isfinite().all()) and bool(gallery.isfinite().all())):
-        raise ValueError("embeddings that are no finite numbers have no ranks")
-    places, told = _right_places(query_owners, gallery_owners)
-    found = []
-    for first, similar in _blocks(queries, gallery):
-        some = slice(first, first + len(similar))
-        right = similar.gather(1, places[some]).masked_fill(~told[some], -torch.inf)
-        best = right.amax(1, keepdim=True)
-        found.append((similar >= best).sum(1) - (right >= best).sum(1) + 1)
-    return torch.cat(found).cpu().numpy()
+        raise ValueError("embeddings are not finite, so they have no ranks")
+    match_indices, is_match = _match_indices(query_image_ids, gallery_image_ids)
+    ranks = []
+    for first, similarities in _similarity_blocks(queries, gallery):
+        block = slice(first, first + len(similarities))
+        match_similarities = similarities.gather(1, match_indices[block]).masked_fill(~is_match[block], -torch.inf)
+        best = match_similarities.amax(1, keepdim=True)
+        ranks.append((similarities >= best).sum(1) - (match_similarities >= best).sum(1) + 1)
+    return torch.cat(ranks).cpu().numpy()
 
 
-def _right_places(query_owners: Tensor, gallery_owners: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each query's right answers stand in the gallery, `(Q, most)`, and which of these places are meant."""
-    order = gallery_owners.argsort(stable=True)
-    owners = gallery_owners[order]
-    first, end = (torch.searchsorted(owners, query_owners, right=right) for right in (False, True))
-    count = end - first
+def _match_indices(query_image_ids: Tensor, gallery_image_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Gallery indices of each query's matches, `(Q, most matches)`, and a mask that is False on padding."""
+    order = gallery_image_ids.argsort(stable=True)
+    sorted_ids = gallery_image_ids[order]
+    first = torch.searchsorted(sorted_ids, query_image_ids)
+    count = torch.searchsorted(sorted_ids, query_image_ids, right=True) - first
     if not len(count) or not bool(count.all()):
-        raise ValueError("a query has no right answer in the gallery")
-    step = torch.arange(int(count.max()), device=owners.device)
-    told = step < count[:, None]
-    return order[(first[:, None] + step).clamp(max=len(order) - 1)], told
+        raise ValueError("a query has no match in the gallery")
+    offset = torch.arange(int(count.max()), device=order.device)
+    is_match = offset < count[:, None]
+    return order[(first[:, None] + offset).clamp(max=len(order) - 1)], is_match
 
 
 def nearest_neighbors(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
-    """Gallery places `(Q, count)` of the most similar entries, the best first; ties by place."""
-    return torch.cat([_order(similar)[:, :count].clone() for _, similar in _blocks(queries, gallery)])
+    """Gallery indices `(Q, count)` of the most similar entries, best first; ties by index."""
+    nearest = []
+    for _, similarities in _similarity_blocks(queries, gallery):
+        order = similarities.argsort(dim=1, descending=True, stable=True)
+        nearest.append(order[:, :count].clone())  # a slice would keep the whole block in memory
+    return torch.cat(nearest)
 
 
-def _order(similar: Tensor) -> Tensor:
-    return similar.argsort(dim=1, descending=True, stable=True)
-
-
-def _blocks(queries: Tensor, gallery: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Similarities of some queries with the whole gallery, and the first query's place."""
-    step = max(1, CELLS // len(gallery))
+def _similarity_blocks(queries: Tensor, gallery: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Similarities of consecutive queries with the whole gallery, and the index of the first query."""
+    step = max(1, BLOCK_SIZE // len(gallery))
     for first in range(0, len(queries), step):
         yield first, queries[first : first + step] @ gallery.T
 
 
-def recall_summary(found: np.ndarray) -> dict[str, float]:
+def recall_summary(ranks: np.ndarray) -> dict[str, float]:
     """Recall at 1, 5 and 10 in percent, median and mean rank."""
-    recall = {f"r_at_{at}": 100 * float((found <= at).mean()) for at in AT}
-    return {**recall, "median_rank": float(np.median(found)), "mean_rank": float(found.mean())}
+    recall = {f"r_at_{k}": 100 * float((ranks <= k).mean()) for k in RECALL_AT}
+    return {**recall, "median_rank": float(np.median(ranks)), "mean_rank": float(ranks.mean())}

@@ -1,12 +1,12 @@
-"""Trained and provided projections as runs: what Table 4 and Table 5 are made of."""
+"""Retrieval runs of Tables 4 and 5: train projections, then write weights, predictions and records."""
 
-import shutil
+from collections.abc import Mapping
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from stages.core.atomic import atomic_write
+from stages.core.atomic import atomic_write, remove_folders
 from stages.core.bootstrap import bootstrap_means, confidence_interval
 from stages.core.runs import RUNS, Run, package_versions, write_run
 from stages.core.skipped import mark_skipped, skip_reason
@@ -16,98 +16,93 @@ from stages.image_text import RETRIEVAL_VECTORS
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.retrieval import GridRow
 from stages.retrieval import BOOTSTRAP, PREDICTIONS, WEIGHTS
-from stages.retrieval.dataset import RetrievalData
+from stages.retrieval.dataset import RetrievalData, recall_metrics
 from stages.retrieval.projections import save_projections
 from stages.retrieval.training import DivergedError, ProjectionTraining, train
 
-FACTS = ("backbone", "weights", "transform", "manifest", "unknown_share", "unknown_words")
+INPUTS = ("backbone", "weights", "transform", "manifest", "unknown_share", "unknown_words")  # of the vectors' metadata
 
 
-def train_and_record(task: str, stage: str, asked: dict[str, GridRow | None]) -> None:
-    """Train all rows of `asked` from the cached states and leave their records; None stands for the provided ones.
+def train_and_record(task: str, stage: str, rows: Mapping[str, GridRow | None]) -> None:
+    """Train every row of a table from cached states and record it; None stands for BLIP's own projections.
 
-    `task` names the folders of records, weights and predictions, which are made anew.
+    `task` names the folders of records, weights and predictions, which are emptied first.
     """
     experiment = load_experiment()
     folders = (RUNS / task, WEIGHTS / task, PREDICTIONS / task)
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)  # rows that are gone leave nothing behind
+    remove_folders(*folders)
     reason = skip_reason(RETRIEVAL_VECTORS)
     if reason:
         mark_skipped(reason, *folders)
         return
-    cached = RetrievalData(experiment, manifests.read_manifest())
-    trainings = [_training(task, name, row, cached, experiment) for name, row in asked.items()]
-    taught = [one for one in trainings if asked[one.name]]
-    with tqdm(total=sum(one.recipe.epochs for one in taught), desc=stage, unit="epoch", mininterval=1) as bar:
+    data = RetrievalData(experiment, manifests.read_manifest())
+    trainings = _train_rows(task, stage, rows, data, experiment)
+    for name, row in rows.items():
+        training = trainings.get(name)
+        projections = training.projections if training else data.provided_projections()
+        weights_path = WEIGHTS / task / f"{name}.safetensors"
+        save_projections(weights_path, projections)
+        ranks = data.val.ranks(projections)
+        columns = {
+            "image_id": data.val.image_ids,
+            "caption": data.val.captions,
+            "image_to_text_rank": ranks["image_to_text"],
+            "text_to_image_rank": ranks["text_to_image"],
+            "nearest": data.val.nearest_images(projections),
+        }
+        predictions_path = PREDICTIONS / task / f"{name}.parquet"
+        with atomic_write(predictions_path) as temporary:
+            pq.write_table(pa.table(columns), temporary)
+        hits = (ranks["image_to_text"] == 1) * 100.0  # their mean is R@1 in percent
+        low, high = confidence_interval(bootstrap_means(hits, seed=experiment.seed_for(BOOTSTRAP)))
+        interval = {"image_to_text_r_at_1_low": low, "image_to_text_r_at_1_high": high}
+        params = {"profile": experiment.profile, "seed": experiment.seed, "views": experiment.retrieval.views}
+        run = Run(
+            task=task,
+            name=name,
+            stage=stage,
+            params=params | (row.model_dump() if row else {"init": "provided"}),
+            metrics={**recall_metrics(ranks), **interval, "gallery": len(hits)},
+            history=training.history if training else [],
+            inputs={key: data.metadata[key] for key in INPUTS},
+            artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
+            versions=package_versions("torch", "transformers", "torchvision", "numpy", "pillow"),
+        )
+        write_run(run)
+
+
+def _train_rows(
+    task: str, stage: str, rows: Mapping[str, GridRow | None], data: RetrievalData, experiment: Experiment
+) -> dict[str, ProjectionTraining]:
+    """Finished trainings by name. Raises `InputError` naming the params of one that cannot run or diverges."""
+    trainings = {}
+    for name, row in rows.items():
+        if row is None:
+            continue
+        if row.batch_size > len(data.pairs):
+            limit = f"at most {len(data.pairs)}, the training images"
+            raise InputError(f"{params_key(task, name)}.batch_size = {row.batch_size}: {limit}")
+        seed = experiment.seed_for(f"{task}/{name}")
+        projections = data.random_projections(seed) if row.init == "scratch" else data.provided_projections()
+        trainings[name] = ProjectionTraining(name, row, seed, projections)
+    epochs = sum(training.params.epochs for training in trainings.values())
+    with tqdm(total=epochs, desc=stage, unit="epoch", mininterval=1) as progress:
         try:
-            train(taught, cached.pairs, cached.val.metrics, bar)
-        except (DivergedError, ValueError) as fault:
-            raise InputError(_diverged(task, fault, asked)) from fault
-    for one in trainings:
-        _record(task, stage, one, asked[one.name], cached, experiment)
+            train(list(trainings.values()), data.pairs, data.val.metrics, progress)
+        except DivergedError as error:
+            name, epoch = error.args
+            params = trainings[name].params
+            raise InputError(
+                f"{params_key(task, name)}: training diverged in epoch {epoch}; lr = {params.lr:g}, "
+                f"temperature = {params.temperature:g}: choose a smaller lr or a larger temperature"
+            ) from error
+        except ValueError as error:  # finite weights whose embeddings are not
+            raise InputError(f"{task}: {error}") from error
+    return trainings
 
 
-def _diverged(task: str, fault: Exception, asked: dict[str, GridRow | None]) -> str:
-    """Which row's numbers made a training end in nothing."""
-    if not isinstance(fault, DivergedError):
-        return f"{task}: {fault}"
-    name, epoch = fault.args
-    row = asked[name]
-    return (
-        f"{stage_key(task, name)}: training diverged in epoch {epoch}; "
-        f"lr = {row.lr:g}, temperature = {row.temperature:g}: choose a smaller lr or a larger temperature"
-    )
-
-
-def _training(
-    task: str, name: str, row: GridRow | None, cached: RetrievalData, experiment: Experiment
-) -> ProjectionTraining:
-    if row and row.batch_size > len(cached.pairs):
-        most = f"at most {len(cached.pairs)}, the training images"
-        raise InputError(f"{stage_key(task, name)}.batch_size = {row.batch_size}: {most}")
-    seed = experiment.seed_for(f"{task}/{name}")
-    scratch = row is not None and row.init == "scratch"
-    return ProjectionTraining(name, row, seed, cached.fresh(seed) if scratch else cached.provided(), [])
-
-
-def stage_key(task: str, name: str) -> str:
-    """Where a row's numbers stand in `params.yaml`."""
+def params_key(task: str, name: str) -> str:
+    """The key of a run's params in `params.yaml`."""
     if task == "retrieval_grid":
         return f"retrieval.grid.{name}"
     return "retrieval.finetune" if name == "finetuned" else "retrieval"
-
-
-def _record(
-    task: str, stage: str, one: ProjectionTraining, row: GridRow | None, cached: RetrievalData, experiment: Experiment
-) -> Run:
-    """Write a row's weights, predictions and record."""
-    weights_path = WEIGHTS / task / f"{one.name}.safetensors"
-    predictions = PREDICTIONS / task / f"{one.name}.parquet"
-    save_projections(weights_path, one.projections)
-    ranked = cached.val.ranked(one.projections)
-    columns = {"image_id": cached.val.image_ids, "caption": cached.val.captions}
-    columns |= {f"{direction}_rank": found for direction, found in ranked.items()}
-    with atomic_write(predictions) as beside:
-        pq.write_table(pa.table({**columns, "nearest": cached.val.nearest_images(one.projections)}), beside)
-    hits = (ranked["image_to_text"] == 1) * 100.0
-    low, high = confidence_interval(bootstrap_means(hits, seed=experiment.seed_for(BOOTSTRAP)))
-    run = Run(
-        task=task,
-        name=one.name,
-        stage=stage,
-        params={"profile": experiment.profile, "seed": experiment.seed, "views": experiment.retrieval.views}
-        | (row.model_dump() if row else {"init": "provided"}),
-        metrics={
-            **cached.val.metrics(one.projections),
-            "image_to_text_r_at_1_low": low,
-            "image_to_text_r_at_1_high": high,
-            "gallery": len(hits),
-        },
-        history=one.history,
-        inputs={key: cached.metadata[key] for key in FACTS},
-        artifacts={"weights": str(weights_path), "predictions": str(predictions)},
-        versions=package_versions("torch", "transformers", "torchvision", "numpy", "pillow"),
-    )
-    write_run(run)
-    return run

@@ -1,18 +1,21 @@
-"""Search the validation images by a sentence, or the captions by an image.
+"""Search the validation images by a sentence, or the validation captions by an image.
 
     python -m stages.retrieval.search "a red circle above a blue seven"
     python -m stages.retrieval.search picture.jpg
 
-Lists the ten best and draws them into a picture. Projections are those of the finetuned run; `--run` names others, such
-as `provided` or `retrieval_grid/NAME`.
+Prints the ten best results and draws them into a figure. Uses the projections of the finetuned run, or of another one
+given by `--run`, such as `provided` or `retrieval_grid/NAME`.
 """
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from stages.core.figures import figure
 from stages.core.skipped import skip_reason
@@ -21,112 +24,111 @@ from stages.data import manifest as manifests
 from stages.data.images import IMAGE_SUFFIXES, read_image
 from stages.data.manifest import IMAGE_ERRORS
 from stages.image_text.pixels import val_view
-from stages.image_text.towers import Towers, load_towers
+from stages.image_text.towers import load_towers
 from stages.image_text.vocabulary import unknown_words
 from stages.models.checkpoints.record import read_checkpoint
 from stages.params.experiment import load_experiment
 from stages.retrieval import WEIGHTS
 from stages.retrieval.dataset import RetrievalData
-from stages.retrieval.projections import Projections, load_projections
+from stages.retrieval.projections import load_projections
 from stages.retrieval.recall import nearest_neighbors
 
 COUNT = 10
 COLUMNS = 5
 
+Results = list[tuple[float, str]]  # similarity and image ID or caption, best first
 
-def run_weights(run: str) -> Path:
-    """Where a run's projections lie; raises `InputError` listing the runs there are."""
+
+def find_weights(run: str) -> Path:
+    """The path of a run's projections. Raises `InputError` with the names of existing runs."""
     reason = skip_reason(WEIGHTS / "retrieval")
     if reason:
         raise InputError(f"nothing to search: {reason}")
-    path = WEIGHTS / (run if "/" in run else f"retrieval/{run}")
-    path = path.with_name(f"{path.name}.safetensors")
-    if not path.is_file():
-        found = sorted(one.relative_to(WEIGHTS) for one in WEIGHTS.glob("retrieval*/*.safetensors"))
-        names = ", ".join(str(one.with_suffix("")).removeprefix("retrieval/") for one in found)
-        raise InputError(f"no run '{run}'; {f'there are: {names}' if names else 'run `dvc repro` first'}")
-    return path
+    paths = {}
+    for path in sorted(WEIGHTS.glob("retrieval*/*.safetensors")):
+        paths[str(path.relative_to(WEIGHTS).with_suffix("")).removeprefix("retrieval/")] = path
+    name = run.removeprefix("retrieval/")
+    if name not in paths:
+        advice = f"choose from {', '.join(paths)}" if paths else "run `dvc repro` first"
+        raise InputError(f"no run '{run}'; {advice}")
+    return paths[name]
 
 
-@torch.inference_mode()
-def images_for(text: str, towers: Towers, projections: Projections, cached: RetrievalData) -> list[tuple[float, str]]:
-    """Similarity and id of the best validation images, the best first."""
-    asked = projections.texts(towers.text_states([text]))
-    held = projections.images(cached.val.images)
-    places = nearest_neighbors(asked, held, COUNT)[0]
-    return [(float(asked[0] @ held[place]), cached.val.image_ids[place]) for place in places.tolist()]
+def read_query_image(path: Path) -> Image.Image:
+    """Read an image; raises `InputError` if it is missing or broken."""
+    try:
+        return read_image(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing") from error
+    except IMAGE_ERRORS as error:
+        raise InputError(f"{path}: {error}") from error
 
 
-@torch.inference_mode()
-def captions_for(
-    path: Path, towers: Towers, projections: Projections, cached: RetrievalData
-) -> list[tuple[float, str]]:
-    """Similarity and text of the best validation captions, the best first."""
-    pixels = val_view(read_image(path), towers.pixels.side)[None]
-    asked = projections.images(towers.image_states(pixels)[:, 0])
-    held = projections.texts(cached.val.texts)
-    places = nearest_neighbors(asked, held, COUNT)[0]
-    return [(float(asked[0] @ held[place]), cached.val.captions[place]) for place in places.tolist()]
+def nearest(query: Tensor, gallery: Tensor, names: Sequence[str]) -> Results:
+    """The `COUNT` entries of `gallery` `(N, dim)` most similar to `query` `(1, dim)`."""
+    indices = nearest_neighbors(query, gallery, COUNT)[0].tolist()
+    return [(float(query[0] @ gallery[index]), names[index]) for index in indices]
 
 
-def draw_images(path: Path, text: str, found: list[tuple[float, Path]]) -> None:
-    """The images found, with their similarities, under the sentence."""
-    rows = -(-len(found) // COLUMNS)
+def draw_images(path: Path, text: str, results: Results, image_paths: dict[str, Path]) -> None:
+    """Draw the images found for a sentence, with their similarities."""
+    rows = -(-len(results) // COLUMNS)  # rounded up
     size = (1.7 * COLUMNS, 1.85 * rows + 0.4)
-    with figure(path, rows, COLUMNS, figsize=size, squeeze=False) as (drawn, axes):
+    with figure(path, rows, COLUMNS, figsize=size, squeeze=False) as (canvas, axes):
         for axis in axes.flat:
             axis.axis("off")
-        for place, (axis, (similar, file)) in enumerate(zip(axes.flat, found, strict=False), 1):
-            axis.imshow(np.asarray(read_image(file)), interpolation="nearest")
-            axis.set_title(f"{place}. {similar:.2f}", fontsize=9)
-        drawn.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11, parse_math=False)
+        for number, (axis, (similarity, image_id)) in enumerate(zip(axes.flat, results, strict=False), 1):
+            axis.imshow(np.asarray(read_image(image_paths[image_id])), interpolation="nearest")
+            axis.set_title(f"{number}. {similarity:.2f}", fontsize=9)
+        canvas.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11, parse_math=False)
 
 
-def draw_captions(path: Path, file: Path, found: list[tuple[float, str]]) -> None:
-    """The image, and beside it the captions found, with their similarities."""
-    lines = "\n".join(f"{similar:.2f}  {textwrap.shorten(text, 58)}" for similar, text in found)
-    words = {"fontsize": 9, "va": "center", "family": "monospace", "parse_math": False}
+def draw_captions(path: Path, image: Image.Image, results: Results) -> None:
+    """Draw an image and the captions found for it, with their similarities."""
+    lines = "\n".join(f"{similarity:.2f}  {textwrap.shorten(caption, 58)}" for similarity, caption in results)
+    style = {"fontsize": 9, "va": "center", "family": "monospace", "parse_math": False}
     with figure(path, 1, 2, figsize=(8.5, 3.4), width_ratios=[1, 1.7]) as (_, (left, right)):
-        left.imshow(np.asarray(read_image(file)), interpolation="nearest")
-        right.text(0, 0.5, lines, transform=right.transAxes, **words)
+        left.imshow(np.asarray(image), interpolation="nearest")
+        right.text(0, 0.5, lines, transform=right.transAxes, **style)
         for axis in (left, right):
             axis.axis("off")
 
 
-def main(query: str, run: str, out: Path) -> None:
-    """Answer one query."""
+@torch.inference_mode()
+def main(query: str, run: str, figure_path: Path) -> None:
+    """Search for one query."""
     if not query.strip():
-        raise InputError('nothing to search for; ask for a sentence or an image file, such as "a red circle"')
-    experiment, manifest = load_experiment(), manifests.read_manifest()
-    projections = load_projections(run_weights(run))
-    cached, towers = (
-        RetrievalData(experiment, manifest),
-        load_towers(read_checkpoint("blip", experiment.active.blip), experiment.compute),
-    )
-    projections.to(cached.device)
+        raise InputError('empty query; give a sentence or an image file, such as "a red circle"')
+    experiment = load_experiment()
+    manifest = manifests.read_manifest()
+    projections = load_projections(find_weights(run))
+    data = RetrievalData(experiment, manifest)
+    projections.to(data.device)
+    towers = load_towers(read_checkpoint("blip", experiment.active.blip), experiment.compute)
     if Path(query).suffix.lower() in IMAGE_SUFFIXES:
-        try:
-            found = captions_for(Path(query), towers, projections, cached)
-        except IMAGE_ERRORS as fault:
-            raise InputError(f"{query}: {'missing' if isinstance(fault, FileNotFoundError) else fault}") from fault
-        draw_captions(out, Path(query), found)
+        image = read_query_image(Path(query))
+        pixels = val_view(image, towers.pixels.side)[None]
+        embedding = projections.images(towers.image_states(pixels)[:, 0])
+        results = nearest(embedding, projections.texts(data.val.texts), data.val.captions)
+        draw_captions(figure_path, image, results)
     else:
-        unknown = unknown_words(towers.tokenizer, [query])[1]
+        _, unknown = unknown_words(towers.tokenizer, [query])
         if unknown:
             print(f"unknown to {experiment.active.blip}: {', '.join(unknown)}")
-        found = images_for(query, towers, projections, cached)
-        files = {row.image_id: Path(row.image) for row in manifest.rows}
-        draw_images(out, query, [(similar, files[image_id]) for similar, image_id in found])
-    for place, (similar, what) in enumerate(found, 1):
-        print(f"{place:2d}  {similar:.3f}  {what}")
-    print(out)
+        embedding = projections.texts(towers.text_states([query]))
+        results = nearest(embedding, projections.images(data.val.images), data.val.image_ids)
+        image_paths = {row.image_id: Path(row.image) for row in manifest.rows}
+        draw_images(figure_path, query, results, image_paths)
+    for number, (similarity, name) in enumerate(results, 1):
+        print(f"{number:2d}  {similarity:.3f}  {name}")
+    print(figure_path)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", help="a sentence, or an image file")
     parser.add_argument("--run", default="finetuned", help="a run of Table 4, or retrieval_grid/NAME")
-    parser.add_argument("--out", type=Path, default=Path("reports/search.png"))
-    asked = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("reports/search.png"), help="the figure")
+    arguments = parser.parse_args()
     with stage("search"):
-        main(asked.query, asked.run, asked.out)
+        main(arguments.query, arguments.run, arguments.out)

@@ -1,4 +1,4 @@
-"""Stage `train_retrieval`: Table 4, the provided projections judged, others trained from scratch and finetuned."""
+"""Stage `train_retrieval`: the runs of Table 4. BLIP's projections as provided, trained from scratch, and finetuned."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""Stage `train_retrieval_grid`: Table 5, every row of `retrieval.grid`, rows of one shape side by side."""
+"""Stage `train_retrieval_grid`: the runs of Table 5, one per row of `retrieval.grid`."""
 
 import argparse
 

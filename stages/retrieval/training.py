@@ -1,11 +1,11 @@
-"""Train projections from cached states, all recipes of one batch size in one batched product.
+"""Train projections on cached states with a contrastive loss.
 
-Every recipe has its own weights, order of images, learning rate and temperature, so that each ends as if it had been
-trained alone.
+Every training has its own weights, image order, learning rate and temperature. Trainings with the same batch size run
+side by side (`stacked_training.py`), and each ends as if it had run alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from stages.params.retrieval import TrainingParams
-from stages.retrieval.projections import Projections, StackedAdamW, StackedProjections
+from stages.retrieval.projections import Projections
+from stages.retrieval.stacked_training import StackedAdamW, StackedProjections
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """States of one caption an image: `images` `(views, N, image_dim)`, `texts` `(N, text_dim)`, both float32."""
+class TrainPairs:
+    """Float32 states of one caption per image: `images` `(views, N, image_dim)`, `texts` `(N, text_dim)`."""
 
     images: Tensor
     texts: Tensor
@@ -29,72 +30,80 @@ class Pairs:
 
 @dataclass
 class ProjectionTraining:
-    """One recipe, from its first weights to its history (a dict an epoch)."""
+    """One training; `train` updates `projections` and adds one dict per epoch to `history`."""
 
     name: str
-    recipe: TrainingParams
+    params: TrainingParams
     seed: int
     projections: Projections
-    history: list[dict]
+    history: list[dict] = field(default_factory=list)
 
 
 class DivergedError(Exception):
-    """A training whose loss or weights are no numbers any more: its name and the epoch."""
+    """A training reached a loss or weight that is not finite. `args` are its name and the epoch."""
 
 
 Evaluate = Callable[[Projections], dict[str, float]]
 
 
-def train(trainings: list[ProjectionTraining], pairs: Pairs, evaluate: Evaluate, bar: tqdm | None = None) -> None:
-    """Train every one of `trainings` in place; those of one batch size side by side."""
-    alike: dict[int, list[ProjectionTraining]] = {}
-    for training in trainings:
-        alike.setdefault(training.recipe.batch_size, []).append(training)
-    for batch, some in alike.items():
-        _train_alike(some, pairs, evaluate, batch, bar)
-
-
-def _train_alike(
-    alike: list[ProjectionTraining], pairs: Pairs, evaluate: Evaluate, batch: int, bar: tqdm | None
+def train(
+    trainings: list[ProjectionTraining], pairs: TrainPairs, evaluate: Evaluate, progress: tqdm | None = None
 ) -> None:
-    """One batched product, one optimizer. A training that is through stays as it is until the longest one is."""
-    stack, recipes = StackedProjections([one.projections for one in alike]), [one.recipe for one in alike]
-    optimizer = StackedAdamW(stack, [one.lr for one in recipes], [one.weight_decay for one in recipes])
-    device, per_epoch = pairs.texts.device, len(pairs) // batch
-    temperature = torch.tensor([recipe.temperature for recipe in recipes], device=device)[:, None, None]
-    lengths = torch.tensor([recipe.epochs * per_epoch for recipe in recipes], device=device)
-    orders = [torch.Generator().manual_seed(one.seed) for one in alike]
-    for epoch in range(max(recipe.epochs for recipe in recipes)):
+    """Run all trainings, in place. Raises `DivergedError`."""
+    groups: dict[int, list[ProjectionTraining]] = {}
+    for training in trainings:
+        groups.setdefault(training.params.batch_size, []).append(training)
+    for batch_size, group in groups.items():
+        _train_stacked(group, pairs, evaluate, batch_size, progress)
+
+
+def _train_stacked(
+    trainings: list[ProjectionTraining], pairs: TrainPairs, evaluate: Evaluate, batch_size: int, progress: tqdm | None
+) -> None:
+    """Train until the longest training ends; shorter ones then have a learning rate of 0 and stay as they are."""
+    params = [training.params for training in trainings]
+    stack = StackedProjections([training.projections for training in trainings])
+    optimizer = StackedAdamW(stack, [row.lr for row in params], [row.weight_decay for row in params])
+    temperature = pairs.texts.new_tensor([row.temperature for row in params])[:, None, None]
+    steps_per_epoch = len(pairs) // batch_size  # the last partial batch is dropped
+    total_steps = pairs.texts.new_tensor([row.epochs * steps_per_epoch for row in params])
+    generators = [torch.Generator().manual_seed(training.seed) for training in trainings]
+    for epoch in range(max(row.epochs for row in params)):
         views = pairs.images[epoch % len(pairs.images)]
-        order = torch.stack([torch.randperm(len(pairs), generator=one) for one in orders]).to(device)
+        orders = [torch.randperm(len(pairs), generator=generator) for generator in generators]
+        order = torch.stack(orders).to(pairs.texts.device)  # (trainings, N)
         losses = []
-        for step in range(per_epoch):
-            some = order[:, step * batch : (step + 1) * batch]  # (trainings, batch)
-            loss = contrastive_loss(stack.images(views[some]), stack.texts(pairs.texts[some]), temperature)
-            optimizer.step(loss.sum(), (1 - (epoch * per_epoch + step) / lengths).clamp(min=0))
+        for step in range(steps_per_epoch):
+            batch = order[:, step * batch_size : (step + 1) * batch_size]
+            loss = contrastive_loss(stack.images(views[batch]), stack.texts(pairs.texts[batch]), temperature)
+            # The learning rate falls linearly to 0, one step per batch.
+            schedule = (1 - (epoch * steps_per_epoch + step) / total_steps).clamp(min=0)
+            optimizer.step(loss.sum(), schedule)
             losses.append(loss.detach())
-        stack.write_back()
-        going = [place for place, one in enumerate(alike) if epoch < one.recipe.epochs]
-        for place in going:
-            _note(alike[place], epoch + 1, torch.stack(losses)[:, place], evaluate)
-        if bar is not None:
-            bar.update(len(going))
+        stack.copy_to_modules()
+        for training, training_losses in zip(trainings, torch.stack(losses).T, strict=True):
+            if epoch < training.params.epochs:
+                _add_epoch(training, epoch + 1, training_losses, evaluate)
+                if progress is not None:
+                    progress.update()
 
 
-def _note(one: ProjectionTraining, epoch: int, losses: Tensor, evaluate: Evaluate) -> None:
-    """Add an epoch to a training's history; raises `DivergedError` where it has none to tell."""
-    weights = torch.cat([weight.flatten() for weight in one.projections.parameters()])
+def _add_epoch(training: ProjectionTraining, epoch: int, losses: Tensor, evaluate: Evaluate) -> None:
+    """Evaluate after an epoch and extend the history."""
+    weights = torch.cat([weight.flatten() for weight in training.projections.parameters()])
     if not (bool(losses.isfinite().all()) and bool(weights.isfinite().all())):
-        raise DivergedError(one.name, epoch)
-    one.history.append({"epoch": epoch, "train_loss": losses.mean().item(), **evaluate(one.projections)})
+        raise DivergedError(training.name, epoch)
+    metrics = evaluate(training.projections)
+    training.history.append({"epoch": epoch, "train_loss": losses.mean().item(), **metrics})
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:
-    """InfoNCE in both directions, their mean: `(R,)` of unit vectors `(R, batch, width)`; equal places belong together.
+    """InfoNCE loss `(R,)`, the mean of both directions, of unit vectors `(R, batch, width)`; pair i is image i, text i.
 
-    Images of a batch are all different ones, so no caption is held against another of its own image.
+    The images of a batch are distinct, so every other text of the batch is a true negative.
     """
     logits = images @ texts.transpose(1, 2) / temperature  # (R, batch, batch)
-    right = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
-    both = [F.cross_entropy(side.flatten(0, 1), right.flatten(), reduction="none") for side in (logits, logits.mT)]
-    return sum(both).unflatten(0, logits.shape[:2]).mean(1) / 2
+    targets = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1).flatten()
+    image_to_text = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
+    text_to_image = F.cross_entropy(logits.mT.flatten(0, 1), targets, reduction="none")
+    return (image_to_text + text_to_image).unflatten(0, logits.shape[:2]).mean(1) / 2
