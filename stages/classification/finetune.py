@@ -29,7 +29,7 @@ from stages.data.manifest import LABELED, Manifest
 from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
 from stages.models.compute import MixedPrecision, prepare_model
-from stages.params.classification import Setting
+from stages.params.classification import FineTuning
 from stages.params.experiment import Experiment, load_experiment
 
 TASK = "classification"
@@ -168,7 +168,7 @@ def compute_metrics(history: list[dict], result: EvalResult, labels: tuple[str, 
     }
 
 
-def load_pretrained(experiment: Experiment, name: str, setting: Setting) -> vit.Backbone:
+def load_pretrained(experiment: Experiment, name: str, setting: FineTuning) -> vit.Backbone:
     """Load the profile's ViT.
 
     Raises `InputError` if it is missing, or if the setting's image size is not a multiple of its patch size.

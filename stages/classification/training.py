@@ -14,7 +14,7 @@ from tqdm import tqdm
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews
 from stages.models.compute import MixedPrecision, mixed_precision
-from stages.params.classification import Setting
+from stages.params.classification import FineTuning
 from stages.params.compute import Compute
 
 EVAL_BATCH_SIZE = 100
@@ -50,7 +50,7 @@ def train_epoch(
     optimizer: Optimizer,
     views: ImageViews,
     order: Tensor,
-    setting: Setting,
+    setting: FineTuning,
     mixed: MixedPrecision,
     bar: tqdm,
 ) -> float:
@@ -77,7 +77,7 @@ def train_epoch(
     return total / len(order)
 
 
-def steps_per_epoch(images: int, setting: Setting) -> int:
+def steps_per_epoch(images: int, setting: FineTuning) -> int:
     """Number of optimizer steps in an epoch."""
     return math.ceil(images / (setting.batch_size * setting.accumulate))
 

@@ -1,6 +1,6 @@
 """Params of classification: the settings under which a ViT is fine-tuned."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, StrictBool
 
@@ -29,21 +29,28 @@ class Classifier(Section):
     size: NamedSizes
 
 
-class Setting(Section):
-    """One fine-tuning with Adam. One optimizer step accumulates the gradients of `accumulate` batches."""
+class FineTuning(Section):
+    """One fine-tuning with Adam, in numbers. One optimizer step accumulates the gradients of `accumulate` batches."""
 
-    lr: Rate | Literal["base", "high"]
+    lr: Rate
     augment: StrictBool
-    size: Count | Literal["base", "large"]
+    size: Count
     batch_size: Count
     accumulate: Count
     epochs: Count
 
-    def resolved(self, classifier: Classifier) -> Self:
-        """Return a copy in which the profile's numbers replace names."""
+
+class Setting(FineTuning):
+    """A fine-tuning as params.yaml gives it: `lr` and `size` may be names that the profile's classifier defines."""
+
+    lr: Rate | Literal["base", "high"]  # type: ignore[assignment]  # wider than in `FineTuning`, which `resolved` returns
+    size: Count | Literal["base", "large"]  # type: ignore[assignment]
+
+    def resolved(self, classifier: Classifier) -> FineTuning:
+        """Return the setting with the profile's numbers in place of names."""
         lr = getattr(classifier.lr, self.lr) if isinstance(self.lr, str) else self.lr
         size = getattr(classifier.size, self.size) if isinstance(self.size, str) else self.size
-        return self.model_copy(update={"lr": lr, "size": size})
+        return FineTuning(**{**self.model_dump(), "lr": lr, "size": size})
 
 
 class Classification(Section):
