@@ -35,7 +35,7 @@ def prepare_model(model: nn.Module, compute: Compute) -> nn.Module:
 
 def _repeated_layers(model: nn.Module) -> list[nn.Module]:
     """The elements of all lists of several modules that are all of one class, such as transformer blocks."""
-    layers = []
+    layers: list[nn.Module] = []
     for module in model.modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
             continue

@@ -61,7 +61,9 @@ class Architecture:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Architecture":
         """The architecture from the output of `asdict`, also after JSON has turned its tuples into lists."""
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        values: dict[str, Any] = {}
+        for key, value in fields.items():
+            values[key] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
 
@@ -262,10 +264,9 @@ def pretrained_config(name: str) -> PretrainedCfg:
 def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
     """A pretrained timm ViT with the weights at `path`, or from the hub."""
     hub_id = pretrained_config(name).hf_hub_id
+    overlay = {"hf_hub_id": f"{hub_id}@{revision}" if revision else hub_id}
     if path:
         overlay = {"file": str(path)}
-    else:
-        overlay = {"hf_hub_id": f"{hub_id}@{revision}" if revision else hub_id}
     try:
         model = timm.create_model(
             name, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay=overlay

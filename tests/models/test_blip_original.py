@@ -256,7 +256,7 @@ def base():
 
 
 def test_every_key_of_the_published_size_is_used_or_dropped_on_purpose(base):
-    used = {blip_original._original(name) for model in base for name in model.state_dict()}
+    used = {blip_original._original_name(name) for model in base for name in model.state_dict()}
     left = {name for name in BASE if name not in used}
     assert used < BASE.keys()
     assert len(BASE) == 2 * (4 + 12 * 12 + 2) + 3 * (5 + 12 * 26) + 8 + 2 + 7 + 4  # towers, BERTs, smaller parts
@@ -569,7 +569,7 @@ def test_converted_twice_is_the_same_bytes(original, vocabulary, tmp_path):
         ({"model": {"epoch": 3}}, r"model.pth holds other things than tensors: epoch"),
         ([torch.zeros(1)], r"model.pth holds a list; expected tensors by name"),
         ({"model": {"temp": torch.zeros(())}}, r"model.pth: holds no visual_encoder"),
-        ({"model": {"a": os.getcwd}}, r"model.pth is no file of tensors"),
+        ({"model": {"a": os.getcwd}}, r"model.pth is not a file of tensors"),
     ],
 )
 def test_files_of_something_else_are_refused(vocabulary, tmp_path, held, told):
@@ -586,7 +586,7 @@ def test_broken_and_missing_files_are_told(vocabulary, tmp_path, name):
         blip_original.convert_file(tmp_path / name, vocabulary, tmp_path / "blip")
     for broken in (b"", b"no tensors"):
         (tmp_path / name).write_bytes(broken)
-        with pytest.raises(ValueError, match=f"{name} is no file of tensors"):
+        with pytest.raises(ValueError, match=f"{name} is not a file of tensors"):
             blip_original.convert_file(tmp_path / name, vocabulary, tmp_path / "blip")
 
 
