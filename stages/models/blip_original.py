@@ -175,7 +175,7 @@ def convert_file(source: Path, vocabulary: Path, folder: Path, side: int = SIDE,
     text_config: Any = captioner.config.text_config
     if text_config.vocab_size != len(words):
         raise ValueError(
-            f"{vocabulary} has {len(words)} tokens with BLIP's two, but {source} embeds {text_config.vocab_size}"
+            f"{vocabulary} makes {len(words)} tokens with BLIP's two, {source} embeds {text_config.vocab_size}"
         )
     size = {"height": side, "width": side}
     processor = BlipImageProcessorPil(size=size, resample=BICUBIC, image_mean=MEAN, image_std=STD)

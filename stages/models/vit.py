@@ -255,7 +255,7 @@ def pretrained_config(name: str) -> PretrainedCfg:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # an unknown tag
         tags = ", ".join(timm.list_pretrained(f"{model_name}.*")) or "none"
-        raise ValueError(f"backbone '{name}': {error} Available: {tags}") from error
+        raise ValueError(f"backbone '{name}': {error} There are: {tags}") from error
     if not (config and config.hf_hub_id):
         raise ValueError(f"timm has no weights for '{name}' on the hub")
     return config

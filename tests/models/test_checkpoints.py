@@ -436,7 +436,7 @@ def test_a_repository_without_a_vocabulary_is_one_line(shelf, contents, tmp_path
 @pytest.mark.parametrize("kind", ["blip", "catr"])
 def test_a_file_of_something_else_is_one_line(shelf, tmp_path, kind):
     told = refusal(getattr(shelf, kind), written(tmp_path / "w.pth", b"<html>not found</html>"))
-    assert "w.pth is not a file of tensors" in told
+    assert "w.pth is no file of tensors" in told
 
 
 # What was brought is kept on record
@@ -482,7 +482,7 @@ def test_a_vit_that_cannot_be_loaded_names_its_param(here):
     write_checkpoint("classifier", Checkpoint("w.pth", "w.pth", "0" * 64))
     active = SimpleNamespace(classifier=SimpleNamespace(backbone="w.pth"))
     told = refusal(load_vit, "classifier", SimpleNamespace(active=active, profile="paper"))
-    assert told.startswith("paper.classifier.backbone = 'w.pth': w.pth is not a file of tensors")
+    assert told.startswith("paper.classifier.backbone = 'w.pth': w.pth is no file of tensors")
 
 
 @pytest.mark.parametrize(("catr_of_profile", "model"), [(None, "blip"), ("w.pth", "blip"), ("w.pth", "catr")])
