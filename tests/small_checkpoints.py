@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stages.models import vit
 from stages.models.catr import Catr, CatrConfig
 
 SMALL_CATR = CatrConfig(
@@ -17,6 +18,17 @@ SMALL_CATR = CatrConfig(
 )
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+class Float64Backbone(vit.Backbone):
+    """A backbone whose network computes in float64, from images that are normalized in float32."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.double()
+
+    def _preprocess(self, images: Tensor) -> Tensor:
+        return super()._preprocess(images).double()
 
 
 def untrained_catr(config: CatrConfig = SMALL_CATR) -> Catr:
