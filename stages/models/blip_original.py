@@ -28,14 +28,13 @@ from transformers.models.blip.modeling_blip_text import BlipTextEmbeddings
 
 from stages.core.messages import join_names
 from stages.models import blip
-from stages.models.weights import read_weights
+from stages.models.weights import NAMED_KEYS, check_weights, format_shape, read_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which BLIP uses too
 STD = (0.26862954, 0.26130258, 0.27577711)
 SIDE = 384  # of the images that BLIP is evaluated on, in pixels; it was pretrained on 224
 HEAD_WIDTH = 64  # features per attention head, in ViT-B, ViT-L and BERT
 BICUBIC = 3  # Pillow's `Image.Resampling.BICUBIC`
-NAMED_KEYS = 5  # keys that an error message lists before it counts the rest
 
 PARTS = ("visual_encoder", "text_encoder", "text_decoder", "vision_proj", "text_proj", "itm_head")
 DROPPED = re.compile(
@@ -90,7 +89,7 @@ def convert(
     with torch.device("meta"):  # no memory, and no time spent on random weights
         captioner = blip.build(BlipForConditionalGeneration, config)
         retriever = blip.build(BlipForImageTextRetrieval, config)
-    _check_keys(weights, checkpoint.keys(), captioner.state_dict() | retriever.state_dict())
+    _check_weights(weights, checkpoint, captioner.state_dict() | retriever.state_dict())
     _check_equal(weights, duplicates)
     weights = {name: weight.float() for name, weight in weights.items()}
     weights[DECODER_EMBEDDINGS] = weights[OUTPUT_WEIGHT]
@@ -114,7 +113,7 @@ def resample(positions: Tensor, grid: int) -> Tensor:
     count = positions.shape[1] - 1
     rows = isqrt(max(count, 0))
     if rows == 0 or rows * rows != count:
-        raise ValueError(f"{POSITIONS} is {_format_shape(positions.shape)}, expected 1 + n * n positions")
+        raise ValueError(f"{POSITIONS} is {format_shape(positions.shape)}, expected 1 + n * n positions")
     if rows == grid:
         return positions
     patches = positions[:, 1:].transpose(1, 2).unflatten(2, (rows, rows))  # (1, dim, n, n)
@@ -261,7 +260,7 @@ def _get_shape(weights: dict[str, Tensor], name: str, axes: int) -> torch.Size:
         raise ValueError(f"lacks {name}")
     shape = weights[name].shape
     if len(shape) != axes:
-        raise ValueError(f"{name} is {_format_shape(shape)}, expected {axes} axes")
+        raise ValueError(f"{name} is {format_shape(shape)}, expected {axes} axes")
     return shape
 
 
@@ -278,28 +277,19 @@ def _original_name(name: str) -> str:
     return "visual_encoder." + blip.timm_key(name.removeprefix("vision_model."))
 
 
-def _check_keys(weights: dict[str, Tensor], file_names: Iterable[str], state_dict: dict[str, Tensor]) -> None:
+def _check_weights(weights: dict[str, Tensor], checkpoint: dict[str, Tensor], state_dict: dict[str, Tensor]) -> None:
     """Raise `ValueError`, on one line, if names or shapes differ from those of `state_dict`.
 
-    `file_names` are the names in the file, to which `weights` adds those of shared weights. Position embeddings may
-    have any number of positions, as they are resampled.
+    Names that `_fill_shared` added to those of `checkpoint` are left out, so that each problem is reported once.
     """
-    expected = {_original_name(name): weight.shape for name, weight in state_dict.items()}
-    if POSITIONS in weights and weights[POSITIONS].ndim == 3:
-        expected[POSITIONS] = torch.Size([1, weights[POSITIONS].shape[1], expected[POSITIONS][2]])
-    present = [name for name in file_names if name in weights]
-    problems = {
-        "lacks": [name for name in expected if name not in weights],
-        "has unknown keys": [name for name in present if name not in expected],
-        "has wrong shapes:": [
-            f"{name} is {_format_shape(weights[name].shape)}, expected {_format_shape(expected[name])}"
-            for name in present
-            if name in expected and weights[name].shape != expected[name]
-        ],
-    }
-    messages = [f"{problem} {join_names(names, NAMED_KEYS)}" for problem, names in problems.items() if names]
-    if messages:
-        raise ValueError("; ".join(messages))
+    expected = {_original_name(name): weight for name, weight in state_dict.items()}
+    if POSITIONS in weights and weights[POSITIONS].ndim == 3:  # any number of positions, as they are resampled
+        expected[POSITIONS] = expected[POSITIONS][:, :1].expand(-1, weights[POSITIONS].shape[1], -1)
+    added = weights.keys() - checkpoint.keys()
+    check_weights(
+        {name: weight for name, weight in weights.items() if name not in added},
+        {name: weight for name, weight in expected.items() if name not in added},
+    )
 
 
 def _check_equal(weights: dict[str, Tensor], pairs: Iterable[tuple[str, str]]) -> None:
@@ -324,7 +314,3 @@ def _load_weights(model: BlipForConditionalGeneration | BlipForImageTextRetrieva
             position_ids = torch.arange(module.position_embeddings.num_embeddings).expand(1, -1)
             module.position_ids = nn.Buffer(position_ids, persistent=False)
     model.eval().requires_grad_(False)
-
-
-def _format_shape(shape: torch.Size) -> str:
-    return "x".join(map(str, shape)) or "a single number"

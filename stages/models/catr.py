@@ -20,11 +20,10 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 from transformers import BertTokenizer
 
-from stages.core.messages import join_names
 from stages.core.weights_file import save_weights
 from stages.models.catr_transformer import CatrCache, Decoder, Embeddings, Encoder, sine_positions
 from stages.models.shared_keys import RowsByImage
-from stages.models.weights import read_weights
+from stages.models.weights import check_weights, read_weights
 
 LONGER_SIDE = 299  # of an image after `preprocess`, in pixels
 PATCH = 16  # pixels per grid cell: the stride of a ResNet whose last stage is dilated
@@ -226,13 +225,11 @@ def load(path: Path) -> Catr:
     state_dict = read_weights(path)
     try:
         config = _derive_config(state_dict)
+        with torch.device("meta"):
+            model = Catr(config)
+        check_weights(state_dict, model.state_dict())
     except ValueError as error:
         raise ValueError(f"{path} does not fit CATR: {error}") from error
-    with torch.device("meta"):
-        model = Catr(config)
-    problems = _compare_keys(state_dict, model.state_dict())
-    if problems:
-        raise ValueError(f"{path} does not fit CATR: {'; '.join(problems)}")
     model.load_state_dict({name: weight.float() for name, weight in state_dict.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -286,17 +283,3 @@ def _derive_config(state_dict: dict[str, Tensor]) -> CatrConfig:
         positions=first_axis("transformer.embeddings.position_embeddings.weight", published.positions),
         blocks=tuple(blocks),
     )
-
-
-def _compare_keys(state_dict: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """How two state dicts differ: for each kind of difference a count and the first keys."""
-    differences = {
-        "missing": sorted(expected.keys() - state_dict.keys()),
-        "unexpected": sorted(state_dict.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} {tuple(state_dict[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in sorted(state_dict.keys() & expected.keys())
-            if state_dict[name].shape != expected[name].shape
-        ],
-    }
-    return [f"{len(names)} {kind}: {join_names(names, limit=5)}" for kind, names in differences.items() if names]

@@ -10,7 +10,9 @@ so the queries of all rows of an image may stand side by side, as the queries of
 
 Equals the plain code `attention(q, k[image_of_row], v[image_of_row])`, up to rounding
 (`tests/models/test_shared_keys.py`). Gain: the plain code copies keys and values for every row and token, 40 MB per row
-for BLIP-base and 4 MB per row for CATR (19x19 cells, six layers).
+for BLIP-base and 4 MB per row for CATR (19x19 cells, six layers). With 16 rows for each of 8 images, one layer takes
+14 ms instead of 1400 ms for BLIP-base, 1.1 ms instead of 310 ms for CATR, and 0.2 ms instead of 2 ms for the shipped
+BLIP (measured on one CPU thread).
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from stages.core.weights_file import save_weights
-from stages.models.weights import read_weights
+from stages.models.weights import check_weights, read_weights
 from stages.params.model_source import is_checkpoint_file, split_revision
 
 HEAD_WIDTH = 64  # features per attention head: true of ViT-Ti to ViT-L, whose checkpoints do not store it
@@ -236,9 +236,10 @@ def load(source: str, path: Path | None = None) -> Backbone:
         try:
             architecture = read_architecture(path)
             model = build(architecture)
-            model.load_state_dict(weights)
-        except (RuntimeError, TypeError) as error:
-            raise ValueError(f"{path} does not match its own architecture: {_one_line(error)}") from error
+            check_weights(weights, model.state_dict())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not match its own architecture: {error}") from error
+        model.load_state_dict(weights)
         return Backbone(model, architecture)
     return Backbone(build_plain_vit(weights, str(path)))
 
@@ -272,7 +273,8 @@ def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
             name, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay=overlay
         )
     except (RuntimeError, TypeError, SafetensorError) as error:  # TypeError: not a ViT, so no `dynamic_img_size`
-        raise ValueError(f"backbone '{name}': {_one_line(error)}; expected a timm VisionTransformer") from error
+        message = " ".join(str(error).split())[:300]  # one line; torch lists every key
+        raise ValueError(f"backbone '{name}': {message}; expected a timm VisionTransformer") from error
     if not isinstance(model, VisionTransformer | Eva):
         raise ValueError(f"backbone '{name}' is a {type(model).__name__}, not a timm VisionTransformer")
     return Backbone(model)
@@ -281,11 +283,6 @@ def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
 def _read_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
-
-
-def _one_line(error: Exception) -> str:
-    """The message of an error on one line; torch lists every key that does not match, which is cut off."""
-    return " ".join(str(error).split())[:300]
 
 
 def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:
@@ -320,9 +317,10 @@ def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> 
         dynamic_img_size=True,
     )
     try:
-        model.load_state_dict(state_dict)
-    except RuntimeError as error:
-        raise ValueError(f"{name} is not a plain ViT: {_one_line(error)}") from error
+        check_weights(state_dict, model.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{name} is not a plain ViT: {error}") from error
+    model.load_state_dict(state_dict)
     return model
 
 

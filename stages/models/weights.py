@@ -1,7 +1,7 @@
 """Read weights from third-party checkpoint files, without running any code that they may contain."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import is_zipfile
@@ -13,6 +13,7 @@ from torch import Tensor
 from stages.core.messages import join_names
 from stages.core.stage import first_line
 
+NAMED_KEYS = 5  # keys that an error message lists before it counts the rest
 WRAPPER_KEYS = ("model", "teacher", "state_dict")  # under which training code stores the weights
 
 
@@ -32,8 +33,29 @@ def read_weights(path: Path, include: Callable[[str], bool] = lambda name: True)
         raise ValueError(f"{path} holds a {type(content).__name__}; expected tensors by name")
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
-        raise ValueError(f"{path} holds other things than tensors: {join_names(other, limit=5)}")
+        raise ValueError(f"{path} holds other things than tensors: {join_names(other, NAMED_KEYS)}")
     return {name: weight for name, weight in content.items() if include(name)}
+
+
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError`, on one line, if `weights` do not have the names and shapes of `expected`."""
+    problems = {
+        "lacks": [name for name in expected if name not in weights],
+        "has unknown keys": [name for name in weights if name not in expected],
+        "has wrong shapes:": [
+            f"{name} is {format_shape(weight.shape)}, expected {format_shape(expected[name].shape)}"
+            for name, weight in weights.items()
+            if name in expected and weight.shape != expected[name].shape
+        ],
+    }
+    messages = [f"{problem} {join_names(names, NAMED_KEYS)}" for problem, names in problems.items() if names]
+    if messages:
+        raise ValueError("; ".join(messages))
+
+
+def format_shape(shape: torch.Size) -> str:
+    """A shape in words, such as `64x96`."""
+    return "x".join(map(str, shape)) or "a single number"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

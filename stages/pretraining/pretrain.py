@@ -6,6 +6,7 @@ generated on the fly and used once. An interrupted run resumes from its last eva
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from stages.core.stage import stage
 from stages.core.train_state import TrainState
@@ -34,25 +34,13 @@ NAMES = (*CLASSES[1:], *COLORS)  # of the 28 presence labels; class 0 is the bac
 FOREGROUND = len(CLASSES) - 1
 
 
-class PretrainScenes(Dataset):
-    """Scene `i` of a split: image `(3, side, side)` uint8, and presence `(28,)` of classes and colors."""
-
-    def __init__(self, writers: str, seed: int, first: int, count: int, style: Style):
-        self.writers = writers
-        self.seed = seed
-        self.first = first
-        self.count = count
-        self.style = style
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self.seed, *self.writers.encode(), self.first + index])
-        scene = draw_scene(rng, self.writers, self.style)
-        flip = rng.random() < 0.5 and self.writers == "pretrain"
-        pixels = scene.image[:, ::-1] if flip else scene.image
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _presence(scene.objects)
+def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Tensor, Tensor]:
+    """Scene `index` of a split: image `(3, side, side)` uint8, and presence `(28,)` of classes and colors."""
+    rng = np.random.default_rng([seed, *writers.encode(), index])
+    scene = draw_scene(rng, writers, style)
+    flip = rng.random() < 0.5 and writers == "pretrain"
+    pixels = scene.image[:, ::-1] if flip else scene.image
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), _presence(scene.objects)
 
 
 def _presence(objects: tuple[SceneObject, ...]) -> Tensor:
@@ -97,7 +85,7 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
         "pretrain",
         model,
         build_optimizers(model, model.vit.blocks.parameters(), recipe),
-        lambda first, count: PretrainScenes("pretrain", recipe.seed, first, count, style),
+        partial(load_example, writers="pretrain", seed=recipe.seed, style=style),
         lambda batch: presence_loss(model(batch[0]), batch[1]),
         lambda: {"mAP": mean_average_precision(model, held_out, device)},
         recipe.model_dump(),
@@ -108,8 +96,9 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
 
 def _load_held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Tensor]:
     """Images and presence of `HELD_OUT` scenes, without zoom."""
-    scenes = PretrainScenes("pretrain_val", recipe.seed, 0, HELD_OUT, replace(style, zoom=(1.0, 1.0)))
-    images, present = zip(*DataLoader(scenes, batch_size=None, num_workers=1), strict=True)
+    style = replace(style, zoom=(1.0, 1.0))
+    examples = [load_example(index, "pretrain_val", recipe.seed, style) for index in range(HELD_OUT)]
+    images, present = zip(*examples, strict=True)
     return torch.stack(images), torch.stack(present)
 
 

@@ -8,6 +8,7 @@ resumes from its last evaluation and ends in the same weights.
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
 from stages.core.stage import stage
@@ -46,43 +46,22 @@ TOKENIZER = blip.word_tokenizer(web.vocabulary())
 CaptionFunction = Callable[[np.random.Generator, Scene], str]
 
 
-class CaptionedScenes(Dataset):
-    """Scene `i` of a stream: image, token IDs of its captions, and labels of its largest object.
+def load_example(
+    index: int, writers: str, seed: int, style: Style, caption: CaptionFunction, foreign: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scene `index` of a split: image, token IDs of its captions, and labels of its largest object.
 
     Shapes: `(3, side, side)` uint8, `(CAPTIONS_PER_SCENE, MAX_TOKENS)`, and `(2,)`, the indices of class and color.
     `foreign` is the share of scenes whose captions describe another scene.
     """
-
-    def __init__(
-        self,
-        writers: str,
-        seed: int,
-        first: int,
-        count: int,
-        style: Style,
-        caption: CaptionFunction,
-        foreign: float = 0.0,
-    ):
-        self.writers = writers
-        self.seed = seed
-        self.first = first
-        self.count = count
-        self.style = style
-        self.caption = caption
-        self.foreign = foreign
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        rng = np.random.default_rng([self.seed, *self.writers.encode(), self.first + index])
-        scene = draw_scene(rng, self.writers, self.style)
-        captioned = draw_scene(rng, self.writers, self.style) if rng.random() < self.foreign else scene
-        texts = [self.caption(rng, captioned) for _ in range(CAPTIONS_PER_SCENE)]
-        ids = TOKENIZER(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-        largest = max(scene.objects, key=lambda scene_object: scene_object.radius)
-        labels = torch.tensor([CLASSES.index(largest.name), list(COLORS).index(largest.color)])
-        return torch.from_numpy(scene.image.transpose(2, 0, 1).copy()), ids, labels
+    rng = np.random.default_rng([seed, *writers.encode(), index])
+    scene = draw_scene(rng, writers, style)
+    captioned = draw_scene(rng, writers, style) if rng.random() < foreign else scene
+    texts = [caption(rng, captioned) for _ in range(CAPTIONS_PER_SCENE)]
+    ids = TOKENIZER(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
+    largest = max(scene.objects, key=lambda scene_object: scene_object.radius)
+    labels = torch.tensor([CLASSES.index(largest.name), list(COLORS).index(largest.color)])
+    return torch.from_numpy(scene.image.transpose(2, 0, 1).copy()), ids, labels
 
 
 class Pretrainer(nn.Module):
@@ -205,9 +184,9 @@ def _generate(model: Pretrainer, states: Tensor) -> list[str]:
 
 
 def load_held_out(recipe: PretrainBlip, style: Style, caption: CaptionFunction) -> list[Tensor]:
-    """`HELD_OUT` scenes of a style as one batch of `CaptionedScenes`."""
-    scenes = CaptionedScenes("pretrain_val", recipe.seed, 0, HELD_OUT, style, caption)
-    return next(iter(DataLoader(scenes, len(scenes), num_workers=1)))
+    """`HELD_OUT` examples of a style as one batch."""
+    examples = [load_example(index, "pretrain_val", recipe.seed, style, caption) for index in range(HELD_OUT)]
+    return [torch.stack(tensors) for tensors in zip(*examples, strict=True)]
 
 
 def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, TrainState]:
@@ -217,14 +196,20 @@ def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Tr
     blip.start_from_vit(model.captioner, load_file(TOWER))
     model.to(device)
     held_out = load_held_out(recipe, web.STYLE, web.web_caption)
+    load_training_example = partial(
+        load_example,
+        writers="pretrain",
+        seed=recipe.seed,
+        style=web.STYLE,
+        caption=web.web_caption,
+        foreign=web.Noise.foreign,
+    )
     state = fit(
         recipe,
         "pretrain_blip",
         model,
         build_optimizers(model, model.block_weights, recipe),
-        lambda first, count: CaptionedScenes(
-            "pretrain", recipe.seed, first, count, web.STYLE, web.web_caption, web.Noise.foreign
-        ),
+        load_training_example,
         lambda batch: model.loss(batch[0], batch[1]),
         lambda: evaluate(model, held_out),
         recipe.model_dump() | {"tower": hashlib.sha256(TOWER.read_bytes()).hexdigest()},

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stages.core import train_state
 from stages.core.train_state import TrainState
+from stages.data.dataset import MappedDataset
 from stages.params.pretrain import Pretrain
 
 EVALUATE_EVERY = 250  # batches; an interrupted run resumes from its last evaluation
@@ -44,7 +45,7 @@ def fit(
     name: str,
     model: nn.Module,
     optimizers: tuple[Optimizer, Optimizer],
-    build_dataset: Callable[[int, int], Dataset],
+    load_example: Callable[[int], tuple[Tensor, ...]],
     compute_loss: Callable[[list[Tensor]], Tensor],
     evaluate: Callable[[], dict[str, float]],
     resume_key: dict,
@@ -52,20 +53,20 @@ def fit(
 ) -> TrainState:
     """Train `model` in place, resuming from `path` if it holds a run with the same `resume_key`.
 
-    `build_dataset(first, count)` gives that part of an endless stream of scenes, each used once. `compute_loss` takes a
-    batch on the model's device. `evaluate` returns metrics, which the curve shows next to the loss.
+    `load_example(index)` gives one example of an endless stream, each used once; it must be picklable. `compute_loss`
+    takes a batch on the model's device. `evaluate` returns metrics, which the curve shows next to the loss.
     """
     device = next(model.parameters()).device
     state = train_state.load_state(path, resume_key, model, optimizers)
     steps = recipe.images // recipe.batch_size
-    remaining = build_dataset(state.step * recipe.batch_size, (steps - state.step) * recipe.batch_size)
+    remaining = MappedDataset(range(state.step * recipe.batch_size, steps * recipe.batch_size), load_example)
     batches = DataLoader(
         remaining, recipe.batch_size, num_workers=1, prefetch_factor=16, pin_memory=device.type == "cuda"
     )
     progress = tqdm(batches, total=steps, initial=state.step, desc=name, unit="batch", mininterval=2)
     start = time.perf_counter() - state.seconds
     losses = []
-    for step, batch in enumerate(progress, state.step):
+    for step, (_, batch) in enumerate(progress, state.step):
         set_learning_rate(optimizers, step, steps, recipe.warmup)
         model.train()
         loss = compute_loss([tensor.to(device, non_blocking=True) for tensor in batch])

@@ -64,7 +64,7 @@ def test_a_missing_section_is_named_and_others_are_not_read(folder):
 
 
 def test_presence_labels_classes_and_colors():
-    image, present = stage.PretrainScenes("pretrain_val", 1, 0, 3, stage.Style())[1]
+    image, present = stage.load_example(1, "pretrain_val", 1, stage.Style())
     assert image.dtype == torch.uint8
     assert image.shape == (3, 80, 80)
     assert present.shape == (28,)
