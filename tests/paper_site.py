@@ -12,7 +12,8 @@ import torch
 from loopback import Loopback
 from PIL import Image
 from safetensors.torch import save
-from test_blip_original import layout, share
+from small_checkpoints import original_blip_shapes as layout
+from small_checkpoints import share_text_weights as share
 
 from stages.data.voc import COLOR_MAP
 from stages.models.catr import Catr, CatrConfig

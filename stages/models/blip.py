@@ -1,14 +1,16 @@
-"""BLIP (Li et al., 2022) in transformers' own classes, its tokenizer, and the folder that both are kept in.
+"""BLIP (Li et al. 2022) in the classes of transformers: the small model, its tokenizer, and checkpoint folders.
 
-One set of weights serves `BlipForConditionalGeneration` and `BlipForImageTextRetrieval`: they share the image tower,
-and each takes the keys of its own parts.
+One file of weights serves `BlipForConditionalGeneration` and `BlipForImageTextRetrieval`: they share the image tower,
+and each loads the keys of its own parts.
 """
 
+import re
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -22,32 +24,53 @@ from transformers import (
 )
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
-from stages.core.atomic import atomic_write, write_text
+from stages.core.atomic import write_text
+from stages.core.weights_file import save_weights
 from stages.models import vit
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", "[ENC]")  # BERT's, then BLIP's two: start to decode, to match
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", "[ENC]")  # BERT's; BLIP's to start decoding, matching
+TOKEN_ROLES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 PARTS = ("vision_model", "text_decoder", "text_encoder", "vision_proj", "text_proj", "itm_head")  # of both classes
+
+TIMM_NAMES = {  # modules of transformers' image tower, and their names in a timm ViT; "" for a level that timm lacks
+    "embeddings": "",
+    "encoder": "",
+    "class_embedding": "cls_token",
+    "position_embedding": "pos_embed",
+    "patch_embedding": "patch_embed",
+    "layers": "blocks",
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn": "attn",
+    "projection": "proj",
+    "post_layernorm": "norm",
+}
 
 Model = TypeVar("Model", BlipForConditionalGeneration, BlipForImageTextRetrieval)
 
 
 def word_tokenizer(words: set[str]) -> PreTrainedTokenizerFast:
-    """A fast tokenizer of whole words: lower case, without punctuation; `[CLS]` before a text, `[SEP]` behind it."""
-    vocabulary = {word: index for index, word in enumerate((*SPECIAL, *sorted(words)))}
+    """A fast tokenizer with one token per word: lower case, no punctuation, `[CLS]` before a text and `[SEP]` after."""
+    vocabulary = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *sorted(words)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    lower, bare = normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s\[\]]"), " ")
-    tokenizer.normalizer = normalizers.Sequence([lower, bare])
+    without_punctuation = normalizers.Replace(Regex(r"[^\w\s\[\]]"), " ")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), without_punctuation])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="[DEC]", **names)
+    tokenizer.post_processor = add_cls_and_sep(vocabulary)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="[DEC]", **TOKEN_ROLES)
+
+
+def add_cls_and_sep(vocabulary: dict[str, int]) -> processors.TemplateProcessing:
+    """BERT's post-processor: `[CLS]` before a text and `[SEP]` after it."""
+    special_tokens = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    return processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=special_tokens)
 
 
 class Stem(nn.Module):
-    """A small ViT's stem as `BlipVisionEmbeddings` wants its patch embedding: callable, with a weight to ask for."""
+    """The convolutional stem of a small ViT, with the `weight` that `BlipVisionEmbeddings` reads the dtype from."""
 
     def __init__(self, architecture: vit.Architecture):
         super().__init__()
@@ -55,64 +78,65 @@ class Stem(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Any weight: BLIP reads its dtype."""
+        """Any of the weights."""
         return next(self.backbone.parameters())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """`(B, dim, rows, columns)` of `(B, 3, H, W)`."""
+        """Map `(B, 3, H, W)` to `(B, dim, rows, columns)`."""
         return self.backbone(pixels)
 
 
 def small_config(architecture: vit.Architecture, vocabulary: int, layers: int = 3, projection: int = 64) -> BlipConfig:
-    """BLIP shrunk to the size of a small ViT, with a text side as wide and `layers` deep.
-
-    Vision configs' `initializer_range` is 1e-10 by default, as they expect a checkpoint: nothing would be learned.
-    """
-    shared = {"hidden_size": architecture.dim, "num_attention_heads": architecture.heads}
-    shared |= {"intermediate_size": 4 * architecture.dim, "initializer_range": 0.02}
-    image = {
+    """The config of a BLIP with a small ViT as its image tower, and text models as wide as that and `layers` deep."""
+    shared: dict[str, Any] = {
+        "hidden_size": architecture.dim,
+        "num_attention_heads": architecture.heads,
+        "intermediate_size": 4 * architecture.dim,
+        # The default of vision configs is 1e-10, as transformers expects a checkpoint: training from it learns nothing.
+        "initializer_range": 0.02,
+    }
+    vision = {
         "num_hidden_layers": architecture.depth,
         "image_size": architecture.side,
-        "patch_size": 8,
-        "layer_norm_eps": 1e-6,  # timm's
+        "patch_size": prod(architecture.strides),
+        "layer_norm_eps": 1e-6,  # timm's; transformers' default is 1e-5
         "stem": asdict(architecture),
     }
     text = {
         "num_hidden_layers": layers,
         "vocab_size": vocabulary,
         "max_position_embeddings": 64,
-        "pad_token_id": SPECIAL.index("[PAD]"),
-        "bos_token_id": SPECIAL.index("[DEC]"),
-        "sep_token_id": SPECIAL.index("[SEP]"),
-        "eos_token_id": SPECIAL.index("[SEP]"),
+        "pad_token_id": SPECIAL_TOKENS.index("[PAD]"),
+        "bos_token_id": SPECIAL_TOKENS.index("[DEC]"),
+        "sep_token_id": SPECIAL_TOKENS.index("[SEP]"),
+        "eos_token_id": SPECIAL_TOKENS.index("[SEP]"),
     }
-    return BlipConfig(vision_config=shared | image, text_config=shared | text, image_text_hidden_size=projection)
+    return BlipConfig(vision_config=shared | vision, text_config=shared | text, image_text_hidden_size=projection)
 
 
 def build(kind: type[Model], config: BlipConfig) -> Model:
-    """A model of either class with random weights; with a stem where the config of its image tower asks for one."""
+    """A model of class `kind` with random weights, and with a convolutional stem if its vision config has one."""
     model = kind(config)
-    asked = getattr(config.vision_config, "stem", None)
-    if asked:
-        model.vision_model.embeddings.patch_embedding = Stem(vit.Architecture.from_dict(asked))
+    stem = getattr(config.vision_config, "stem", None)
+    if stem:
+        patch_embedding = Stem(vit.Architecture.from_dict(stem))
+        # The annotation of transformers says `Conv2d`; its code needs a callable with a `weight`.
+        model.vision_model.embeddings.patch_embedding = patch_embedding  # type: ignore[assignment]
     return model
 
 
+def timm_key(key: str) -> str:
+    """The state dict key in a timm ViT for `key` in BLIP's image tower."""
+    # A plain patch embedding is a convolution here, and a module with a convolution `proj` in timm.
+    key = re.sub(r"patch_embedding\.(weight|bias)$", r"patch_embedding.projection.\1", key)
+    parts = [TIMM_NAMES.get(part, part) for part in key.split(".")]
+    return ".".join(part for part in parts if part)
+
+
 def start_from_vit(model: BlipForConditionalGeneration | BlipForImageTextRetrieval, weights: dict[str, Tensor]) -> None:
-    """Give the image tower the weights of a timm ViT of the same shape; raises `RuntimeError` where they do not fit."""
-    names = {
-        "cls_token": "embeddings.class_embedding",
-        "pos_embed": "embeddings.position_embedding",
-        "patch_embed": "embeddings.patch_embedding",
-        "blocks": "encoder.layers",
-        "norm1": "layer_norm1",
-        "norm2": "layer_norm2",
-        "attn": "self_attn",
-        "proj": "projection",
-        "norm": "post_layernorm",
-    }
-    kept = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
-    renamed = {".".join(names.get(part, part) for part in name.split(".")): weight for name, weight in kept.items()}
+    """Load the weights of a timm ViT into the image tower. Raises `RuntimeError` if they do not match key for key."""
+    keys = {timm_key(key): key for key in model.vision_model.state_dict()}
+    renamed = {keys.get(key, key): weight for key, weight in weights.items() if not key.startswith("head.")}
     model.vision_model.load_state_dict(renamed)
 
 
@@ -123,71 +147,74 @@ def save(
     tokenizer: PreTrainedTokenizerFast,
     processor: BlipImageProcessorPil,
 ) -> None:
-    """Write both models' weights as one file, with config, tokenizer and image processor, as the hub lays them out."""
-    weights = {**captioner.state_dict(), **retriever.state_dict()}
-    weights = {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}  # none shared
+    """Write both models as one file of weights, with config, tokenizer and image processor, in the hub's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     processor.save_pretrained(folder)
     write_text(folder / CONFIG, captioner.config.to_json_string())
-    with atomic_write(folder / WEIGHTS) as beside:
-        save_file(weights, beside)
+    # Last, so that a folder with weights is complete.
+    save_weights(folder / WEIGHTS, {**captioner.state_dict(), **retriever.state_dict()})
 
 
 def load(kind: type[Model], source: str) -> Model:
-    """A frozen model of either class, in eval mode, from a folder of `save`, or as transformers finds it by name.
+    """A frozen model of class `kind` in eval mode, from a folder of `save` or transformers, or a name on the hub.
 
-    Raises `FileNotFoundError` for what is neither a folder nor a name on the hub, `RuntimeError` or `ValueError` for
-    weights that do not fit key for key, `OSError` as transformers does.
+    Raises `FileNotFoundError` if `source` is neither a folder nor a name on the hub, `RuntimeError` or `ValueError` if
+    the weights do not match key for key, and `OSError` as transformers does.
     """
-    config = _own_config(source)
+    config = _read_config(source)
     if config is None:
-        return _whole(kind, source).eval().requires_grad_(False)
+        return _from_pretrained(kind, source).eval().requires_grad_(False)
     model = build(kind, config)
-    others = tuple(part + "." for part in PARTS if not hasattr(model, part))
+    parts_of_other_class = tuple(f"{part}." for part in PARTS if not hasattr(model, part))
     weights = load_file(Path(source) / WEIGHTS)
-    model.load_state_dict({name: weight for name, weight in weights.items() if not name.startswith(others)})
+    model.load_state_dict({key: weight for key, weight in weights.items() if not key.startswith(parts_of_other_class)})
     return model.eval().requires_grad_(False)
 
 
 class PartsMissingError(ValueError):
-    """A checkpoint without some parts of a model."""
+    """A checkpoint lacks the weights of some parts of a model."""
 
 
-def _whole(kind: type[Model], source: str) -> Model:
-    """A model as transformers loads it, unless it would fill in parts that the checkpoint lacks with random weights."""
-    model, told = kind.from_pretrained(source, output_loading_info=True)
-    missing = sorted({name.split(".")[0] for name in told["missing_keys"]})
+def _from_pretrained(kind: type[Model], source: str) -> Model:
+    """A model as transformers loads it. Raises `PartsMissingError` where transformers would fill in random weights."""
+    loaded: Any = kind.from_pretrained(source, output_loading_info=True)
+    model, info = loaded
+    missing = sorted({key.split(".")[0] for key in info["missing_keys"]})
     if missing:
         raise PartsMissingError(f"holds no weights for {', '.join(missing)}, which {kind.__name__} needs")
     return model
 
 
 def load_decoder(source: str) -> BlipTextLMHeadModel:
-    """The frozen text decoder alone; raises as `load` does."""
-    config = _own_config(source)
+    """The frozen text decoder on its own; raises as `load` does."""
+    config = _read_config(source)
     if config is None:
         return load(BlipForConditionalGeneration, source).text_decoder
-    decoder, own = BlipTextLMHeadModel(config.text_config), "text_decoder."
-    weights = {name: weight for name, weight in load_file(Path(source) / WEIGHTS).items() if name.startswith(own)}
-    decoder.load_state_dict({name.removeprefix(own): weight for name, weight in weights.items()})
+    text_config: Any = config.text_config
+    decoder = BlipTextLMHeadModel(text_config)
+    prefix = "text_decoder."
+    weights = load_file(Path(source) / WEIGHTS)
+    decoder.load_state_dict(
+        {key.removeprefix(prefix): weight for key, weight in weights.items() if key.startswith(prefix)}
+    )
     return decoder.eval().requires_grad_(False)
 
 
-def _own_config(source: str) -> BlipConfig | None:
-    """The config in a folder of `save`; None for what transformers has saved, and loads by itself."""
+def _read_config(source: str) -> BlipConfig | None:
+    """The config in a folder of `save`; None for a folder of transformers or a name on the hub."""
     folder = Path(source)
     if not folder.is_dir():
         if source.count("/") == 1:
             return None  # owner/name on the hub
         raise FileNotFoundError(f"no BLIP checkpoint at {source}; expected a folder with {WEIGHTS} and {CONFIG}")
     config = BlipConfig.from_pretrained(folder)
-    return None if config.architectures else config  # transformers says which class it saved
+    return None if config.architectures else config  # transformers records the class that it saved; `save` does not
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the image tower wants: squares of `side` pixels, normalized by `mean` and `std`."""
+    """The input of the image tower: square images of `side` pixels, normalized by `mean` and `std` per channel."""
 
     side: int
     mean: tuple[float, ...]
@@ -195,11 +222,11 @@ class Preprocessing:
 
 
 def load_preprocessing(source: str) -> Preprocessing:
-    """The image side of a folder of `save`, or of a model on the hub."""
+    """The preprocessing of a model in a folder or on the hub."""
     processor = BlipImageProcessorPil.from_pretrained(source)
     return Preprocessing(processor.size["height"], tuple(processor.image_mean), tuple(processor.image_std))
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder of `save`, or of a model on the hub."""
+    """The tokenizer of a model in a folder or on the hub."""
     return AutoTokenizer.from_pretrained(source)

@@ -1,41 +1,45 @@
-"""CATR's encoder and decoder: attention that adds positions to queries and keys, and what a decoder keeps of it.
+"""CATR's transformer encoder and decoder, and the cache of a decoder that reads a text token by token.
 
-Source of the facts: github.com/saahiluppal/catr, models/transformer.py and models/position_encoding.py; the design is
-DETR's (Carion et al. 2020, "End-to-end object detection with transformers"). Norms come before attention; positions
-are added behind the norm, to queries and keys alone. Dropout has no weights and is left out: nothing here is trained.
+Follows github.com/saahiluppal/catr, models/transformer.py and models/position_encoding.py; the design is DETR's (Carion
+et al. 2020, "End-to-end object detection with transformers"). Norms come before attention. Positions are added after
+the norm, to queries and keys only. Dropout is left out: it has no weights, and nothing is trained here.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TEMPERATURE = 10000  # of the sines' wavelengths
+from stages.models.shared_keys import RowsByImage
+
+TEMPERATURE = 10000  # wavelengths of the sines grow from 1 to nearly this, as in "Attention is all you need"
 
 
 def sine_positions(valid: Tensor, features: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sines and cosines of where each cell lies, `(B, rows, columns, features)`; `features` a multiple of 4.
+    """Sine position embeddings of grid cells, `(B, rows, columns, features)`; `features` must be a multiple of 4.
 
-    `valid` `(B, rows, columns)` bool is False on padding. The first half of the features tells the row, the second
-    the column, sines and cosines in turn; cells are counted from 1 and the last valid one is a full turn.
+    `valid` `(B, rows, columns)` bool is False on padding. The first half of the features encodes the row and the second
+    half the column, alternating sines and cosines. Cells count from 1, and the last valid cell is a full turn.
     """
     half = features // 2
-    pair = torch.arange(half, device=valid.device) // 2
-    waves = TEMPERATURE ** (2 * pair.to(dtype) / half)
+    pair = torch.arange(half, device=valid.device) // 2  # a sine and a cosine share a wavelength
+    wavelengths = TEMPERATURE ** (2 * pair.to(dtype) / half)
     halves = []
     for axis in (1, 2):
         count = valid.cumsum(axis, dtype=dtype)
         last = count.narrow(axis, count.shape[axis] - 1, 1)
-        angles = (count / (last + 1e-6) * 2 * math.pi)[..., None] / waves
+        # The published code adds 1e-6, against a division by 0 where all of a line is padding.
+        angles = (count / (last + 1e-6) * 2 * math.pi)[..., None] / wavelengths  # (B, rows, columns, half)
         halves.append(torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), -1).flatten(-2))
     return torch.cat(halves, -1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with the weights of `nn.MultiheadAttention`, but its projections to be had one by one."""
+    """Multi-head attention with the weights of `nn.MultiheadAttention` and separate access to its projections."""
 
     def __init__(self, hidden: int, heads: int):
         super().__init__()
@@ -45,26 +49,27 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(hidden, hidden)
 
     def queries(self, x: Tensor) -> Tensor:
-        """`(B, heads, n, hidden / heads)` of `x` `(B, n, hidden)`; so are keys and values."""
-        return self._projected(x, 0)
+        """Queries `(B, heads, n, hidden / heads)` from `x` `(B, n, hidden)`; keys and values have the same shape."""
+        return self._project(x, 0)
 
     def keys(self, x: Tensor) -> Tensor:
-        return self._projected(x, 1)
+        return self._project(x, 1)
 
     def values(self, x: Tensor) -> Tensor:
-        return self._projected(x, 2)
+        return self._project(x, 2)
 
-    def joined(self, mixed: Tensor) -> Tensor:
-        """All heads' mixed values `(B, heads, n, hidden / heads)` as `(B, n, hidden)`."""
+    def output(self, mixed: Tensor) -> Tensor:
+        """The output projection `(B, n, hidden)` of the heads' mixed values `(B, heads, n, hidden / heads)`."""
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
-    def _projected(self, x: Tensor, part: int) -> Tensor:
-        weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias.chunk(3)[part]
+    def _project(self, x: Tensor, part: int) -> Tensor:
+        weight = self.in_proj_weight.chunk(3)[part]
+        bias = self.in_proj_bias.chunk(3)[part]
         return F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def attention_weights(queries: Tensor, keys: Tensor, valid: Tensor | None) -> Tensor:
-    """What `scaled_dot_product_attention` mixes values with but never shows, `(B, heads, queries, keys)`."""
+    """The weights `(B, heads, queries, keys)`, which `scaled_dot_product_attention` does not return."""
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
     if valid is not None:
         scores = scores.masked_fill(~valid, -torch.inf)
@@ -72,26 +77,29 @@ def attention_weights(queries: Tensor, keys: Tensor, valid: Tensor | None) -> Te
 
 
 class EncoderLayer(nn.Module):
-    """Cells look at each other."""
+    """Self-attention among the cells of an image, then a feedforward network."""
 
     def __init__(self, hidden: int, heads: int, feedforward: int):
         super().__init__()
         self.self_attn = Attention(hidden, heads)
-        self.linear1, self.linear2 = nn.Linear(hidden, feedforward), nn.Linear(feedforward, hidden)
-        self.norm1, self.norm2 = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.linear1 = nn.Linear(hidden, feedforward)
+        self.linear2 = nn.Linear(feedforward, hidden)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.norm2 = nn.LayerNorm(hidden)
 
     def forward(self, x: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
-        attention, normed = self.self_attn, self.norm1(x)
-        placed = normed + positions
+        attention = self.self_attn
+        normed = self.norm1(x)
+        positioned = normed + positions
         mixed = F.scaled_dot_product_attention(
-            attention.queries(placed), attention.keys(placed), attention.values(normed), attn_mask=valid
+            attention.queries(positioned), attention.keys(positioned), attention.values(normed), attn_mask=valid
         )
-        x = x + attention.joined(mixed)
+        x = x + attention.output(mixed)
         return x + self.linear2(self.linear1(self.norm2(x)).relu())
 
 
 class Encoder(nn.Module):
-    """`(B, cells, hidden)` of the same; `valid` `(B, 1, 1, cells)` is False for cells that none may look at."""
+    """Maps `(B, cells, hidden)` to the same shape; `valid` `(B, 1, 1, cells)` is False on padding."""
 
     def __init__(self, layers: int, hidden: int, heads: int, feedforward: int):
         super().__init__()
@@ -106,7 +114,7 @@ class Encoder(nn.Module):
 
 @dataclass
 class LayerCache:
-    """A decoder layer's keys and values: of every image's cells, and of the tokens that every row has read so far."""
+    """Keys and values of a decoder layer: of each image's cells, and of the tokens that each row has read."""
 
     image_keys: Tensor  # (images, heads, cells, hidden / heads); so are the values
     image_values: Tensor
@@ -114,16 +122,18 @@ class LayerCache:
     values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All rows' keys and values, the new ones behind those that were there."""
-        if self.keys is not None:
-            keys, values = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
-        self.keys, self.values = keys, values
+        """Add the keys and values of new tokens, and return those of all tokens."""
+        if self.keys is not None and self.values is not None:
+            keys = torch.cat((self.keys, keys), 2)
+            values = torch.cat((self.values, values), 2)
+        self.keys = keys
+        self.values = values
         return keys, values
 
 
 @dataclass
 class CatrCache:
-    """What the decoder keeps: per image the cells' keys and values, per row those of the tokens read."""
+    """The caches of all decoder layers."""
 
     layers: Sequence[LayerCache]
     valid: Tensor | None  # (images, 1, 1, cells), False on padding
@@ -134,122 +144,103 @@ class CatrCache:
 
     @property
     def rows(self) -> int | None:
-        """How many rows have been read; None before the first `read`."""
+        """The number of rows; None before the first `read`."""
         keys = self.layers[0].keys
         return None if keys is None else len(keys)
 
     @property
     def length(self) -> int:
-        """How many tokens each row has read."""
+        """The number of tokens that each row has read."""
         keys = self.layers[0].keys
         return 0 if keys is None else keys.shape[2]
 
     def select(self, rows: Tensor) -> None:
-        """Keep the rows with these numbers, in this order; a number may come more than once. Images stay."""
-        if self.rows is None:
-            return
+        """Keep the given rows, in this order; a row may be repeated. The images stay as they are."""
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
-
-
-@dataclass(frozen=True)
-class SharedImages:
-    """Rows of one image side by side as that image's queries: its keys and values are read where they lie.
-
-    Copies for every row would take 4 MB a row at the published size (19x19 cells, six layers) and be made anew for
-    every token.
-    """
-
-    images: int
-    each: int  # rows of the image that has most
-    place: Tensor  # (rows,) where each row lies among images * each
-
-    @classmethod
-    def of(cls, images_of: Tensor, images: int) -> "SharedImages":
-        """`images_of` `(rows,)` numbers each row's image. Raises `ValueError` where rows are not sorted by image."""
-        if bool((images_of.diff() < 0).any()):
-            raise ValueError("rows must be sorted by image")
-        counts = images_of.bincount(minlength=images)
-        first = counts.cumsum(0) - counts
-        each = int(counts.max())
-        within = torch.arange(len(images_of), device=images_of.device) - first[images_of]
-        return cls(images, each, images_of * each + within)
-
-    def gather(self, x: Tensor) -> Tensor:
-        """`(images, heads, each * n, d)` of `(rows, heads, n, d)`; zeros where an image has fewer rows."""
-        wide = x.new_zeros(self.images * self.each, *x.shape[1:])
-        wide[self.place] = x
-        return wide.unflatten(0, (self.images, self.each)).transpose(1, 2).flatten(2, 3)
-
-    def spread(self, x: Tensor) -> Tensor:
-        """`gather` undone."""
-        return x.unflatten(2, (self.each, -1)).transpose(1, 2).flatten(0, 1)[self.place]
+            if layer.keys is not None and layer.values is not None:
+                layer.keys = layer.keys[rows]
+                layer.values = layer.values[rows]
 
 
 class DecoderLayer(nn.Module):
-    """Tokens look back at themselves, then at the image; `places` `(n, hidden)` are the tokens' learned positions."""
+    """Causal self-attention among tokens, cross-attention to the image, then a feedforward network.
+
+    `positions` `(n, hidden)` are the learned position embeddings of the tokens.
+    """
 
     def __init__(self, hidden: int, heads: int, feedforward: int):
         super().__init__()
-        self.self_attn, self.multihead_attn = Attention(hidden, heads), Attention(hidden, heads)
-        self.linear1, self.linear2 = nn.Linear(hidden, feedforward), nn.Linear(feedforward, hidden)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(hidden) for _ in range(3))
+        self.self_attn = Attention(hidden, heads)
+        self.multihead_attn = Attention(hidden, heads)
+        self.linear1 = nn.Linear(hidden, feedforward)
+        self.linear2 = nn.Linear(feedforward, hidden)
+        self.norm1 = nn.LayerNorm(hidden)
+        self.norm2 = nn.LayerNorm(hidden)
+        self.norm3 = nn.LayerNorm(hidden)
 
     def new_cache(self, memory: Tensor, positions: Tensor) -> LayerCache:
-        """Keys and values of `memory` `(images, cells, hidden)`: keys tell where a cell lies, values do not."""
+        """The keys and values of `memory` `(images, cells, hidden)`; only keys include the cells' positions."""
         return LayerCache(self.multihead_attn.keys(memory + positions), self.multihead_attn.values(memory))
 
-    def look_back(self, x: Tensor, places: Tensor, cache: LayerCache) -> Tensor:
-        """`x` `(rows, n, hidden)` behind self-attention; its keys and values go into `cache`."""
-        attention, normed = self.self_attn, self.norm1(x)
-        placed = normed + places
-        keys, values = cache.append(attention.keys(placed), attention.values(normed))
-        new, seen = x.shape[1], keys.shape[2]
-        earlier = None  # a single new token may look at all there is
+    def self_attention(self, x: Tensor, positions: Tensor, cache: LayerCache) -> Tensor:
+        """`x` `(rows, n, hidden)` after self-attention; its keys and values are added to `cache`."""
+        attention = self.self_attn
+        normed = self.norm1(x)
+        positioned = normed + positions
+        keys, values = cache.append(attention.keys(positioned), attention.values(normed))
+        new = x.shape[1]
+        total = keys.shape[2]
+        causal = None  # a single new token may attend to all tokens
         if new > 1:
-            earlier = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
-        return x + attention.joined(
-            F.scaled_dot_product_attention(attention.queries(placed), keys, values, attn_mask=earlier)
-        )
+            # Query i is token total - new + i, and attends to no later token.
+            causal = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
+        mixed = F.scaled_dot_product_attention(attention.queries(positioned), keys, values, attn_mask=causal)
+        return x + attention.output(mixed)
 
-    def image_queries(self, x: Tensor, places: Tensor) -> Tensor:
-        """What tokens behind self-attention ask of the image, `(rows, heads, n, hidden / heads)`."""
-        return self.multihead_attn.queries(self.norm2(x) + places)
+    def image_queries(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The queries of cross-attention `(rows, heads, n, hidden / heads)`, from tokens after self-attention."""
+        return self.multihead_attn.queries(self.norm2(x) + positions)
 
     def forward(
-        self, x: Tensor, places: Tensor, cache: LayerCache, valid: Tensor | None, shared: SharedImages
+        self, x: Tensor, positions: Tensor, cache: LayerCache, valid: Tensor | None, rows: RowsByImage
     ) -> Tensor:
-        x = self.look_back(x, places, cache)
-        queries = shared.gather(self.image_queries(x, places))
+        x = self.self_attention(x, positions, cache)
+        queries = rows.gather(self.image_queries(x, positions))
         mixed = F.scaled_dot_product_attention(queries, cache.image_keys, cache.image_values, attn_mask=valid)
-        x = x + self.multihead_attn.joined(shared.spread(mixed))
+        x = x + self.multihead_attn.output(rows.scatter(mixed))
         return x + self.linear2(self.linear1(self.norm3(x)).relu())
 
 
 class Decoder(nn.Module):
-    """All layers over `x` `(rows, n, hidden)`, the tokens behind those that `cache` has read."""
+    """All layers on `x` `(rows, n, hidden)`, the tokens that follow those in `cache`."""
 
     def __init__(self, layers: int, hidden: int, heads: int, feedforward: int):
         super().__init__()
         self.layers = nn.ModuleList(DecoderLayer(hidden, heads, feedforward) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
 
-    def forward(self, x: Tensor, places: Tensor, cache: CatrCache, shared: SharedImages) -> Tensor:
-        for layer, kept in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, places, kept, cache.valid, shared)
+    def new_cache(self, memory: Tensor, positions: Tensor, valid: Tensor | None) -> CatrCache:
+        """The keys and values of `memory` `(images, cells, hidden)` in every layer, and no tokens."""
+        layers = cast("Sequence[DecoderLayer]", self.layers)
+        return CatrCache([layer.new_cache(memory, positions) for layer in layers], valid)
+
+    def forward(self, x: Tensor, positions: Tensor, cache: CatrCache, rows: RowsByImage) -> Tensor:
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, positions, layer_cache, cache.valid, rows)
         return self.norm(x)
 
-    def image_weights(self, x: Tensor, places: Tensor, cache: CatrCache, shared: SharedImages, number: int) -> Tensor:
-        """What layer `number` weighs the image's cells with, `(rows, heads, n, cells)`; one row an image."""
-        for layer, kept in zip(self.layers[:number], cache.layers, strict=False):
-            x = layer(x, places, kept, cache.valid, shared)
-        asking, kept = self.layers[number], cache.layers[number]
-        queries = asking.image_queries(asking.look_back(x, places, kept), places)
-        return attention_weights(queries, kept.image_keys, cache.valid)
+    def cross_attention(self, x: Tensor, positions: Tensor, cache: CatrCache, rows: RowsByImage, index: int) -> Tensor:
+        """The weights `(rows, heads, n, cells)` of layer `index` over the image, for one row per image."""
+        for layer, layer_cache in zip(self.layers[:index], cache.layers[:index], strict=True):
+            x = layer(x, positions, layer_cache, cache.valid, rows)
+        layer = cast("DecoderLayer", self.layers[index])
+        layer_cache = cache.layers[index]
+        queries = layer.image_queries(layer.self_attention(x, positions, layer_cache), positions)
+        return attention_weights(queries, layer_cache.image_keys, cache.valid)
 
 
 class Embeddings(nn.Module):
-    """Word and learned position, summed and normed."""
+    """The normed sum of word and learned position embeddings."""
 
     def __init__(self, vocabulary: int, positions: int, hidden: int, pad: int, layer_norm_eps: float):
         super().__init__()
@@ -257,13 +248,15 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(positions, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=layer_norm_eps)
 
-    def forward(self, tokens: Tensor, read: int) -> tuple[Tensor, Tensor]:
-        """Of `tokens` `(rows, n)` behind `read` others: `(rows, n, hidden)`, and their places alone `(n, hidden)`.
+    def forward(self, tokens: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        """Embeddings `(rows, n, hidden)` of `tokens` `(rows, n)` at position `offset` and on.
 
-        Every decoder layer adds the places again. Raises `ValueError` for more tokens than there are places.
+        Also returns the position embeddings `(n, hidden)`, which every decoder layer adds again. Raises `ValueError`
+        for more tokens than positions.
         """
-        places, end = self.position_embeddings.weight, read + tokens.shape[1]
-        if end > len(places):
-            raise ValueError(f"{end} tokens, but CATR has places for {len(places)}")
-        places = places[read:end]
-        return self.LayerNorm(self.word_embeddings(tokens) + places), places
+        end = offset + tokens.shape[1]
+        positions = self.position_embeddings.weight
+        if end > len(positions):
+            raise ValueError(f"{end} tokens, but CATR has {len(positions)} positions")
+        positions = positions[offset:end]
+        return self.LayerNorm(self.word_embeddings(tokens) + positions), positions

@@ -1,4 +1,4 @@
-"""On what models are computed, and how: `compute` in params.yaml."""
+"""Device, precision and compilation: the section `compute` of params.yaml."""
 
 import torch
 from torch import Tensor, nn
@@ -8,41 +8,48 @@ from stages.params.compute import Compute
 
 
 def get_device() -> torch.device:
-    """The GPU where there is one. Its float32 is float32: by default, convolutions would use TF32 in its place."""
+    """The GPU if any, else the CPU."""
+    # cuDNN convolutions use TF32 by default, with 10 bits of mantissa where float32 has 23.
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def mixed_precision(compute: Compute) -> torch.autocast:
-    """Products in `compute.precision`, on whatever device; everything else, and all weights, stay float32."""
-    kind = getattr(torch, compute.precision)
-    on = kind != torch.float32
-    return torch.autocast(get_device().type, kind if on else torch.bfloat16, enabled=on)
+    """Run matrix products and convolutions in `compute.precision`; all else, and all weights, stay float32."""
+    dtype = getattr(torch, compute.precision)
+    return torch.autocast(get_device().type, dtype, enabled=dtype != torch.float32)
 
 
 def prepare_model(model: nn.Module, compute: Compute) -> nn.Module:
-    """The model on its device; where that was asked for, every layer that it has several of is compiled.
+    """Move the model to its device, and compile its repeated layers if `compute.compile` is set.
 
-    Layers alone, as timm guards the height of every image: the whole of a ViT would be compiled anew for each.
+    Only the layers are compiled: timm guards on the height of each image, so a whole ViT would be compiled again for
+    each height.
     """
     model.to(get_device())
     if compute.compile:
-        for layer in _repeated(model):
+        for layer in _repeated_layers(model):
             layer.compile(dynamic=True)
     return model
 
 
-def _repeated(model: nn.Module) -> list[nn.Module]:
-    """The elements of lists of modules of one class."""
-    lists = [one for one in model.modules() if isinstance(one, nn.ModuleList | nn.Sequential) and len(one) > 1]
-    return [layer for one in lists if len({type(layer) for layer in one}) == 1 for layer in one]
+def _repeated_layers(model: nn.Module) -> list[nn.Module]:
+    """The elements of all lists of several modules that are all of one class, such as transformer blocks."""
+    layers: list[nn.Module] = []
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
+            continue
+        if len({type(layer) for layer in module}) == 1:
+            layers.extend(module)
+    return layers
 
 
 class MixedPrecision:
-    """Steps of an optimizer in `compute.precision`.
+    """Training steps in `compute.precision`.
 
-    Gradients of float16 products are scaled up before they are taken, and down again before the step, as small ones
-    would be 0 (Micikevicius et al., 2018, "Mixed precision training"); the others need no scale.
+    For float16, the loss is scaled up before the backward pass and the gradients are scaled down before the step, as
+    small gradients would round to 0 (Micikevicius et al. 2018, "Mixed precision training"). The other precisions have
+    the exponent range of float32 and need no scaling.
     """
 
     def __init__(self, compute: Compute):
@@ -50,15 +57,15 @@ class MixedPrecision:
         self.scaler = torch.amp.GradScaler(get_device().type, enabled=compute.precision == "float16")
 
     def products(self) -> torch.autocast:
-        """Where the model is called."""
+        """The context to call the model in."""
         return mixed_precision(self.compute)
 
     def backward(self, loss: Tensor) -> None:
-        """Add up the loss's gradients."""
+        """Accumulate the gradients of the loss."""
         self.scaler.scale(loss).backward()
 
     def step(self, optimizer: Optimizer) -> None:
-        """Take a step and forget the gradients."""
+        """Update the weights and reset the gradients."""
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad()

@@ -1,25 +1,26 @@
-"""A timm ViT whose outputs have names, and the files it is kept in.
+"""Frozen timm vision transformers with named outputs, and the checkpoint files that they load from.
 
-Where libraries differ, this one does as timm does. Position embeddings are resampled to an image's grid bicubically,
-antialiased (`resample_abs_pos_embed`), whose kernel is Pillow's (a = -0.5); DINO's own code and BLIP's resample without
-antialiasing, with a = -0.75, and DINO's scales by (side + 0.1) / own side. An image's sides that are no multiple of the
-patch lose the remainder at the right and the bottom, as a patch embedding's convolution does by itself, and so as
-DINO's code does on VOC. Nothing is padded.
+ViT code bases differ in two details. This module follows timm:
+
+- Position embeddings are resampled to the grid of an image by antialiased bicubic interpolation, with Pillow's kernel
+  (a = -0.5; timm's `resample_abs_pos_embed`). DINO's and BLIP's own code do not antialias and use a = -0.75; DINO's
+  also scales by (side + 0.1) / trained side.
+- An image whose sides are not multiples of the patch size loses the remainder at the right and the bottom, as a
+  strided convolution drops it by itself, and as DINO's code does on VOC. Nothing is padded.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from timm.layers import HybridEmbed
 from timm.models import PretrainedCfg
 from timm.models.eva import Eva
@@ -27,26 +28,28 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
-from stages.core.atomic import atomic_write
-from stages.models.weights import read_weights
+from stages.core.weights_file import save_weights
+from stages.models.weights import check_weights, read_weights
 from stages.params.model_source import is_checkpoint_file, split_revision
 
-HEAD_WIDTH = 64  # of an attention head, in ViTs whose checkpoints do not say
-OTHER_HEADS = (1280,)  # widths whose heads are wider: ViT-H has 16
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as DINO and most ViTs expect
+HEAD_WIDTH = 64  # features per attention head: true of ViT-Ti to ViT-L, whose checkpoints do not store it
+WIDER_HEADS = (1280, 1408, 1664)  # embedding widths that break this rule: ViT-H, ViT-g and ViT-G all have 16 heads
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB pixels, as DINO and most ViTs are trained with
+STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A small ViT with a convolutional stem for a patch embedding.
+    """A small ViT with a convolutional stem as its patch embedding.
 
-    The stem (convolutions, batch norm, ReLU, then 1x1 to `dim`; Xiao et al. 2021, "Early convolutions help
-    transformers see better") is what lets so small a ViT learn on a CPU. Its halving convolutions have even kernels:
-    with the usual 3x3, padded by 1, three of them center a token's window 3.5 pixels above and left of its patch,
-    and every mask that a head draws lands that far off (12 points of a linear head's mIoU).
+    The stem is convolutions with batch norm and ReLU, then a 1x1 convolution to `dim` (Xiao et al. 2021, "Early
+    convolutions help transformers see better"). It lets a ViT this small learn on a CPU. Its stride-2 convolutions have
+    even kernels: with the usual 3x3 kernels and a padding of 1, three of them center the receptive field of a token 3.5
+    pixels above and left of its patch. Every predicted mask is then off by that much, which cost 12 points of a linear
+    head's mIoU.
     """
 
-    side: int = 80  # of the square images it is trained on, in pixels
+    side: int = 80  # of the square training images, in pixels
     dim: int = 128
     depth: int = 4
     heads: int = 4
@@ -56,13 +59,16 @@ class Architecture:
     outputs: int = 0  # of the classification layer on the class token; 0 for none
 
     @classmethod
-    def from_dict(cls, fields: dict) -> "Architecture":
-        """What `asdict` made, and JSON brought back with lists for tuples."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    def from_dict(cls, fields: dict[str, Any]) -> "Architecture":
+        """The architecture from the output of `asdict`, also after JSON has turned its tuples into lists."""
+        values: dict[str, Any] = {}
+        for key, value in fields.items():
+            values[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 def stem(architecture: Architecture) -> ConvStem:
-    """The convolutions in a patch embedding's place: `(B, dim, rows, columns)` of `(B, 3, H, W)`."""
+    """The convolutional stem, which maps `(B, 3, H, W)` to `(B, dim, rows, columns)`."""
     layers = len(architecture.stem)
     return ConvStem(
         depth=layers + 1,
@@ -89,32 +95,30 @@ def build(architecture: Architecture) -> VisionTransformer:
 
 
 def save(path: Path, model: VisionTransformer, architecture: Architecture) -> None:
-    """Write weights with the architecture that they belong to."""
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    with atomic_write(path) as beside:
-        save_file(weights, beside, metadata={"architecture": json.dumps(asdict(architecture))})
+    """Write the weights, with the architecture as JSON in the metadata of the file."""
+    save_weights(path, model.state_dict(), architecture=asdict(architecture))
 
 
 def read_architecture(path: Path) -> Architecture:
-    """The architecture that a checkpoint of `save` carries; raises `ValueError` where there is none."""
-    with safe_open(path, framework="pt") as checkpoint:
-        metadata = checkpoint.metadata() or {}
+    """The architecture in a file of `save`. Raises `ValueError` if the file has none."""
+    metadata = _read_metadata(path)
     if "architecture" not in metadata:
-        raise ValueError(f"{path} carries no architecture; expected a checkpoint that stages/models wrote")
+        raise ValueError(f"{path} has no architecture in its metadata; expected a checkpoint that this project saved")
     return Architecture.from_dict(json.loads(metadata["architecture"]))
 
 
 def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """Float `(B, 3, H, W)` from uint8 `images` of the same shape."""
-    mean, std = (images.new_tensor(stats, dtype=torch.float32).view(3, 1, 1) for stats in (mean, std))
-    return (images.float() / 255 - mean) / std
+    """Normalized float32 images from uint8 `images`, both `(B, 3, H, W)`."""
+    channel_mean = images.new_tensor(mean, dtype=torch.float32).view(3, 1, 1)
+    channel_std = images.new_tensor(std, dtype=torch.float32).view(3, 1, 1)
+    return (images.float() / 255 - channel_mean) / channel_std
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a ViT makes of `B` images, after its last norm.
+    """The output tokens of a ViT for `B` images, after its last norm.
 
-    `patches` `(B, H // patch, W // patch, dim)`; `class_token` `(B, dim)`, or None where the model has none.
+    `patches` is `(B, H // patch, W // patch, dim)`; `class_token` is `(B, dim)`, or None if the model has none.
     """
 
     patches: Tensor
@@ -122,173 +126,190 @@ class Tokens:
 
 
 class Backbone(nn.Module):
-    """A frozen ViT on uint8 images, which it normalizes itself.
+    """A frozen ViT that takes uint8 images and normalizes them itself.
 
-    Sides that are no multiple of the patch lose the remainder at the right and the bottom. `architecture` is what a
-    checkpoint of `save` carries. Register tokens, where a model has them, stay inside.
+    `architecture` comes from a file of `save` and is None for other models. Register tokens are not part of the output.
     """
 
     def __init__(self, vit: VisionTransformer | Eva, architecture: Architecture | None = None):
         super().__init__()
         self.architecture = architecture
         self.vit = vit.eval().requires_grad_(False)
-        config = getattr(vit, "pretrained_cfg", None) or {}
-        self.mean, self.std = tuple(config.get("mean", MEAN)), tuple(config.get("std", STD))
+        pretrained_cfg = getattr(vit, "pretrained_cfg", None) or {}
+        self.mean: tuple[float, ...] = tuple(pretrained_cfg.get("mean", MEAN))
+        self.std: tuple[float, ...] = tuple(pretrained_cfg.get("std", STD))
+        self.blocks: list[Any] = list(vit.blocks)  # typed `Any`, as torch's stubs do not know the layers of a block
         self.dim: int = vit.embed_dim
-        self.heads: int = vit.blocks[-1].attn.num_heads
-        self.patch: tuple[int, int] = vit.patch_embed.feat_ratio(as_scalar=False)
+        self.heads: int = self.blocks[-1].attn.num_heads
+        patch = vit.patch_embed.feat_ratio(as_scalar=False)
+        assert isinstance(patch, tuple)
+        self.patch: tuple[int, int] = patch
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stays in eval mode: a frozen backbone has no other."""
+        """Stay in eval mode: a frozen backbone has no other."""
         return super().train(False)
 
     @property
     def has_class_token(self) -> bool:
-        """Whether the first of its tokens is a class token."""
+        """Whether the first token is a class token."""
         return getattr(self.vit, "cls_token", None) is not None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patch tokens of an image."""
+        """Rows and columns of patch tokens for an image of `height` x `width` pixels."""
         return height // self.patch[0], width // self.patch[1]
 
     def forward(self, images: Tensor) -> Tokens:
-        """Tokens of uint8 `images` `(B, 3, H, W)`."""
-        images, (rows, columns) = self._prepared(images)
-        tokens = self.vit.forward_features(images)  # (B, prefix + rows * columns, dim)
-        patches = tokens[:, self.vit.num_prefix_tokens :].unflatten(1, (rows, columns))
+        """The tokens of uint8 `images` `(B, 3, H, W)`. Raises `ValueError` if they are smaller than a patch."""
+        rows, columns = self.grid(*images.shape[-2:])
+        tokens = self.vit.forward_features(self._preprocess(images))  # (B, prefix + rows * columns, dim)
+        patches = tokens[:, self.vit.num_prefix_tokens :].unflatten(1, (rows, columns))  # (B, rows, columns, dim)
         return Tokens(patches, tokens[:, 0] if self.has_class_token else None)
 
     def attention(self, images: Tensor, block: int = -1) -> Tensor:
-        """Attention weights of one block, `(B, heads, tokens, tokens)`, as `watch` gives them.
+        """The attention weights of one block, as `capture_attention` passes them: `(B, heads, tokens, tokens)`.
 
-        Raises `IndexError` for a block that the model has not.
+        Raises `IndexError` if the model has no such block.
         """
-        found: list[Tensor] = []
-        asked = range(len(self.vit.blocks))[block]
-        self.capture_attention(images, lambda number, weights: found.append(weights), [asked])
-        return found[0]
+        index = range(len(self.blocks))[block]
+        captured: list[Tensor] = []
+        self.capture_attention(images, lambda _, weights: captured.append(weights), [index])
+        return captured[0]
 
     def capture_attention(
-        self, images: Tensor, note: Callable[[int, Tensor], None], blocks: Sequence[int] | None = None
+        self, images: Tensor, callback: Callable[[int, Tensor], None], blocks: Sequence[int] | None = None
     ) -> None:
-        """Pass `images` through, and `note` the number and the attention weights of one block after another.
+        """Run the model on `images` and call `callback(block, weights)` for each of `blocks` in turn (None: for all).
 
-        Weights are `(B, heads, tokens, tokens)`, prefix tokens first; rows sum to 1. `blocks` are all, if not told.
+        `weights` is `(B, heads, tokens, tokens)`, prefix tokens first; its rows sum to 1.
         """
 
-        def shown(number: int, attention: nn.Module, asked: tuple, settings: dict, _: Tensor) -> None:
-            with _unfused(attention, partial(note, number)):
-                attention.forward(*asked, **settings)
+        def capture(block: int, attention: Any, args: tuple, kwargs: dict, _: Tensor) -> None:
+            # Fused attention kernels never materialize the weights. So the layer runs a second time, unfused, where
+            # the weights pass through its dropout layer. The model continues with the output of the first run.
+            fused = attention.fused_attn
+            attention.fused_attn = False
+            handle = attention.attn_drop.register_forward_hook(lambda _, inputs, weights: callback(block, weights))
+            try:
+                attention.forward(*args, **kwargs)  # not `attention(...)`, which would call this hook again
+            finally:
+                handle.remove()
+                attention.fused_attn = fused
 
-        handles = [
-            self.vit.blocks[number].attn.register_forward_hook(partial(shown, number), with_kwargs=True)
-            for number in (range(len(self.vit.blocks)) if blocks is None else blocks)
-        ]
+        handles = []
+        for block in range(len(self.blocks)) if blocks is None else blocks:
+            hook = partial(capture, block)
+            handles.append(self.blocks[block].attn.register_forward_hook(hook, with_kwargs=True))
         try:
-            self.vit.forward_features(self._prepared(images)[0])
+            self.vit.forward_features(self._preprocess(images))
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _prepared(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _preprocess(self, images: Tensor) -> Tensor:
+        """Normalized images, cut to whole patches."""
         height, width = images.shape[-2:]
         rows, columns = self.grid(height, width)
         if not (rows and columns):
             raise ValueError(f"a {height}x{width} image is smaller than one {self.patch[0]}x{self.patch[1]} patch")
-        whole = images[..., : rows * self.patch[0], : columns * self.patch[1]]
-        return normalize(whole, self.mean, self.std), (rows, columns)
-
-
-@contextmanager
-def _unfused(attention: nn.Module, note: Callable[[Tensor], None]) -> Iterator[None]:
-    """Let an attention layer show its weights, which fused kernels never do: they pass through its dropout."""
-    fused, attention.fused_attn = attention.fused_attn, False
-    handle = attention.attn_drop.register_forward_hook(lambda module, given, weights: note(weights))
-    try:
-        yield
-    finally:
-        handle.remove()
-        attention.fused_attn = fused
+        whole_patches = images[..., : rows * self.patch[0], : columns * self.patch[1]]
+        return normalize(whole_patches, self.mean, self.std)
 
 
 def load(source: str, path: Path | None = None) -> Backbone:
-    """The frozen backbone from a checkpoint's file, or a pretrained timm ViT, `NAME` or `NAME@REVISION`.
+    """The frozen backbone from a checkpoint file, or a pretrained timm ViT named `NAME` or `NAME@REVISION`.
 
-    `path` is where the weights of `source` lie; without it, those of a name come from the hub. A file is one of
-    `save`, or holds a plain ViT under DINO's and timm's names. Raises `FileNotFoundError` for a missing file and
-    `ValueError` for a name that timm does not know, a model that is no ViT, or weights that do not fit one key for key.
+    `path` is the local file with the weights of `source`. Without it, a file is read from `source` itself, and the
+    weights of a timm model come from the hub. A file is either from `save`, or holds a plain ViT under the key names of
+    DINO and timm.
+
+    Raises `FileNotFoundError` for a missing file, and `ValueError` for a name that timm does not know, a model that is
+    not a ViT, or weights that do not match the model key for key.
     """
     if not is_checkpoint_file(source):
-        return _from_timm(*split_revision(source), path)
+        name, revision = split_revision(source)
+        return _load_timm(name, revision, path)
     path = path or Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"no backbone checkpoint at {path}")
     weights = read_weights(path)
-    if path.suffix == ".safetensors" and "architecture" in _metadata(path):
+    if path.suffix == ".safetensors" and "architecture" in _read_metadata(path):
         try:
             architecture = read_architecture(path)
-            network = build(architecture)
-            network.load_state_dict(weights)
-        except (RuntimeError, TypeError) as fault:
-            raise ValueError(f"{path} is no whole checkpoint of ours: {' '.join(str(fault).split())[:300]}") from fault
-        return Backbone(network, architecture)
+            model = build(architecture)
+            check_weights(weights, model.state_dict())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not match its own architecture: {error}") from error
+        model.load_state_dict(weights)
+        return Backbone(model, architecture)
     return Backbone(build_plain_vit(weights, str(path)))
 
 
 def pretrained_config(name: str) -> PretrainedCfg:
-    """What timm knows of a pretrained model; raises `ValueError` for a name without weights, with near ones."""
-    if not timm.is_model(name.split(".")[0]):
-        near = get_close_matches(name, timm.list_models("vit_*"), n=3, cutoff=0) or ["vit_small_patch16_224"]
-        raise ValueError(f"unknown backbone '{name}'; a checkpoint's file or a timm ViT, such as {', '.join(near)}")
+    """timm's config of a pretrained model. Raises `ValueError`, with similar names, if timm has no weights for it."""
+    model_name = name.split(".")[0]
+    if not timm.is_model(model_name):
+        similar = get_close_matches(name, timm.list_models("vit_*"), n=3, cutoff=0) or ["vit_small_patch16_224"]
+        raise ValueError(
+            f"unknown backbone '{name}'; expected a checkpoint file or a timm ViT, such as {', '.join(similar)}"
+        )
     try:
         config = timm.get_pretrained_cfg(name)
-    except RuntimeError as fault:  # an unknown tag
-        tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
-        raise ValueError(f"backbone '{name}': {fault} There are: {', '.join(tags) or 'none'}") from fault
+    except RuntimeError as error:  # an unknown tag
+        tags = ", ".join(timm.list_pretrained(f"{model_name}.*")) or "none"
+        raise ValueError(f"backbone '{name}': {error} There are: {tags}") from error
     if not (config and config.hf_hub_id):
         raise ValueError(f"timm has no weights for '{name}' on the hub")
     return config
 
 
-def _from_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
-    config = pretrained_config(name)
-    overlay = {"file": str(path)} if path else {"hf_hub_id": config.hf_hub_id + (f"@{revision}" if revision else "")}
-    asked = {"num_classes": 0, "dynamic_img_size": True, "pretrained_cfg_overlay": overlay}
+def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
+    """A pretrained timm ViT with the weights at `path`, or from the hub."""
+    hub_id = pretrained_config(name).hf_hub_id
+    overlay = {"hf_hub_id": f"{hub_id}@{revision}" if revision else hub_id}
+    if path:
+        overlay = {"file": str(path)}
     try:
-        network = timm.create_model(name, pretrained=True, **asked)
-    except (RuntimeError, TypeError, SafetensorError) as fault:  # weights that do not fit; a model without an option
-        told = " ".join(str(fault).split())[:300]
-        raise ValueError(f"backbone '{name}': {told}; expected a timm VisionTransformer") from fault
-    if not isinstance(network, VisionTransformer | Eva):
-        raise ValueError(f"backbone '{name}' is a {type(network).__name__}, not a timm VisionTransformer")
-    return Backbone(network)
+        model = timm.create_model(
+            name, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay=overlay
+        )
+    except (RuntimeError, TypeError, SafetensorError) as error:  # TypeError: not a ViT, so no `dynamic_img_size`
+        message = " ".join(str(error).split())[:300]  # one line; torch lists every key
+        raise ValueError(f"backbone '{name}': {message}; expected a timm VisionTransformer") from error
+    if not isinstance(model, VisionTransformer | Eva):
+        raise ValueError(f"backbone '{name}' is a {type(model).__name__}, not a timm VisionTransformer")
+    return Backbone(model)
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as checkpoint:
-        return checkpoint.metadata() or {}
+def _read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:
-    """A plain ViT from weights under DINO's and timm's names; sizes are told by shapes.
+    """A plain ViT from weights under the key names of DINO and timm; `name` is for error messages.
 
-    A training's wrappers (`module.`, `backbone.`) and a projection `head` are taken off. `outputs` keeps a
-    classification layer of that many. Raises `ValueError` where a key is missing, left over, or of another shape.
+    All sizes are derived from the shapes. Prefixes of training wrappers (`module.`, `backbone.`) are removed. So is a
+    `head`, unless `outputs` asks for a classification layer of that size. Raises `ValueError` for missing keys,
+    unexpected keys and unexpected shapes.
     """
-    bare = {key.removeprefix("module.").removeprefix("backbone."): one for key, one in weights.items()}
-    bare = {key: one for key, one in bare.items() if outputs or not key.startswith("head.")}
+    state_dict = {}
+    for key, weight in weights.items():
+        key = key.removeprefix("module.").removeprefix("backbone.")
+        if outputs or not key.startswith("head."):
+            state_dict[key] = weight
     try:
-        (dim, _, *patch), (_, tokens, _) = bare["patch_embed.proj.weight"].shape, bare["pos_embed"].shape
-        depth = 1 + max(int(key.split(".")[1]) for key in bare if key.startswith("blocks."))
-    except (KeyError, ValueError) as fault:
-        raise ValueError(f"{name} holds no plain ViT: no patch_embed.proj.weight, pos_embed or blocks") from fault
+        dim, _, *patch = state_dict["patch_embed.proj.weight"].shape  # (dim, 3, patch, patch)
+        _, tokens, _ = state_dict["pos_embed"].shape  # (1, 1 + grid * grid, dim)
+        depth = 1 + max(int(key.split(".")[1]) for key in state_dict if key.startswith("blocks."))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{name} is not a plain ViT: no patch_embed.proj.weight, pos_embed or blocks") from error
     if len(patch) != 2:
-        raise ValueError(f"{name} holds no plain ViT: patch_embed.proj.weight is no convolution's")
-    if dim % HEAD_WIDTH or dim in OTHER_HEADS:
-        raise ValueError(f"{name}: heads of a ViT {dim} wide are not known; name timm's model of it")
-    network = VisionTransformer(
+        raise ValueError(f"{name} is not a plain ViT: patch_embed.proj.weight is not from a 2-D convolution")
+    if dim % HEAD_WIDTH or dim in WIDER_HEADS:
+        raise ValueError(f"{name}: the number of heads of a ViT of width {dim} is unknown; name a timm model instead")
+    model = VisionTransformer(
         img_size=round(max(tokens - 1, 1) ** 0.5) * patch[0],
-        patch_size=tuple(patch),
+        patch_size=(patch[0], patch[1]),
         num_classes=outputs,
         embed_dim=dim,
         depth=depth,
@@ -296,15 +317,15 @@ def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> 
         dynamic_img_size=True,
     )
     try:
-        network.load_state_dict(bare)
-    except RuntimeError as fault:
-        told = " ".join(str(fault).split())
-        raise ValueError(f"{name} holds no plain ViT: {told[:300]}") from fault
-    return network
+        check_weights(state_dict, model.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{name} is not a plain ViT: {error}") from error
+    model.load_state_dict(state_dict)
+    return model
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of all weights and their names: what a feature table is bound to."""
+    """SHA-256 of all weights and their names. Cached features record it, to stay tied to their model."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -1,7 +1,7 @@
-"""Weights in files of others, read without running any code that they hold."""
+"""Read weights from third-party checkpoint files, without running any code that they may contain."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import is_zipfile
@@ -10,35 +10,52 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-WRAPPED = ("model", "teacher", "state_dict")  # keys that a training's weights stand under
-NAMED = 5  # keys in a message; it counts the rest
+from stages.core.messages import join_names
+from stages.core.stage import first_line
+
+NAMED_KEYS = 5  # keys that an error message lists before it counts the rest
+WRAPPER_KEYS = ("model", "teacher", "state_dict")  # under which training code stores the weights
 
 
-def read_weights(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, or of one of `torch.save`, whose names are `wanted`.
+def read_weights(path: Path, include: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` or `torch.save` file, by name, for the names that `include` accepts.
 
-    The latter is mapped into memory, not read, and unpickled with `weights_only`: tensors and plain values alone.
-    Raises `FileNotFoundError` for a missing file, and `ValueError` with one line for one that holds anything else.
+    A file of `torch.save` is mapped into memory, not read, and unpickled with `weights_only`: tensors and plain values
+    only. Raises `FileNotFoundError` for a missing file, and a one-line `ValueError` for one with other content.
     """
     try:
-        held = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
-    except UnpicklingError as fault:  # torch's own words advise to run the code all the same
-        raise ValueError(f"{path} is no file of tensors: it is damaged, or asks for code to be run") from fault
-    except (SafetensorError, RuntimeError, EOFError) as fault:
-        told = (str(fault).strip().splitlines() or ["empty"])[0]
-        raise ValueError(f"{path} is no file of tensors: {told}") from fault
-    if not (isinstance(held, dict) and held):
-        raise ValueError(f"{path} holds a {type(held).__name__}; expected tensors by name")
-    strange = [str(name) for name, weight in held.items() if not isinstance(weight, Tensor)]
-    if strange:
-        raise ValueError(f"{path} holds other things than tensors: {summarize_names(strange)}")
-    return {name: weight for name, weight in held.items() if wanted(name)}
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except UnpicklingError as error:  # torch's own message advises to load the file with `weights_only=False`
+        raise ValueError(f"{path} is not a file of tensors: damaged, or contains executable pickle code") from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a file of tensors: {first_line(error)}") from error
+    if not (isinstance(content, dict) and content):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected tensors by name")
+    other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise ValueError(f"{path} holds other things than tensors: {join_names(other, NAMED_KEYS)}")
+    return {name: weight for name, weight in content.items() if include(name)}
 
 
-def summarize_names(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError`, on one line, if `weights` do not have the names and shapes of `expected`."""
+    problems = {
+        "lacks": [name for name in expected if name not in weights],
+        "has unknown keys": [name for name in weights if name not in expected],
+        "has wrong shapes:": [
+            f"{name} is {format_shape(weight.shape)}, expected {format_shape(expected[name].shape)}"
+            for name, weight in weights.items()
+            if name in expected and weight.shape != expected[name].shape
+        ],
+    }
+    messages = [f"{problem} {join_names(names, NAMED_KEYS)}" for problem, names in problems.items() if names]
+    if messages:
+        raise ValueError("; ".join(messages))
+
+
+def format_shape(shape: torch.Size) -> str:
+    """A shape in words, such as `64x96`."""
+    return "x".join(map(str, shape)) or "a single number"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -46,11 +63,13 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _read_pickled(path: Path) -> object:
-    mapped = is_zipfile(path)  # torch before 1.6 wrote files that cannot be mapped
-    with torch.serialization.safe_globals([Namespace]):  # of a training's arguments, beside its weights: plain values
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    for key in WRAPPED:
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            return held[key]
-    return held
+def _read_pickle(path: Path) -> object:
+    can_map = is_zipfile(path)  # torch before 1.6 wrote files that cannot be mapped into memory
+    # DINO's full checkpoints store their command-line arguments, an `argparse.Namespace` of plain values.
+    with torch.serialization.safe_globals([Namespace]):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map)
+    if isinstance(content, dict):
+        for key in WRAPPER_KEYS:
+            if isinstance(content.get(key), dict):
+                return content[key]
+    return content

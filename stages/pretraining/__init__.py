@@ -1,1 +1,1 @@
-"""How the shipped checkpoints were made."""
+"""How the shipped checkpoints were pretrained."""

@@ -1,7 +1,8 @@
 """The model card of the shipped BLIP."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from transformers import BlipConfig
 
@@ -9,74 +10,66 @@ from stages.core.atomic import write_text
 from stages.core.train_state import TrainState
 from stages.data.scenes import web
 from stages.params.pretrain_blip import PretrainBlip
-from stages.pretraining.vit_card import SOURCES, draw_curve, made_by
+from stages.pretraining.card import DATA_SOURCES, CardInfo, describe_training, markdown_table, plot_curve
 
-MEASURES = {
-    "R@1": "the scene's caption is the nearest of all (R@1, image to text)",
-    "class named": "a greedy caption names the class of the largest thing",
-    "color named": "... with its color",
+METRICS = {
+    "R@1": "the nearest of all captions is the scene's own (R@1, image to text)",
+    "class named": "a greedy caption names the class of the largest object",
+    "color named": "... and its color",
 }
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the card says of the model and of where it was made."""
-
-    config: BlipConfig
-    parameters: int
-    held_out: int  # scenes that it is measured on
-    machine: str
-
-
 def write_card(
-    folder: Path, recipe: PretrainBlip, facts: Facts, progress: TrainState, judged: dict[str, dict[str, float]]
+    folder: Path,
+    recipe: PretrainBlip,
+    config: BlipConfig,
+    info: CardInfo,
+    state: TrainState,
+    results: dict[str, dict[str, float]],
 ) -> None:
-    """Write `README.md` and `curve.png` into `folder`; `judged` holds `MEASURES` by style of scenes and captions."""
-    draw_curve(folder / "curve.png", progress, "share of held-out scenes", list(MEASURES))
-    image, text = facts.config.vision_config, facts.config.text_config
+    """Write `README.md` and `curve.png` into `folder`; `results` maps a style of scenes to its `METRICS`."""
+    plot_curve(folder / "curve.png", state, "share of held-out scenes", list(METRICS))
+    vision: Any = config.vision_config
+    text: Any = config.text_config
     noise = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in asdict(web.Noise()).items())
+    scores = [
+        (description, *(f"{100 * result[metric]:.1f}" for result in results.values()))
+        for metric, description in METRICS.items()
+    ]
+    points = [
+        (f"{point['images']:,}", f"{point['loss']:.3f}", *(f"{100 * point[metric]:.1f}" for metric in METRICS))
+        for point in state.curve
+    ]
     lines = [
         "# blip_scenes: a small BLIP pretrained on generated scenes",
         "",
-        f"BLIP (Li et al., 2022) in transformers' own classes, shrunk: image tower {image.num_hidden_layers} layers x "
-        f"{image.hidden_size} on {image.image_size}x{image.image_size} images behind a convolutional stem, text "
-        f"encoder and decoder {text.num_hidden_layers} layers x {text.hidden_size} each, {text.num_attention_heads} "
-        f"heads, a vocabulary of {text.vocab_size} whole words, projections to {facts.config.image_text_hidden_size}; "
-        f"{facts.parameters:,} parameters while training, as encoder and decoder share all but their self-attention. "
-        "One file loads into `BlipForConditionalGeneration` and into `BlipForImageTextRetrieval` "
-        "(`stages/models/blip.py`), the image-text matching head included.",
+        f"BLIP (Li et al. 2022) in the classes of transformers, at a small size: image tower with "
+        f"{vision.num_hidden_layers} layers of width {vision.hidden_size} on {vision.image_size}x{vision.image_size} "
+        f"images behind a convolutional stem, text encoder and decoder with {text.num_hidden_layers} layers of width "
+        f"{text.hidden_size} each, {text.num_attention_heads} heads, a vocabulary of {text.vocab_size} whole words, "
+        f"projections to {config.image_text_hidden_size}; {info.parameters:,} parameters in training, where encoder "
+        "and decoder share all weights but their self-attention. One file loads into `BlipForConditionalGeneration` "
+        "and into `BlipForImageTextRetrieval` (`stages/models/blip.py`), including the image-text matching head.",
         "",
-        f"{made_by('pretrain_blip', recipe, progress, facts.machine)} The image tower starts from `vit_scenes`.",
+        f"{describe_training('pretrain_blip', recipe, state, info.machine)} The image tower starts from `vit_scenes`.",
         "",
-        "What it saw is another style than the task's, as the reports' checkpoint came from noisy pairs off the web "
-        "(`stages/data/scenes/web.py`): scenes of 1 to 4 things, mostly on textures, by writers of which the task's "
-        f"splits have none, with captions that leave out and mistake things. Shares: {noise}.",
+        "The training data has another style than the task's, as the original checkpoint was trained on noisy pairs "
+        "from the web (`stages/data/scenes/web.py`): scenes of 1 to 4 objects, mostly on textures, with digits by "
+        "writers that the task's splits do not use, and captions that omit or confuse objects. Probabilities: "
+        f"{noise}.",
         "",
-        f"On {facts.held_out} held-out scenes each, with the pretraining block's own last digits (neither task split), "
-        "in percent:",
+        f"On {info.held_out} held-out scenes per style, with digits that neither the training scenes nor the task's "
+        "splits use, in percent:",
         "",
-        "| | " + " | ".join(judged) + " |",
-        "|---|" + "---:|" * len(judged),
-        *(f"| {words} | {_shares(judged, key)} |" for key, words in MEASURES.items()),
+        *markdown_table(["", *results], scores),
         "",
-        "The largest thing is the one with the largest radius; captions are greedy behind *a picture of*.",
+        "The largest object is the one with the largest radius; captions are greedy, after the prompt *a picture of*.",
         "",
-        "![Loss and measures against images seen](curve.png)",
+        "![Loss and metrics against images seen](curve.png)",
         "",
-        "| images seen | training loss | " + " | ".join(MEASURES) + " |",
-        "|---:|---:|" + "---:|" * len(MEASURES),
-        *(_point(point) for point in progress.curve),
+        *markdown_table(["images seen", "training loss", *METRICS], points),
         "",
-        SOURCES,
+        DATA_SOURCES,
         "",
     ]
     write_text(folder / "README.md", "\n".join(lines))
-
-
-def _shares(judged: dict[str, dict[str, float]], key: str) -> str:
-    return " | ".join(f"{100 * shares[key]:.1f}" for shares in judged.values())
-
-
-def _point(point: dict) -> str:
-    shares = " | ".join(f"{100 * point[key]:.1f}" for key in MEASURES)
-    return f"| {point['images']:,} | {point['loss']:.3f} | {shares} |"

@@ -1,6 +1,5 @@
-"""What every training of a whole model shares: its optimizers, its learning rate, and going on where it was cut off."""
+"""The training loop of both pretrainings: optimizers, learning rate schedule, evaluation, save and resume."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,73 +8,79 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stages.core import train_state
 from stages.core.train_state import TrainState
+from stages.data.dataset import MappedDataset
 from stages.params.pretrain import Pretrain
 
-EVALUATE_EVERY = 250  # batches; a killed run goes on from the last evaluation
+EVALUATE_EVERY = 250  # batches; an interrupted run resumes from its last evaluation
 
 
-def build_optimizers(model: nn.Module, blocks: Iterable[Tensor], recipe: Pretrain) -> tuple[Optimizer, Optimizer]:
-    """Muon (K. Jordan et al., 2024) for the matrices among `blocks`, AdamW for all else in `model`."""
-    matrices = [weight for weight in blocks if weight.ndim == 2]
-    chosen = {id(weight) for weight in matrices}
-    others = [weight for weight in model.parameters() if id(weight) not in chosen]
-    return (
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay),
-        torch.optim.AdamW(others, lr=recipe.lr, weight_decay=recipe.weight_decay),
-    )
+def build_optimizers(
+    model: nn.Module, block_weights: Iterable[Tensor], recipe: Pretrain
+) -> tuple[Optimizer, Optimizer]:
+    """Muon (K. Jordan et al. 2024) for the matrices among `block_weights`, AdamW for all other weights of `model`."""
+    matrices = [weight for weight in block_weights if weight.ndim == 2]
+    matrix_ids = {id(weight) for weight in matrices}
+    rest = [weight for weight in model.parameters() if id(weight) not in matrix_ids]
+    muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
+    adamw = torch.optim.AdamW(rest, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return muon, adamw
 
 
 def set_learning_rate(optimizers: Iterable[Optimizer], step: int, steps: int, warmup: int) -> None:
-    """Linear warm-up, then a cosine to 0."""
-    share = min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps))
-    for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in optimizers):
-        group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * float(share)
+    """Scale every learning rate by a linear warm-up times a cosine decay to 0."""
+    scale = min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * step / steps))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+            group["lr"] = group["initial_lr"] * float(scale)
 
 
 def fit(
     recipe: Pretrain,
     name: str,
     model: nn.Module,
-    both: tuple[Optimizer, Optimizer],
-    scenes: Callable[[int, int], Dataset],
-    loss_of: Callable[[list[Tensor]], Tensor],
+    optimizers: tuple[Optimizer, Optimizer],
+    load_example: Callable[[int], tuple[Tensor, ...]],
+    compute_loss: Callable[[list[Tensor]], Tensor],
     evaluate: Callable[[], dict[str, float]],
-    asked: dict,
+    resume_key: dict,
     path: Path,
 ) -> TrainState:
-    """Train as `recipe` says, from where `path` left off if it holds the same run.
+    """Train `model` in place, resuming from `path` if it holds a run with the same `resume_key`.
 
-    `scenes(first, count)` are the scenes of the stream to see, each drawn once; `loss_of` takes a batch of them, on
-    the model's device; `evaluate` gives what the curve shows beside the loss.
+    `load_example(index)` gives one example of an endless stream, each used once; it must be picklable. `compute_loss`
+    takes a batch on the model's device. `evaluate` returns metrics, which the curve shows next to the loss.
     """
     device = next(model.parameters()).device
-    progress, steps = train_state.load_state(path, asked, model, both), recipe.images // recipe.batch_size
-    remaining = scenes(progress.step * recipe.batch_size, (steps - progress.step) * recipe.batch_size)
+    state = train_state.load_state(path, resume_key, model, optimizers)
+    steps = recipe.images // recipe.batch_size
+    remaining = MappedDataset(range(state.step * recipe.batch_size, steps * recipe.batch_size), load_example)
     batches = DataLoader(
         remaining, recipe.batch_size, num_workers=1, prefetch_factor=16, pin_memory=device.type == "cuda"
     )
-    bar = tqdm(batches, total=steps, initial=progress.step, desc=name, unit="batch", mininterval=2)
-    start, losses = time.perf_counter() - progress.seconds, []
-    for step, batch in enumerate(bar, progress.step):
-        set_learning_rate(both, step, steps, recipe.warmup)
+    progress = tqdm(batches, total=steps, initial=state.step, desc=name, unit="batch", mininterval=2)
+    start = time.perf_counter() - state.seconds
+    losses = []
+    for step, (_, batch) in enumerate(progress, state.step):
+        set_learning_rate(optimizers, step, steps, recipe.warmup)
         model.train()
-        loss = loss_of([part.to(device, non_blocking=True) for part in batch])
+        loss = compute_loss([tensor.to(device, non_blocking=True) for tensor in batch])
         loss.backward()
-        for optimizer in both:
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         losses.append(loss.detach())
         if (step + 1) % EVALUATE_EVERY == 0 or step + 1 == steps:
             model.eval()
-            seen = {"images": (step + 1) * recipe.batch_size, "loss": torch.stack(losses).mean().item()}
-            progress = TrainState(step + 1, time.perf_counter() - start, [*progress.curve, seen | evaluate()])
+            point = {"images": (step + 1) * recipe.batch_size, "loss": torch.stack(losses).mean().item()}
+            point |= evaluate()
             losses = []
-            bar.write("  ".join(f"{key} {value:.4g}" for key, value in progress.curve[-1].items()))
-            train_state.save_state(path, asked, model, both, progress)
-    return progress
+            state = TrainState(step + 1, time.perf_counter() - start, [*state.curve, point])
+            progress.write("  ".join(f"{key} {value:.4g}" for key, value in point.items()))
+            train_state.save_state(path, resume_key, model, optimizers, state)
+    return state

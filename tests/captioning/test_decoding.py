@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import untrained_blip
-from test_catr import untrained as untrained_catr
+from small_checkpoints import untrained_catr
 
 from stages.captioning import decoding
 from stages.captioning.decoding import CaptionGenerator, Lengths, caption_tokens

@@ -1,4 +1,4 @@
-"""The original BLIP's checkpoint layout, written down here once more, and what is made of it."""
+"""Conversion of original BLIP checkpoints: layout, forward passes in float64, tokenizer, files, and errors."""
 
 import math
 import os
@@ -6,212 +6,161 @@ import re
 
 import pytest
 import torch
+from float_tolerance import assert_close
 from safetensors.torch import load_file, save_file
+from small_checkpoints import original_blip_shapes, share_text_weights
 from torch.nn import functional as F
 from transformers import BertTokenizer, BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from stages.models import blip, blip_original
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
-OUT = "text_decoder.cls.predictions.decoder.weight"
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+DECODER_EMBEDDINGS = "text_decoder.bert.embeddings.word_embeddings.weight"
+OUTPUT_WEIGHT = "text_decoder.cls.predictions.decoder.weight"
 IDS = blip_original.SpecialIds(pad=0, sep=3, dec=38)
 VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] a cat dog ##s ##fish red don the on , . ' ? 2 e"
 
-
-def linear(name, rows, columns):
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-
-
-def norm(name, width):
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def tower(name, dim, depth, patch, count):
-    """ViT as in models/vit.py: qkv with bias, four times as wide inside."""
-    shapes = {f"{name}.cls_token": (1, 1, dim), f"{name}.pos_embed": (1, count + 1, dim)}
-    shapes |= {f"{name}.patch_embed.proj.weight": (dim, 3, patch, patch), f"{name}.patch_embed.proj.bias": (dim,)}
-    for number in range(depth):
-        block = f"{name}.blocks.{number}"
-        shapes |= norm(f"{block}.norm1", dim) | norm(f"{block}.norm2", dim)
-        shapes |= linear(f"{block}.attn.qkv", 3 * dim, dim) | linear(f"{block}.attn.proj", dim, dim)
-        shapes |= linear(f"{block}.mlp.fc1", 4 * dim, dim) | linear(f"{block}.mlp.fc2", dim, 4 * dim)
-    return shapes | norm(f"{name}.norm", dim)
-
-
-def bert(name, width, layers, inner, vocabulary, positions, dim):
-    """BertModel as in models/med.py: no token types, no pooler, cross-attention to an image tower of `dim`."""
-    shapes = {
-        f"{name}.embeddings.position_ids": (1, positions),
-        f"{name}.embeddings.word_embeddings.weight": (vocabulary, width),
-        f"{name}.embeddings.position_embeddings.weight": (positions, width),
-    } | norm(f"{name}.embeddings.LayerNorm", width)
-    for number in range(layers):
-        layer = f"{name}.encoder.layer.{number}"
-        for kind, source in (("attention", width), ("crossattention", dim)):
-            shapes |= linear(f"{layer}.{kind}.self.query", width, width)
-            shapes |= linear(f"{layer}.{kind}.self.key", width, source)
-            shapes |= linear(f"{layer}.{kind}.self.value", width, source)
-            shapes |= linear(f"{layer}.{kind}.output.dense", width, width)
-            shapes |= norm(f"{layer}.{kind}.output.LayerNorm", width)
-        shapes |= linear(f"{layer}.intermediate.dense", inner, width)
-        shapes |= linear(f"{layer}.output.dense", width, inner) | norm(f"{layer}.output.LayerNorm", width)
-    return shapes
-
-
-def layout(dim, depth, patch, count, width, layers, inner, vocabulary, positions, projection, queue):
-    """Names and shapes of BLIP_Pretrain's state dict (models/blip_pretrain.py)."""
-    text = (width, layers, inner, vocabulary, positions, dim)
-    head = "text_decoder.cls.predictions"
-    shapes = {"image_queue": (projection, queue), "text_queue": (projection, queue), "queue_ptr": (1,), "temp": ()}
-    for copy in ("", "_m"):
-        shapes |= tower(f"visual_encoder{copy}", dim, depth, patch, count) | bert(f"text_encoder{copy}", *text)
-        shapes |= linear(f"vision_proj{copy}", projection, dim) | linear(f"text_proj{copy}", projection, width)
-    shapes |= linear("itm_head", 2, width) | bert("text_decoder.bert", *text)
-    shapes |= linear(f"{head}.transform.dense", width, width) | norm(f"{head}.transform.LayerNorm", width)
-    return shapes | {f"{head}.bias": (vocabulary,)} | linear(f"{head}.decoder", vocabulary, width)
-
-
-BASE = layout(768, 12, 16, 14 * 14, 768, 12, 3072, 30524, 512, 256, 57600)  # configs/bert_config.json, ViT-B/16 at 224
-SMALL = layout(96, 2, 8, 3 * 3, 64, 2, 160, 40, 20, 16, 10)  # 3 heads of 32 see, 2 heads of 32 read
-
-
-def share(weights):
-    """What is one tensor in the original's model, but for the output weight."""
-    for name in weights:
-        if name.startswith("text_decoder.bert.") and ".attention." not in name:
-            weights[name] = weights[name.replace("text_decoder.bert", "text_encoder")]
-    weights["text_decoder.cls.predictions.decoder.bias"] = weights["text_decoder.cls.predictions.bias"]
-    return weights
+# ViT-B/16 at 224 pixels and configs/bert_config.json
+BASE_SHAPES = original_blip_shapes(768, 12, 16, 14 * 14, 768, 12, 3072, 30524, 512, 256, 57600)
+# Image tower with 3 heads of width 32, text models with 2
+SMALL_SHAPES = original_blip_shapes(96, 2, 8, 3 * 3, 64, 2, 160, 40, 20, 16, 10)
 
 
 @pytest.fixture
 def original():
-    """A small random checkpoint; its output weight is not its word embeddings, as in a file of blip_pretrain.py."""
-    weights = {name: torch.randn(shape) * 0.15 for name, shape in SMALL.items()}
+    """A small random checkpoint; its output weight differs from its word embeddings, as in a file of the original."""
+    weights = {name: torch.randn(shape) * 0.15 for name, shape in SMALL_SHAPES.items()}
     for name in weights:
         if re.search(r"(LayerNorm|norm\d?)\.weight$", name):
             weights[name] += 1
         if name.endswith(("position_ids", "queue_ptr")):
-            weights[name] = torch.arange(weights[name].numel()).view(SMALL[name])
-    return share(weights)
+            weights[name] = torch.arange(weights[name].numel()).view(SMALL_SHAPES[name])
+    return share_text_weights(weights)
 
 
-def converted(weights, side=24):
+@pytest.fixture
+def original64(original):
+    """The same checkpoint in float64, for the forward passes."""
+    return {name: weight.double() if weight.is_floating_point() else weight for name, weight in original.items()}
+
+
+def convert(weights, side=24):
     return blip_original.convert(weights, side, head_width=32, ids=IDS)
+
+
+def convert64(weights):
+    captioner, retriever = convert(weights)
+    return captioner.double(), retriever.double()
 
 
 # The original's forward passes, on its own names
 
 
 def attend(query, key, value, heads, mask=0.0):
-    """Scaled dot products, `mask` added to the scores."""
+    """Scaled dot-product attention; `mask` is added to the scores."""
     query, key, value = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (query, key, value))
     weights = (query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1]) + mask).softmax(-1)
     return (weights @ value).transpose(1, 2).flatten(2)
 
 
-def apply(weights, name, states):
+def linear(weights, name, states):
     return F.linear(states, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
 
-def normed(weights, name, states, eps):
+def norm(weights, name, states, eps):
     return F.layer_norm(states, states.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
 
 
-def see(weights, pixels):
+def image_tower(weights, pixels):
     stem = "visual_encoder.patch_embed.proj"
     patches = F.conv2d(pixels, weights[f"{stem}.weight"], weights[f"{stem}.bias"], stride=8).flatten(2).transpose(1, 2)
     states = torch.cat([weights["visual_encoder.cls_token"].expand(len(pixels), -1, -1), patches], 1)
     states = states + weights["visual_encoder.pos_embed"]
-    for number in range(2):
-        block = f"visual_encoder.blocks.{number}"
-        qkv = apply(weights, f"{block}.attn.qkv", normed(weights, f"{block}.norm1", states, 1e-6)).chunk(3, -1)
-        states = states + apply(weights, f"{block}.attn.proj", attend(*qkv, heads=3))
-        inner = F.gelu(apply(weights, f"{block}.mlp.fc1", normed(weights, f"{block}.norm2", states, 1e-6)))
-        states = states + apply(weights, f"{block}.mlp.fc2", inner)
-    return normed(weights, "visual_encoder.norm", states, 1e-6)
+    for index in range(2):
+        block = f"visual_encoder.blocks.{index}"
+        qkv = linear(weights, f"{block}.attn.qkv", norm(weights, f"{block}.norm1", states, 1e-6)).chunk(3, -1)
+        states = states + linear(weights, f"{block}.attn.proj", attend(*qkv, heads=3))
+        inner = F.gelu(linear(weights, f"{block}.mlp.fc1", norm(weights, f"{block}.norm2", states, 1e-6)))
+        states = states + linear(weights, f"{block}.mlp.fc2", inner)
+    return norm(weights, "visual_encoder.norm", states, 1e-6)
 
 
-def read(weights, name, tokens, mask, image=None):
-    """Text states: `mask` is added to self-attention's scores; with cross-attention where there is an image."""
+def text_model(weights, name, tokens, mask, image=None):
+    """Text states; `mask` is added to self-attention's scores, and cross-attention needs image states."""
     states = F.embedding(tokens, weights[f"{name}.embeddings.word_embeddings.weight"])
     states = states + weights[f"{name}.embeddings.position_embeddings.weight"][: tokens.shape[1]]
-    states = normed(weights, f"{name}.embeddings.LayerNorm", states, 1e-12)
-    for number in range(2):
-        layer = f"{name}.encoder.layer.{number}"
+    states = norm(weights, f"{name}.embeddings.LayerNorm", states, 1e-12)
+    for index in range(2):
+        layer = f"{name}.encoder.layer.{index}"
         for kind in ("attention", "crossattention")[: 1 if image is None else 2]:
-            of, seen = f"{layer}.{kind}", states if kind == "attention" else image
-            query = apply(weights, f"{of}.self.query", states)
-            key, value = apply(weights, f"{of}.self.key", seen), apply(weights, f"{of}.self.value", seen)
+            prefix = f"{layer}.{kind}"
+            source = states if kind == "attention" else image
+            query = linear(weights, f"{prefix}.self.query", states)
+            key = linear(weights, f"{prefix}.self.key", source)
+            value = linear(weights, f"{prefix}.self.value", source)
             context = attend(query, key, value, 2, mask if kind == "attention" else 0.0)
-            states = normed(
-                weights, f"{of}.output.LayerNorm", apply(weights, f"{of}.output.dense", context) + states, 1e-12
-            )
-        inner = F.gelu(apply(weights, f"{layer}.intermediate.dense", states))
-        states = normed(
-            weights, f"{layer}.output.LayerNorm", apply(weights, f"{layer}.output.dense", inner) + states, 1e-12
-        )
+            output = linear(weights, f"{prefix}.output.dense", context)
+            states = norm(weights, f"{prefix}.output.LayerNorm", output + states, 1e-12)
+        inner = F.gelu(linear(weights, f"{layer}.intermediate.dense", states))
+        output = linear(weights, f"{layer}.output.dense", inner)
+        states = norm(weights, f"{layer}.output.LayerNorm", output + states, 1e-12)
     return states
 
 
-def tell(weights, tokens, mask, image):
-    """Logits of the decoder; blip_decoder reads the output weight last, into what is the word embeddings as well."""
-    tied = weights | {WORDS: weights[OUT]}
+def decoder_logits(weights, tokens, mask, image):
+    """Logits; blip_decoder loads the output weight last, into the tensor that is the word embeddings too."""
+    tied = weights | {DECODER_EMBEDDINGS: weights[OUTPUT_WEIGHT]}
     head = "text_decoder.cls.predictions"
-    states = read(tied, "text_decoder.bert", tokens, mask, image)
-    states = normed(tied, f"{head}.transform.LayerNorm", F.gelu(apply(tied, f"{head}.transform.dense", states)), 1e-12)
-    return F.linear(states, tied[OUT], tied[f"{head}.bias"])
+    states = text_model(tied, "text_decoder.bert", tokens, mask, image)
+    states = norm(tied, f"{head}.transform.LayerNorm", F.gelu(linear(tied, f"{head}.transform.dense", states)), 1e-12)
+    return F.linear(states, tied[OUTPUT_WEIGHT], tied[f"{head}.bias"])
 
 
 TOKENS = torch.tensor([[2, 7, 9, 21, 3], [2, 30, 3, 0, 0]])
-PADDED = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-PADDING = (1.0 - PADDED)[:, None, None] * -10000  # (2, 1, 1, 5)
-LATER = torch.full((5, 5), -10000.0).triu(1)
+ATTENTION_MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+PADDING = (1.0 - ATTENTION_MASK)[:, None, None] * -10000  # (2, 1, 1, 5)
+FUTURE = torch.full((5, 5), -10000.0).triu(1)
 
 
-def close(one, other):
-    return one.shape == other.shape and torch.allclose(one, other, atol=1e-5, rtol=1e-5)
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, 24, 24, dtype=torch.float64)
 
 
-def test_image_tower_and_projection_see_what_the_originals_see(original):
-    captioner, retriever = converted(original)
-    pixels = torch.randn(2, 3, 24, 24)
-    states = see(original, pixels)
-    assert close(captioner.vision_model(pixels).last_hidden_state, states)
-    assert close(retriever.vision_model(pixels).last_hidden_state, states)
-    assert close(retriever.vision_proj(states[:, 0]), apply(original, "vision_proj", states[:, 0]))
+def test_image_tower_and_projection_equal_the_originals(original, original64, pixels):
+    captioner, retriever = convert64(original)
+    states = image_tower(original64, pixels)
+    assert_close(captioner.vision_model(pixels).last_hidden_state, states)
+    assert_close(retriever.vision_model(pixels).last_hidden_state, states)
+    assert_close(retriever.vision_proj(states[:, 0]), linear(original64, "vision_proj", states[:, 0]))
 
 
-def test_retrieval_reads_as_the_original_with_and_without_an_image(original):
-    _, retriever = converted(original)
-    pixels = torch.randn(2, 3, 24, 24)
-    image = see(original, pixels)
-    alone = read(original, "text_encoder", TOKENS, PADDING)
-    assert close(retriever.text_encoder(TOKENS, attention_mask=PADDED).last_hidden_state, alone)
-    assert close(retriever.text_proj(alone[:, 0]), apply(original, "text_proj", alone[:, 0]))
-    both = read(original, "text_encoder", TOKENS, PADDING, image)
-    matched = retriever(TOKENS, pixels, attention_mask=PADDED).itm_score
-    assert close(matched, apply(original, "itm_head", both[:, 0]))
-    faces = [
-        F.normalize(apply(original, "vision_proj", image[:, 0])),
-        F.normalize(apply(original, "text_proj", alone[:, 0])),
-    ]
-    alike = retriever(TOKENS, pixels, attention_mask=PADDED, use_itm_head=False).itm_score
-    assert close(alike, faces[0] @ faces[1].T)
+def test_the_retriever_equals_the_original_with_and_without_an_image(original, original64, pixels):
+    _, retriever = convert64(original)
+    image = image_tower(original64, pixels)
+    text = text_model(original64, "text_encoder", TOKENS, PADDING)
+    assert_close(retriever.text_encoder(TOKENS, attention_mask=ATTENTION_MASK).last_hidden_state, text)
+    assert_close(retriever.text_proj(text[:, 0]), linear(original64, "text_proj", text[:, 0]))
+    both = text_model(original64, "text_encoder", TOKENS, PADDING, image)
+    itm_logits = retriever(TOKENS, pixels, attention_mask=ATTENTION_MASK).itm_score
+    assert_close(itm_logits, linear(original64, "itm_head", both[:, 0]))
+    image_vectors = F.normalize(linear(original64, "vision_proj", image[:, 0]))
+    text_vectors = F.normalize(linear(original64, "text_proj", text[:, 0]))
+    similarity = retriever(TOKENS, pixels, attention_mask=ATTENTION_MASK, use_itm_head=False).itm_score
+    assert_close(similarity, image_vectors @ text_vectors.T)
 
 
-def test_the_decoder_tells_what_the_original_tells(original):
-    captioner, _ = converted(original)
-    pixels = torch.randn(2, 3, 24, 24)
-    logits = captioner(pixels, TOKENS, attention_mask=PADDED).logits
-    assert close(logits, tell(original, TOKENS, PADDING + LATER, see(original, pixels)))
+def test_the_decoder_equals_the_original(original, original64, pixels):
+    captioner, _ = convert64(original)
+    logits = captioner(pixels, TOKENS, attention_mask=ATTENTION_MASK).logits
+    assert_close(logits, decoder_logits(original64, TOKENS, PADDING + FUTURE, image_tower(original64, pixels)))
     assert torch.equal(captioner.generate(pixels, max_new_tokens=2)[:, 0], torch.tensor([IDS.dec, IDS.dec]))
 
 
-def test_every_tensor_arrives_unchanged_under_its_new_name(original):
-    captioner, retriever = converted(original)
-    new = {
+def test_every_tensor_is_unchanged_under_its_new_name(original):
+    captioner, retriever = convert(original)
+    new_names = {
         "visual_encoder.cls_token": "vision_model.embeddings.class_embedding",
         "visual_encoder.pos_embed": "vision_model.embeddings.position_embedding",
         "visual_encoder.patch_embed.proj.": "vision_model.embeddings.patch_embedding.",
@@ -225,54 +174,57 @@ def test_every_tensor_arrives_unchanged_under_its_new_name(original):
     for name, weight in original.items():
         if re.search(r"_m\.|queue|^temp$|position_ids", name):
             continue
-        for old, better in new.items():
-            name = name.replace(old, better) if name.startswith(("visual", "vision_model")) else name
+        for old, new in new_names.items():
+            name = name.replace(old, new) if name.startswith(("visual", "vision_model")) else name
         renamed[name] = weight
-    renamed[WORDS] = original[OUT]
+    renamed[DECODER_EMBEDDINGS] = original[OUTPUT_WEIGHT]
     states = captioner.state_dict() | retriever.state_dict()
     assert renamed.keys() == states.keys()
     assert all(torch.equal(weight, states[name]) for name, weight in renamed.items())
     assert captioner.get_input_embeddings().weight is captioner.text_decoder.get_output_embeddings().weight
-    assert not torch.equal(retriever.text_encoder.embeddings.word_embeddings.weight, states[OUT])
+    assert not torch.equal(retriever.text_encoder.embeddings.word_embeddings.weight, states[OUTPUT_WEIGHT])
     for model in (captioner, retriever):
         assert not model.training
         assert not any(weight.requires_grad or weight.is_meta for weight in model.parameters())
-        assert not any(kept.is_meta for kept in model.buffers())
+        assert not any(buffer.is_meta for buffer in model.buffers())
 
 
 def test_half_precision_becomes_single(original):
-    for model in converted({name: weight.half() for name, weight in original.items()}):
+    for model in convert({name: weight.half() for name, weight in original.items()}):
         assert {weight.dtype for weight in model.state_dict().values()} == {torch.float32}
         assert torch.equal(model.vision_model.embeddings.class_embedding, original["visual_encoder.cls_token"].half())
 
 
-# True sizes
+# The published size
 
 
 @pytest.fixture(scope="module")
 def base():
-    """The published size, without its memory: all names, all shapes, no numbers."""
-    return blip_original.convert(share({name: torch.empty(shape, device="meta") for name, shape in BASE.items()}), 384)
+    """The converted models on the meta device: names and shapes, but no values."""
+    weights = {name: torch.empty(shape, device="meta") for name, shape in BASE_SHAPES.items()}
+    return blip_original.convert(share_text_weights(weights), 384)
 
 
 def test_every_key_of_the_published_size_is_used_or_dropped_on_purpose(base):
-    used = {blip_original._original(name) for model in base for name in model.state_dict()}
-    left = {name for name in BASE if name not in used}
-    assert used < BASE.keys()
-    assert len(BASE) == 2 * (4 + 12 * 12 + 2) + 3 * (5 + 12 * 26) + 8 + 2 + 7 + 4  # towers, BERTs, smaller parts
-    kinds = ("visual_encoder_m.", "text_encoder_m.", "vision_proj_m.", "text_proj_m.")
-    others = {name for name in left if not name.startswith(kinds)}
-    assert others == {"image_queue", "text_queue", "queue_ptr", "temp"} | {
-        f"{part}.embeddings.position_ids" for part in ("text_encoder", "text_decoder.bert")
-    }
+    used = {blip_original._original_name(name) for model in base for name in model.state_dict()}
+    unused = BASE_SHAPES.keys() - used
+    assert used < BASE_SHAPES.keys()
+    assert len(BASE_SHAPES) == 2 * (4 + 12 * 12 + 2) + 3 * (5 + 12 * 26) + 8 + 2 + 7 + 4  # towers, BERTs, smaller parts
+    momentum = ("visual_encoder_m.", "text_encoder_m.", "vision_proj_m.", "text_proj_m.")
+    assert {name for name in unused if not name.startswith(momentum)} == {
+        "image_queue",
+        "text_queue",
+        "queue_ptr",
+        "temp",
+    } | {f"{part}.embeddings.position_ids" for part in ("text_encoder", "text_decoder.bert")}
 
 
-def test_parameters_are_as_many_as_published(base):
-    """By hand, with d = 768: a ViT block has 12 d^2 + 13 d, BERT's layer with cross-attention 16 d^2 + 19 d.
+def test_parameter_counts_are_the_published_ones(base):
+    """By hand, with d = 768: a ViT block has 12 d^2 + 13 d, a BERT layer with cross-attention 16 d^2 + 19 d.
 
-    model_base_caption_capfilt_large.pth, which is the captioner alone, has 854 MB, of 2^20 bytes and four to a number
-    (github.com/AUTOMATIC1111/stable-diffusion-webui, pull request 3152). blip-image-captioning-base is counted as
-    247.4 M: the output weight once more beside the word embeddings.
+    model_base_caption_capfilt_large.pth, the captioner only, has 854 MiB at four bytes per parameter
+    (github.com/AUTOMATIC1111/stable-diffusion-webui, pull request 3152). The 247.4 M parameters that
+    blip-image-captioning-base is listed with count the output weight in addition to the word embeddings.
     """
     d, words = 768, 30524
     image = d + 577 * d + (d * 3 * 16 * 16 + d) + 12 * (12 * d * d + 13 * d) + 2 * d
@@ -282,15 +234,15 @@ def test_parameters_are_as_many_as_published(base):
     assert sum(weight.numel() for weight in captioner.parameters()) == image + text + head == 223_971_644
     assert (image + text + head) * 4 // 2**20 == 854
     assert image + text + head + words * d == 247_414_076
-    assert (
-        sum(weight.numel() for weight in captioner.state_dict().values()) == 247_414_076 + words
-    )  # the bias twice too
+    state_dict = captioner.state_dict()
+    assert sum(weight.numel() for weight in state_dict.values()) == 247_414_076 + words  # the output bias twice too
     matching = 2 * (d * 256 + 256) + 2 * d + 2
     assert sum(weight.numel() for weight in retriever.parameters()) == image + text + matching == 223_744_258
 
 
 def test_the_config_is_the_published_one(base):
-    text, image = base[0].config.text_config, base[0].config.vision_config
+    text = base[0].config.text_config
+    image = base[0].config.vision_config
     assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.intermediate_size) == (
         768,
         12,
@@ -314,63 +266,66 @@ def test_the_config_is_the_published_one(base):
 # Positions
 
 
-def test_positions_of_the_same_size_stay_the_same_tensor(original):
+def test_positions_of_the_same_grid_are_not_copied(original):
     positions = original["visual_encoder.pos_embed"]
     assert blip_original.resample(positions, 3) is positions
-    assert converted(original)[0].vision_model.embeddings.position_embedding.data_ptr() == positions.data_ptr()
+    assert convert(original)[0].vision_model.embeddings.position_embedding.data_ptr() == positions.data_ptr()
 
 
 def test_positions_are_resampled_bicubically_without_antialiasing():
     grid = torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     positions = torch.cat([torch.tensor([7.0]), grid.flatten()]).view(1, 17, 1)
     shrunk = blip_original.resample(positions, 2)
-    # a new center lies between two old ones: Keys' kernel with a = -0.75 gives -3/32, 19/32, 19/32, -3/32
-    near, far = 19 / 32, -3 / 32
-    assert shrunk.flatten().tolist() == pytest.approx([7, near * near, near * far, far * near, far * far])
+    # A new center lies between two old ones: Keys' kernel with a = -0.75 gives -3/32, 19/32, 19/32, -3/32.
+    near = 19 / 32
+    far = -3 / 32
+    expected = [7, near * near, near * far, far * near, far * far]
+    assert shrunk.flatten().tolist() == pytest.approx(expected, abs=1e-6)  # float32: sums of 16 products below 1
     antialiased = F.interpolate(grid[None, None], size=(2, 2), mode="bicubic", antialias=True)
     assert not torch.allclose(shrunk[0, 1:, 0], antialiased.flatten(), atol=0.01)
 
 
-def test_positions_of_another_side_are_torchs(original):
+def test_positions_for_another_side_are_interpolated_by_torch(original):
     positions = original["visual_encoder.pos_embed"]
-    grown = converted(original, side=40)[1].vision_model.embeddings.position_embedding
+    grown = convert(original, side=40)[1].vision_model.embeddings.position_embedding
     patches = positions[0, 1:].T.reshape(1, 96, 3, 3)
     expected = F.interpolate(patches, size=(5, 5), mode="bicubic", align_corners=False)[0].reshape(96, 25).T
     assert torch.equal(grown[0, 0], positions[0, 0])
-    assert torch.equal(grown[0, 1:], expected)
-    kept = converted(original)[1].vision_model.embeddings
-    assert torch.equal(kept.interpolate_pos_encoding(torch.empty(1, 26, 96), 40, 40), grown)
+    # Float32, and torch has another kernel for another memory layout: sums of 16 products.
+    assert_close(grown[0, 1:], expected, roundings=16)
+    embeddings = convert(original)[1].vision_model.embeddings
+    assert_close(embeddings.interpolate_pos_encoding(torch.empty(1, 26, 96), 40, 40), grown, roundings=16)
 
 
-# Faults
+# Errors
 
 
-def message(weights, **settings):
-    with pytest.raises(ValueError) as fault:
-        converted(weights, **settings)
-    assert "\n" not in str(fault.value)
-    return str(fault.value)
+def conversion_error(weights, **settings):
+    with pytest.raises(ValueError) as error:
+        convert(weights, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_missing_and_unknown_keys_are_named(original):
     del original["itm_head.bias"]
-    assert message(original) == "lacks itm_head.bias"
+    assert conversion_error(original) == "lacks itm_head.bias"
     original["text_encoder.pooler.dense.weight"] = torch.zeros(64, 64)
-    assert message(original) == "lacks itm_head.bias; has unknown keys text_encoder.pooler.dense.weight"
-    named = [name for name in original if name.startswith("visual_encoder.blocks.1.")]
-    for name in named:
+    assert conversion_error(original) == "lacks itm_head.bias; has unknown keys text_encoder.pooler.dense.weight"
+    block = [name for name in original if name.startswith("visual_encoder.blocks.1.")]
+    for name in block:
         original[name.replace(".1.", ".2.")] = original.pop(name)
-    assert message(original).count("visual_encoder.blocks.1.") == 5
-    assert "and 8 more; has unknown" in message(original)  # 12 of the block, one bias
+    assert conversion_error(original).count("visual_encoder.blocks.1.") == 5
+    assert "and 8 more; has unknown" in conversion_error(original)  # 12 of the block, one bias
 
 
-def test_five_unknown_keys_are_named_and_the_others_counted(original):
+def test_five_unknown_keys_are_named_and_the_rest_is_counted(original):
     original |= {name: torch.zeros(1) for name in ("temperature", *(f"head.{number}" for number in range(12)))}
-    assert message(original) == "has unknown keys temperature, head.0, head.1, head.2, head.3 and 8 more"
+    assert conversion_error(original) == "has unknown keys temperature, head.0, head.1, head.2, head.3 and 8 more"
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "told"),
+    ("name", "shape", "message"),
     [
         ("vision_proj.bias", (15,), "has wrong shapes: vision_proj.bias is 15, expected 16"),
         ("text_proj.weight", (), "has wrong shapes: text_proj.weight is a single number, expected 16x64"),
@@ -393,66 +348,68 @@ def test_five_unknown_keys_are_named_and_the_others_counted(original):
         ),
     ],
 )
-def test_wrong_shapes_are_told_with_the_expected_ones(original, name, shape, told):
+def test_wrong_shapes_are_reported_with_the_expected_ones(original, name, shape, message):
     original[name] = torch.zeros(shape)
-    assert message(original) == told
+    assert conversion_error(original) == message
 
 
-def test_weights_that_sizes_come_from_may_not_lack(original):
+def test_weights_that_sizes_come_from_are_required(original):
     del original["visual_encoder.patch_embed.proj.weight"]
-    assert message(original) == "lacks visual_encoder.patch_embed.proj.weight"
+    assert conversion_error(original) == "lacks visual_encoder.patch_embed.proj.weight"
 
 
-def test_checkpoints_of_one_task_are_refused_by_their_parts(original):
+def test_fine_tuned_checkpoints_are_rejected_by_their_parts(original):
     caption = {
         name: weight for name, weight in original.items() if name.startswith(("visual_encoder.", "text_decoder."))
     }
-    told = "holds no {}; expected a pretraining checkpoint of BLIP, which has all parts"
-    assert message(caption) == told.format("text_encoder, vision_proj, text_proj, itm_head")
+    message = "holds no {}; expected a pretraining checkpoint of BLIP, which has all parts"
+    assert conversion_error(caption) == message.format("text_encoder, vision_proj, text_proj, itm_head")
     retrieval = {name: weight for name, weight in original.items() if not name.startswith("text_decoder.")}
     retrieval |= {"idx_queue": torch.zeros(1, 10), "ptr_queue": torch.zeros(1)}
-    assert message(retrieval) == told.format("text_decoder")
-    assert message({}).startswith("holds no visual_encoder, text_encoder")
+    assert conversion_error(retrieval) == message.format("text_decoder")
+    assert conversion_error({}).startswith("holds no visual_encoder, text_encoder")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        WORDS,
+        DECODER_EMBEDDINGS,
         "text_decoder.bert.encoder.layer.1.crossattention.self.key.weight",
         "text_encoder.encoder.layer.0.output.LayerNorm.bias",
         "text_decoder.cls.predictions.bias",
     ],
 )
-def test_two_unlike_tensors_for_one_shared_weight_are_refused(original, name):
+def test_two_different_tensors_for_one_shared_weight_are_rejected(original, name):
     original[name] = original[name] + 1
-    told = message(original)
-    assert told.startswith("differ, though BLIP shares them: text_")
-    assert told.count(" and ") == 1
-    assert name in told
+    message = conversion_error(original)
+    assert message.startswith("differ, though BLIP shares them: text_")
+    assert message.count(" and ") == 1
+    assert name in message
 
 
-def test_a_shared_weight_may_have_one_name_only(original):
-    whole = [model.state_dict() for model in converted(original)]
+def test_one_name_of_a_shared_weight_is_enough(original):
+    expected = [model.state_dict() for model in convert(original)]
     for number, name in enumerate([name for name in original if name.startswith("text_decoder.bert.")]):
         if ".attention." not in name and "position_ids" not in name:
             del original[name if number % 2 else name.replace("text_decoder.bert", "text_encoder")]
     del original["text_decoder.cls.predictions.decoder.bias"]
-    for one, other in zip(whole, converted(original), strict=True):
-        assert all(torch.equal(weight, one[name]) for name, weight in other.state_dict().items())
+    for state_dict, model in zip(expected, convert(original), strict=True):
+        assert all(torch.equal(weight, state_dict[name]) for name, weight in model.state_dict().items())
 
 
-def test_without_an_output_weight_the_word_embeddings_serve(original):
-    words = original[WORDS]
-    del original[OUT], original[WORDS]
-    captioner, _ = converted(original)
+def test_without_an_output_weight_the_word_embeddings_are_used(original):
+    words = original[DECODER_EMBEDDINGS]
+    del original[OUTPUT_WEIGHT], original[DECODER_EMBEDDINGS]
+    captioner, _ = convert(original)
     assert torch.equal(captioner.text_decoder.cls.predictions.decoder.weight, words)
 
 
-def test_sides_heads_and_ids_that_cannot_be_are_refused(original):
-    assert message(original, side=20) == "a side of 20 pixels is no multiple of the checkpoint's patch of 8"
-    assert "a side of 0 pixels" in message(original, side=0)
-    with pytest.raises(ValueError, match="widths of 96 and 64 are no multiples of a head's 64"):
+def test_impossible_sides_heads_and_ids_are_rejected(original):
+    assert (
+        conversion_error(original, side=20) == "a side of 20 pixels is not a multiple of the checkpoint's patch size, 8"
+    )
+    assert "a side of 0 pixels" in conversion_error(original, side=0)
+    with pytest.raises(ValueError, match="widths of 96 and 64 are not multiples of the head width, 64"):
         blip_original.convert(original, 24, ids=IDS)
     with pytest.raises(ValueError, match=r"SpecialIds\(pad=0, sep=102, dec=30522\) do not fit a vocabulary of 40"):
         blip_original.convert(original, 24, head_width=32)
@@ -463,17 +420,17 @@ def test_sides_heads_and_ids_that_cannot_be_are_refused(original):
 
 @pytest.fixture
 def vocabulary(tmp_path):
-    """20 words, then 18 that BERT never uses: 40 with BLIP's two."""
+    """20 words, then 18 unused tokens: 40 with BLIP's two."""
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join([*VOCABULARY.split(), *(f"[unused{number}]" for number in range(18))]) + "\n")
     return path
 
 
 def test_word_pieces_are_berts_and_blips_tokens_follow_them(vocabulary, tmp_path):
-    made = blip_original.tokenizer(vocabulary)
-    made.save_pretrained(tmp_path / "kept")
-    reread = blip.load_tokenizer(str(tmp_path / "kept"))
-    theirs = BertTokenizer.from_pretrained(str(tmp_path), do_lower_case=True)
+    built = blip_original.tokenizer(vocabulary)
+    built.save_pretrained(tmp_path / "saved")
+    loaded = blip.load_tokenizer(str(tmp_path / "saved"))
+    bert = BertTokenizer.from_pretrained(str(tmp_path), do_lower_case=True)
     texts = (
         "a cat",
         "A Cats,\tdon't  catfish?",
@@ -484,12 +441,12 @@ def test_word_pieces_are_berts_and_blips_tokens_follow_them(vocabulary, tmp_path
         "a [SEP] dog",
         "",
     )
-    for tokenizer in (made, reread):
+    for tokenizer in (built, loaded):
         assert len(tokenizer) == 40
         assert (tokenizer.bos_token, tokenizer.model_max_length) == ("[DEC]", 512)
         assert tokenizer.convert_tokens_to_ids(["[PAD]", "[SEP]", "[DEC]", "[ENC]", "##fish"]) == [0, 3, 38, 39, 9]
         assert tokenizer("a cat").input_ids == [2, 5, 6, 3]
-        assert [tokenizer(text).input_ids for text in texts] == [theirs(text).input_ids for text in texts]
+        assert [tokenizer(text).input_ids for text in texts] == [bert(text).input_ids for text in texts]
         assert (
             tokenizer.decode(tokenizer("a cats, red catfish.").input_ids, skip_special_tokens=True)
             == "a cats, red catfish."
@@ -498,26 +455,26 @@ def test_word_pieces_are_berts_and_blips_tokens_follow_them(vocabulary, tmp_path
         assert tokenizer(["a", "a cat"], padding=True).input_ids == [[2, 5, 3, 0], [2, 5, 6, 3]]
 
 
-def test_blips_tokens_are_where_the_original_has_them(tmp_path):
+def test_blips_tokens_have_the_published_ids(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\x85", *map(str, range(30517))]))
-    made = blip_original.tokenizer(path)
-    assert made.convert_tokens_to_ids(["30516", "[DEC]", "[ENC]"]) == [30521, 30522, 30523]
-    assert len(made) == 30524
+    tokenizer = blip_original.tokenizer(path)
+    assert tokenizer.convert_tokens_to_ids(["30516", "[DEC]", "[ENC]"]) == [30521, 30522, 30523]
+    assert len(tokenizer) == 30524
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ("[PAD] [CLS] a", r"lacks \[UNK\], \[SEP\]; expected bert-base-uncased's"),
         ("[PAD] [UNK] [CLS] [SEP] a a", "has a word twice"),
         ("[PAD] [UNK] [CLS] [SEP] [ENC]", r"or \[DEC\] or \[ENC\]"),
     ],
 )
-def test_vocabularies_of_something_else_are_refused(tmp_path, words, told):
+def test_other_vocabularies_are_rejected(tmp_path, words, message):
     path = tmp_path / "vocab.txt"
     path.write_text(words.replace(" ", "\n"))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         blip_original.tokenizer(path)
 
 
@@ -525,15 +482,16 @@ def test_vocabularies_of_something_else_are_refused(tmp_path, words, told):
 
 
 @pytest.mark.parametrize("kind", ["pth", "bare.pth", "old.pth", "safetensors"])
-def test_a_folder_of_a_file_is_what_the_project_loads(original, vocabulary, tmp_path, kind):
-    source, folder = tmp_path / f"model.{kind}", tmp_path / "blip"
+def test_a_converted_folder_loads(original, vocabulary, tmp_path, kind):
+    source = tmp_path / f"model.{kind}"
+    folder = tmp_path / "blip"
     if kind == "safetensors":
         save_file({name: weight.clone() for name, weight in original.items()}, source)
     else:
-        held = original if kind == "bare.pth" else {"model": original, "epoch": 19}
-        torch.save(held, source, _use_new_zipfile_serialization=kind != "old.pth")
+        content = original if kind == "bare.pth" else {"model": original, "epoch": 19}
+        torch.save(content, source, _use_new_zipfile_serialization=kind != "old.pth")
     blip_original.convert_file(source, vocabulary, folder, side=40, head_width=32)
-    captioner, retriever = converted(original, side=40)
+    captioner, retriever = convert(original, side=40)
     for model in (captioner, retriever):
         loaded = blip.load(type(model), str(folder))
         assert isinstance(loaded, (BlipForConditionalGeneration, BlipForImageTextRetrieval))
@@ -542,55 +500,55 @@ def test_a_folder_of_a_file_is_what_the_project_loads(original, vocabulary, tmp_
         assert all(torch.equal(weight, states[name]) for name, weight in model.state_dict().items())
         assert loaded.config.text_config.bos_token_id == 38
         assert loaded.config.vision_config.layer_norm_eps == 1e-6
-    assert (
-        load_file(folder / "model.safetensors").keys() == captioner.state_dict().keys() | retriever.state_dict().keys()
-    )
-    image = torch.randn(2, 7, 96)
-    logits = captioner.text_decoder(TOKENS, encoder_hidden_states=image).logits
-    assert torch.equal(blip.load_decoder(str(folder))(TOKENS, encoder_hidden_states=image).logits, logits)
+    keys = captioner.state_dict().keys() | retriever.state_dict().keys()
+    assert load_file(folder / "model.safetensors").keys() == keys
+    decoder = blip.load_decoder(str(folder)).double()
+    image = torch.randn(2, 7, 96, dtype=torch.float64)
+    logits = captioner.text_decoder.double()(TOKENS, encoder_hidden_states=image).logits
+    assert_close(decoder(TOKENS, encoder_hidden_states=image).logits, logits)
     assert blip.load_preprocessing(str(folder)) == blip.Preprocessing(40, MEAN, STD)
     tokenizer = blip.load_tokenizer(str(folder))
     assert (tokenizer.bos_token, tokenizer("a cat").input_ids) == ("[DEC]", [2, 5, 6, 3])
 
 
-def test_converted_twice_is_the_same_bytes(original, vocabulary, tmp_path):
+def test_converting_twice_gives_the_same_bytes(original, vocabulary, tmp_path):
     torch.save({"model": original}, tmp_path / "model.pth")
-    for name in ("one", "again"):
-        blip_original.convert_file(tmp_path / "model.pth", vocabulary, tmp_path / name, 24, 32)
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
-    assert {"config.json", "model.safetensors", "tokenizer.json"} < set(names)
-    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+    contents = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        blip_original.convert_file(tmp_path / "model.pth", vocabulary, folder, 24, 32)
+        contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert contents[0] == contents[1]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} < contents[0].keys()
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("content", "message"),
     [
         ({"model": {"epoch": 3}}, r"model.pth holds other things than tensors: epoch"),
         ([torch.zeros(1)], r"model.pth holds a list; expected tensors by name"),
         ({"model": {"temp": torch.zeros(())}}, r"model.pth: holds no visual_encoder"),
-        ({"model": {"a": os.getcwd}}, r"model.pth is no file of tensors"),
+        ({"model": {"a": os.getcwd}}, r"model.pth is not a file of tensors"),
     ],
 )
-def test_files_of_something_else_are_refused(vocabulary, tmp_path, held, told):
-    torch.save(held, tmp_path / "model.pth")
-    with pytest.raises(ValueError, match=told) as fault:
+def test_other_files_are_rejected(vocabulary, tmp_path, content, message):
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=message) as error:
         blip_original.convert_file(tmp_path / "model.pth", vocabulary, tmp_path / "blip")
-    assert "\n" not in str(fault.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "blip").exists()
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
-def test_broken_and_missing_files_are_told(vocabulary, tmp_path, name):
+def test_damaged_and_missing_files_are_errors(vocabulary, tmp_path, name):
     with pytest.raises(FileNotFoundError):
         blip_original.convert_file(tmp_path / name, vocabulary, tmp_path / "blip")
-    for broken in (b"", b"no tensors"):
-        (tmp_path / name).write_bytes(broken)
-        with pytest.raises(ValueError, match=f"{name} is no file of tensors"):
+    for damaged in (b"", b"no tensors"):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name} is not a file of tensors"):
             blip_original.convert_file(tmp_path / name, vocabulary, tmp_path / "blip")
 
 
-def test_a_vocabulary_of_another_size_is_refused(original, vocabulary, tmp_path):
+def test_a_vocabulary_of_another_size_is_rejected(original, vocabulary, tmp_path):
     torch.save(original, tmp_path / "model.pth")
     vocabulary.write_text(vocabulary.read_text().removesuffix("[unused17]\n"))
     with pytest.raises(ValueError, match=r"vocab.txt makes 39 tokens with BLIP's two, .*model.pth embeds 40"):

@@ -3,47 +3,52 @@
 import pytest
 import torch
 from conftest import ROOT
+from float_tolerance import assert_close
+from small_checkpoints import Float64Backbone
 
 from stages.models import vit
 
 CHECKPOINTS = ROOT / "data/checkpoints"
+ARCHITECTURE = vit.Architecture(dim=24, depth=3, heads=3, stem=(8, 8, 8, 8))
 
 
 @pytest.fixture(scope="module")
 def backbone():
     torch.manual_seed(0)
-    return vit.Backbone(vit.build(vit.Architecture(dim=24, depth=3, heads=3, stem=(8, 8, 8, 8))))
+    return vit.Backbone(vit.build(ARCHITECTURE))
 
 
 def images(height, width, count=2):
     return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
 
 
-def test_tokens_have_the_images_grid(backbone):
+def test_tokens_form_the_grid_of_the_image(backbone):
     tokens = backbone(images(80, 56))
     assert tokens.patches.shape == (2, 10, 7, 24)
     assert tokens.class_token.shape == (2, 24)
 
 
-def test_the_remainder_at_the_right_and_bottom_is_not_seen(backbone):
+def test_the_remainder_at_the_right_and_bottom_is_ignored(backbone):
     whole = images(43, 61)
-    assert torch.equal(backbone(whole).patches, backbone(whole[..., :40, :56]).patches)
+    cut = whole[..., :40, :56].contiguous()
+    assert torch.equal(backbone(whole).patches, backbone(cut).patches)
 
 
-def test_attention_sums_to_one_and_is_what_the_block_does(backbone):
+def test_attention_sums_to_one_and_explains_the_output_of_its_layer():
+    backbone = Float64Backbone(vit.build(ARCHITECTURE))
     pixels = images(80, 80)
     for block in (0, -1):
         weights = backbone.attention(pixels, block)
         assert weights.shape == (2, 3, 101, 101)
-        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 101))
-    seen = {}
+        assert_close(weights.sum(-1), torch.ones(2, 3, 101, dtype=torch.float64))
+    captured = {}
     attention = backbone.vit.blocks[-1].attn
-    hook = attention.register_forward_hook(lambda _, given, made: seen.update(x=given[0], y=made))
+    hook = attention.register_forward_hook(lambda _, args, output: captured.update(x=args[0], output=output))
     backbone(pixels)
     hook.remove()
-    value = attention.qkv(seen["x"]).unflatten(-1, (3, 3, -1))[:, :, 2].transpose(1, 2)
-    mixed = (backbone.attention(pixels) @ value).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attention.proj(mixed), seen["y"], atol=1e-5, rtol=1e-4)
+    values = attention.qkv(captured["x"]).unflatten(-1, (3, 3, -1))[:, :, 2].transpose(1, 2)
+    mixed = (backbone.attention(pixels) @ values).transpose(1, 2).flatten(2)
+    assert_close(attention.proj(mixed), captured["output"])
 
 
 def test_a_frozen_backbone_stays_in_eval_mode(backbone):
@@ -52,21 +57,27 @@ def test_a_frozen_backbone_stays_in_eval_mode(backbone):
     assert not any(weight.requires_grad for weight in backbone.parameters())
 
 
-def test_an_image_smaller_than_a_patch_is_refused(backbone):
+def test_an_image_smaller_than_a_patch_is_rejected(backbone):
     with pytest.raises(ValueError, match="smaller than one 8x8 patch"):
         backbone(images(7, 80))
 
 
 def test_a_checkpoint_carries_its_architecture(tmp_path, backbone):
-    architecture = vit.Architecture(dim=24, depth=3, heads=3, stem=(8, 8, 8, 8))
-    vit.save(tmp_path / "m.safetensors", backbone.vit, architecture)
-    again = vit.load(str(tmp_path / "m.safetensors"))
-    assert vit.weights_hash(again.vit) == vit.weights_hash(backbone.vit)
-    pixels = images(80, 80)
-    assert torch.equal(again(pixels).patches, backbone(pixels).patches)
+    vit.save(tmp_path / "m.safetensors", backbone.vit, ARCHITECTURE)
+    loaded = vit.load(str(tmp_path / "m.safetensors"))
+    assert loaded.architecture == vit.read_architecture(tmp_path / "m.safetensors") == ARCHITECTURE
+    assert vit.weights_hash(loaded.vit) == vit.weights_hash(backbone.vit)
+    with pytest.raises(ValueError, match="blip_scenes/model.safetensors has no architecture"):
+        vit.read_architecture(CHECKPOINTS / "blip_scenes/model.safetensors")
 
 
-def test_unknown_backbones_are_named():
+def test_saving_the_shipped_checkpoint_again_gives_its_bytes(tmp_path):
+    path = CHECKPOINTS / "vit_scenes/model.safetensors"
+    vit.save(tmp_path / "m.safetensors", vit.load(str(path)).vit, vit.read_architecture(path))
+    assert (tmp_path / "m.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_unknown_backbones_are_errors_with_suggestions():
     with pytest.raises(ValueError, match="unknown backbone 'vit_tinny'.*such as .*vit_"):
         vit.load("vit_tinny")
     with pytest.raises(FileNotFoundError, match="no backbone checkpoint at nowhere"):
@@ -81,14 +92,16 @@ def test_shipped_checkpoints_load_and_stay_small():
     assert (shipped.dim, shipped.heads, shipped.patch) == (128, 4, (8, 8))
 
 
-def test_a_tokens_window_is_centred_on_its_patch():
-    """The stem's receptive field, from gradients: heads stretch logits as if tokens stood in their patches' middles."""
+def test_the_receptive_field_of_a_token_is_centered_on_its_patch():
+    """From the gradients of the stem. Segmentation heads upsample logits as if tokens lay at the centers of patches."""
     stem = vit.build(vit.Architecture()).patch_embed.backbone.eval()
-    for conv in (module for module in stem.modules() if isinstance(module, torch.nn.Conv2d)):
-        torch.nn.init.ones_(conv.weight)  # every path counts alike, so that the window's middle is its own
+    for module in stem.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.ones_(module.weight)  # equal weights, so that the center of gravity is the geometric center
     pixels = torch.ones(1, 3, 80, 80, requires_grad=True)
     stem(pixels)[0, :, 5, 4].sum().backward()
-    seen = pixels.grad[0].abs().sum(0)
-    rows, columns = (torch.arange(80.0) @ seen.sum(axis) / seen.sum() for axis in (1, 0))
-    assert rows == pytest.approx(5 * 8 + 3.5, abs=0.01)
-    assert columns == pytest.approx(4 * 8 + 3.5, abs=0.01)
+    influence = pixels.grad[0].abs().sum(0)  # (80, 80)
+    row = torch.arange(80.0) @ influence.sum(1) / influence.sum()
+    column = torch.arange(80.0) @ influence.sum(0) / influence.sum()
+    assert row == pytest.approx(5 * 8 + 3.5, abs=0.01)
+    assert column == pytest.approx(4 * 8 + 3.5, abs=0.01)

@@ -1,4 +1,4 @@
-"""BLIP's pretraining goes on where it was cut off, and ships what loads."""
+"""BLIP's pretraining resumes where it was interrupted, and exports a checkpoint that loads."""
 
 import shutil
 
@@ -7,11 +7,11 @@ import torch
 from conftest import ROOT, cut_off_when_kept
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
-from stages.data.scenes import captions, web
-from stages.models import blip
+from stages.data.scenes import web
+from stages.models import blip, vit
 from stages.params.pretrain_blip import PretrainBlip
 from stages.pretraining import pretrain_blip as stage
-from stages.pretraining import training as recipe
+from stages.pretraining import training
 
 RECIPE = PretrainBlip(
     seed=1,
@@ -32,60 +32,62 @@ def folder(tmp_path, monkeypatch):
     shutil.copy(ROOT / stage.TOWER, tmp_path / stage.TOWER)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage, "HELD_OUT", 20)
-    monkeypatch.setattr(recipe, "EVALUATE_EVERY", 2)
+    monkeypatch.setattr(training, "EVALUATE_EVERY", 2)
     return tmp_path
 
 
-def test_a_cut_off_run_ends_in_the_weights_of_an_undisturbed_one_and_ships(folder, monkeypatch):
-    model, undisturbed = stage.pretrain(RECIPE, torch.device("cpu"))
+def test_a_resumed_run_ends_in_the_weights_of_an_uninterrupted_one_and_exports(folder, monkeypatch):
+    model, uninterrupted = stage.pretrain(RECIPE, torch.device("cpu"))
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     stage.RESUME.unlink()
     cut_off_when_kept(monkeypatch, lambda: stage.pretrain(RECIPE, torch.device("cpu")))
-    model, progress = stage.pretrain(RECIPE, torch.device("cpu"))
-    assert [point["images"] for point in progress.curve] == [16, 24]
-    assert progress.curve == undisturbed.curve
+    model, state = stage.pretrain(RECIPE, torch.device("cpu"))
+    assert [point["images"] for point in state.curve] == [16, 24]
+    assert state.curve == uninterrupted.curve
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, expected[name]), name
 
-    stage.ship(model, RECIPE, progress, "a test's CPU")
+    stage.export(model, RECIPE, state, "a test's CPU")
     source = str(folder / stage.FOLDER)
     retriever = blip.load(BlipForImageTextRetrieval, source)
-    captioner = blip.load(BlipForConditionalGeneration, source)
+    decoder = blip.load(BlipForConditionalGeneration, source).text_decoder
     assert torch.equal(retriever.vision_proj.weight, model.retriever.vision_proj.weight)
-    tied = captioner.text_decoder
-    assert torch.equal(tied.cls.predictions.decoder.weight, tied.bert.embeddings.word_embeddings.weight)
+    assert torch.equal(decoder.cls.predictions.decoder.weight, decoder.bert.embeddings.word_embeddings.weight)
     card = (folder / stage.FOLDER / "README.md").read_text()
-    assert "24 scenes" in card
+    assert "24 generated scenes" in card
     assert "| 16 |" in card
     assert "a test's CPU" in card
     assert (folder / stage.FOLDER / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_encoder_and_decoder_share_all_but_self_attention(folder):
-    model = stage.Pretrainer(stage.vit.read_architecture(stage.TOWER), RECIPE)
-    encoder, decoder = model.retriever.text_encoder, model.captioner.text_decoder.bert
-    ours, theirs = encoder.encoder.layer[0], decoder.encoder.layer[0]
-    assert ours.crossattention is theirs.crossattention
-    assert ours.intermediate is theirs.intermediate
-    assert ours.attention is not theirs.attention
+    model = stage.Pretrainer(vit.read_architecture(stage.TOWER), RECIPE)
+    encoder = model.retriever.text_encoder
+    decoder = model.captioner.text_decoder.bert
+    encoder_layer = encoder.encoder.layer[0]
+    decoder_layer = decoder.encoder.layer[0]
+    assert encoder_layer.crossattention is decoder_layer.crossattention
+    assert encoder_layer.intermediate is decoder_layer.intermediate
+    assert encoder_layer.attention is not decoder_layer.attention
     assert encoder.embeddings is decoder.embeddings
 
 
-def test_scenes_come_from_the_pretraining_writers_and_some_captions_from_another_scene():
-    scenes = stage.CaptionedScenes("pretrain", 1, 0, 60, web.STYLE, web.web_caption, foreign=0.5)
-    image, ids, looks = scenes[3]
+def test_foreign_captions_belong_to_another_scene():
+    def load_examples(foreign):
+        return [stage.load_example(index, "pretrain", 1, web.STYLE, web.web_caption, foreign) for index in range(60)]
+
+    half = load_examples(foreign=0.5)
+    own = load_examples(foreign=0.0)
+    image, ids, labels = half[3]
     assert image.shape == (3, 80, 80)
-    assert ids.shape == (stage.TOLD, stage.LENGTH)
-    assert looks.shape == (2,)
-    own = stage.CaptionedScenes("pretrain", 1, 0, 60, web.STYLE, web.web_caption, foreign=0.0)
-    same = sum(torch.equal(scenes[index][1], own[index][1]) for index in range(60))
-    assert 15 < same < 45
-    assert torch.equal(scenes[3][0], own[3][0])
+    assert ids.shape == (stage.CAPTIONS_PER_SCENE, stage.MAX_TOKENS)
+    assert labels.shape == (2,)
+    assert all(torch.equal(half[index][0], own[index][0]) for index in range(60))
+    assert 15 < sum(torch.equal(half[index][1], own[index][1]) for index in range(60)) < 45
 
 
-def test_no_caption_is_longer_than_it_is_padded():
-    for tell in (web.web_caption, lambda rng, seen: captions.scene_captions(rng, seen)[0]):
-        scenes = stage.CaptionedScenes("pretrain", 2, 0, 200, web.STYLE, tell)
-        assert {tuple(ids.shape) for _, ids, _ in (scenes[index] for index in range(200))} == {
-            (stage.TOLD, stage.LENGTH)
-        }
+@pytest.mark.parametrize("caption", [web.web_caption, stage.task_caption])
+def test_no_caption_is_longer_than_the_padding(caption):
+    for index in range(200):
+        _, ids, _ = stage.load_example(index, "pretrain", 2, web.STYLE, caption)
+        assert ids.shape == (stage.CAPTIONS_PER_SCENE, stage.MAX_TOKENS)
