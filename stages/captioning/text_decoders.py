@@ -17,6 +17,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from stages.models.catr import Catr
 from stages.models.catr_transformer import CatrCache
+from stages.models.shared_keys import RowsByImage
 
 
 class TextDecoder(Protocol):
@@ -52,30 +53,26 @@ class TextDecoder(Protocol):
 
 
 @contextmanager
-def images_shared(model: BlipTextLMHeadModel, rows: Tensor, images: int, rows_per_image: int) -> Iterator[None]:
+def images_shared(model: BlipTextLMHeadModel, layout: RowsByImage) -> Iterator[None]:
     """Within the context, BLIP's cross attention reads each image's keys and values once for all of its rows.
 
-    transformers expects one image per row. Attention treats queries independently, so the queries of an image's rows
-    can be concatenated to one longer sequence: hooks reshape `(R, n, dim)` to `(images, rows_per_image * n, dim)`
-    before cross attention and back after it. Missing rows are zeros, whose outputs are dropped. A copy of keys and
-    values per row would take 40 MB with BLIP-base, and most of the time of a small BLIP.
+    transformers expects one image per row: hooks put the rows of an image side by side before cross attention, and
+    take them apart after it (see `stages/models/shared_keys.py`).
     """
 
     def gather(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         hidden, *rest = args
-        padded = hidden.new_zeros(images * rows_per_image, *hidden.shape[1:])
-        padded[rows] = hidden
-        return (padded.view(images, rows_per_image * hidden.shape[1], hidden.shape[2]), *rest), kwargs
+        return (layout.gather(hidden), *rest), kwargs
 
-    def spread(_: nn.Module, args: tuple, output: tuple) -> tuple:
+    def scatter(_: nn.Module, args: tuple, output: tuple) -> tuple:
         hidden, *rest = output
-        return hidden.view(images * rows_per_image, -1, hidden.shape[2])[rows], *rest
+        return layout.scatter(hidden), *rest
 
     handles = []
     for layer in model.bert.encoder.layer:
         attention = layer.get_submodule("crossattention")
         handles.append(attention.register_forward_pre_hook(gather, with_kwargs=True))
-        handles.append(attention.register_forward_hook(spread))
+        handles.append(attention.register_forward_hook(scatter))
     try:
         yield
     finally:
@@ -108,7 +105,7 @@ class BlipDecoder:
     def next_logits(
         self, tokens: Tensor, states: Tensor, cache: EncoderDecoderCache, rows: Tensor, rows_per_image: int
     ) -> Tensor:
-        with images_shared(self.model, rows, len(states), rows_per_image):
+        with images_shared(self.model, RowsByImage(len(states), rows_per_image, rows)):
             states = _flatten_grid(states)
             output = self.model(
                 tokens, encoder_hidden_states=states, past_key_values=cache, use_cache=True, logits_to_keep=1
