@@ -1,4 +1,4 @@
-"""A small directory in VOC's layout, and a temporary clone of the project with shrunk params."""
+"""A small folder in VOC's layout, and a temporary clone of the project with shrunk params."""
 
 import os
 import shutil
@@ -32,9 +32,14 @@ PIPELINE = (
 )
 
 
-LONG = ("test_pipeline.py", "test_paper_profile.py", "test_killed.py", "test_folder_profile.py")  # these start first
+LONG = (
+    "test_pipeline.py",
+    "test_paper_profile.py",
+    "test_killed.py",
+    "test_folder_profile.py",
+)  # start first, as they take longest
 
-torch.set_num_threads(1)  # another test runs beside each
+torch.set_num_threads(1)  # two tests run at a time
 
 
 def pytest_collection_modifyitems(items):
@@ -43,7 +48,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """No test hangs on the random numbers that another one drew."""
+    """No test depends on the random numbers that another test drew."""
     torch.manual_seed(0)
 
 
@@ -55,7 +60,7 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 @pytest.fixture
 def voc_folder(tmp_path):
-    """Three images of unlike sizes (two train, one val), masks of classes 0..2 with a void line."""
+    """Three images of different sizes (two train, one val); masks of classes 0 to 2 with a void line."""
     root = tmp_path / "voc"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -72,22 +77,22 @@ def voc_folder(tmp_path):
     return root
 
 
-def cut_off_when_kept(monkeypatch, train) -> None:
-    """Run `train` until it first keeps what a resumed run needs, then cut it off."""
-    keep = train_state.save_state
+def interrupt_at_first_save(monkeypatch, train) -> None:
+    """Run `train` and interrupt it right after it has first saved its state."""
+    save_state = train_state.save_state
 
-    def cut_off(*kept):
-        keep(*kept)
+    def save_and_interrupt(*args):
+        save_state(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_state, "save_state", cut_off)
+    monkeypatch.setattr(train_state, "save_state", save_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         train()
-    monkeypatch.setattr(train_state, "save_state", keep)
+    monkeypatch.setattr(train_state, "save_state", save_state)
 
 
 def untrained_blip(folder: Path, sharp: float = 1.0) -> None:
-    """A BLIP of the shipped kind with random weights; `sharp` spreads its logits out."""
+    """Write a small BLIP with random weights; a larger `sharp` makes its output distribution less uniform."""
     torch.manual_seed(0)
     tokenizer = blip.word_tokenizer(web.vocabulary())
     config = blip.small_config(vit.Architecture(dim=32, depth=1), len(tokenizer), layers=2, projection=16)
@@ -102,7 +107,7 @@ def untrained_blip(folder: Path, sharp: float = 1.0) -> None:
 
 
 class Project:
-    """A clone of the pipeline in a folder of its own."""
+    """A clone of the pipeline in its own folder."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -110,7 +115,7 @@ class Project:
             **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",
-            "OMP_NUM_THREADS": "1",  # another test runs beside it
+            "OMP_NUM_THREADS": "1",  # two tests run at a time
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
@@ -212,8 +217,8 @@ def clone(root: Path) -> Project:
     project.run("git", "init", "-q")
     project.run("git", "add", "-A")
     project.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "clone")
-    shipped = project.run("dvc", "commit", "-f", "pretrain", "pretrain_blip")  # as if these were trained as params say
-    assert shipped.returncode == 0, shipped.stderr
+    result = project.run("dvc", "commit", "-f", "pretrain", "pretrain_blip")  # as if trained with these params
+    assert result.returncode == 0, result.stderr
     return project
 
 

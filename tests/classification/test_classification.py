@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import cut_off_when_kept
+from conftest import interrupt_at_first_save
 from PIL import Image
 from torch.nn import functional as F
 
@@ -215,7 +215,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(project, manife
     expected = output_bytes()
     finetune.remove_state("mine")
     assert not Path("data/resume/finetune/mine").exists()
-    cut_off_when_kept(monkeypatch, lambda: finetune.finetune(project, "mine", manifest))
+    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", manifest))
     epochs = []
     train_epoch = finetune.train_epoch
     monkeypatch.setattr(finetune, "train_epoch", lambda *args: epochs.append(1) or train_epoch(*args))
@@ -233,7 +233,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(project, manife
 
 
 def test_a_changed_learning_rate_starts_over(project, manifest, monkeypatch):
-    cut_off_when_kept(monkeypatch, lambda: finetune.finetune(project, "mine", manifest))
+    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", manifest))
     setting = project.classification.settings["mine"].model_copy(update={"lr": 1e-3, "epochs": 1})
     classification = project.classification.model_copy(update={"settings": {"mine": setting}})
     changed = project.model_copy(update={"classification": classification})

@@ -1,4 +1,4 @@
-"""dvc.yaml names every param and every module that a stage hangs on."""
+"""dvc.yaml lists every param and module that a stage depends on."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ PARAMS = read_params(ROOT / "params.yaml")
 
 
 def instances():
-    """Every stage as (name, definition), one an item for `foreach`, with `${...}` filled in."""
+    """Every stage as (name, definition), one per item of `foreach`, with `${...}` filled in."""
     for name, stage in PIPELINE["stages"].items():
         if "foreach" not in stage:
             yield name, fill(stage)
@@ -45,28 +45,28 @@ def lookup(path):
 
 def direct_imports(module: Path) -> set[Path]:
     """Files of this project that a module names in its import statements, packages' `__init__` included."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(module.read_text())):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found |= {path for name in names if name.split(".")[0] == "stages" for path in files(name)}
-    return found
+        imported |= {path for name in names if name.split(".")[0] == "stages" for path in files(name)}
+    return imported
 
 
 @cache
 def imports(module: Path) -> frozenset[Path]:
     """Files of this project that a module imports, itself and packages' `__init__` included, transitively."""
-    found: set[Path] = set()
+    visited: set[Path] = set()
     waiting = [module]
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
+        if path not in visited:
+            visited.add(path)
             waiting += direct_imports(path)
-    return frozenset(found)
+    return frozenset(visited)
 
 
 def files(name):
@@ -121,7 +121,7 @@ def test_every_imported_module_is_a_dependency(name):
     missing = [
         path
         for path in imports(entry(stage))
-        if path not in trivial and not any(path == one or one in path.parents for one in covered)
+        if path not in trivial and not any(path == folder or folder in path.parents for folder in covered)
     ]
     assert not missing, f"{name} imports {[str(path.relative_to(ROOT)) for path in missing]}"
 
@@ -142,7 +142,9 @@ def test_no_dependency_on_code_that_is_not_imported(name):
     for dependency in STAGES[name]["deps"]:
         path = ROOT / dependency
         if dependency.startswith("stages"):
-            assert path in used or any(path in one.parents for one in used), f"{name} does not import {dependency}"
+            assert path in used or any(path in module.parents for module in used), (
+                f"{name} does not import {dependency}"
+            )
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "stages").rglob("*.py")), ids=str)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import cut_off_when_kept
+from conftest import interrupt_at_first_save
 from ruamel.yaml import YAML
 
 from stages.core.stage import InputError
@@ -30,7 +30,7 @@ def test_a_resumed_run_ends_in_the_weights_of_an_uninterrupted_one(folder, monke
     model, _, uninterrupted = stage.pretrain(RECIPE, torch.device("cpu"))
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     stage.RESUME.unlink()
-    cut_off_when_kept(monkeypatch, lambda: stage.pretrain(RECIPE, torch.device("cpu")))
+    interrupt_at_first_save(monkeypatch, lambda: stage.pretrain(RECIPE, torch.device("cpu")))
     model, _, state = stage.pretrain(RECIPE, torch.device("cpu"))
     assert [point["images"] for point in state.curve] == [16, 32, 40]
     assert state.curve == uninterrupted.curve

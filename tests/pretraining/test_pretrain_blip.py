@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, cut_off_when_kept
+from conftest import ROOT, interrupt_at_first_save
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from stages.data.scenes import web
@@ -40,7 +40,7 @@ def test_a_resumed_run_ends_in_the_weights_of_an_uninterrupted_one_and_exports(f
     model, uninterrupted = stage.pretrain(RECIPE, torch.device("cpu"))
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}
     stage.RESUME.unlink()
-    cut_off_when_kept(monkeypatch, lambda: stage.pretrain(RECIPE, torch.device("cpu")))
+    interrupt_at_first_save(monkeypatch, lambda: stage.pretrain(RECIPE, torch.device("cpu")))
     model, state = stage.pretrain(RECIPE, torch.device("cpu"))
     assert [point["images"] for point in state.curve] == [16, 24]
     assert state.curve == uninterrupted.curve
