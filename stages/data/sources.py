@@ -1,7 +1,7 @@
 """Data sources by name: the values of `profile` in `params.yaml`.
 
 To add a source, write a class with the methods of `Source` in a file of its own, register it here, and give it a
-section in `params.yaml` (`stages/params/experiment.py`).
+section in `params.yaml` (`stages/params/profiles.py`).
 """
 
 from collections.abc import Callable
