@@ -1,7 +1,7 @@
 """Data sources by name: the values of `profile` in `params.yaml`.
 
-To add a source, write a class with the methods of `Source` in a file of its own, register it here, and give it a
-section in `params.yaml` (`stages/params/profiles.py`).
+To add a source, write a class with the methods of `Source` in a file of its own, register it here, and add its profile
+to `params.yaml`. The class gets the profile's section; it checks the keys of its own with `validate_params`.
 """
 
 from collections.abc import Callable

@@ -2,9 +2,9 @@
 
 import hashlib
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from stages.params.attention import Attention
 from stages.params.captioning import Captioning
@@ -12,14 +12,20 @@ from stages.params.classification import Classification
 from stages.params.compute import Compute
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
-from stages.params.profiles import PROFILES, Embedded, Folder, Paper, Profile
+from stages.params.profiles import Embedded, Folder, OtherProfile, Paper, Profile
 from stages.params.retrieval import Retrieval
-from stages.params.section import PARAMS, Section, Seed, join_alternatives, read_params, validate_params
+from stages.params.section import PARAMS, Name, Section, Seed, join_alternatives, read_params, validate_params
 from stages.params.segmentation import Segmentation
 
 
 class Experiment(Section):
-    """`params.yaml` as a whole. `profile` is the name of the active profile, one of `PROFILES`."""
+    """`params.yaml` as a whole. `profile` is the name of the active profile's section.
+
+    Sections besides those below are further profiles: a new data source needs no change to the params.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[Name, OtherProfile] = Field(init=False)
 
     profile: str
     seed: Seed
@@ -35,12 +41,23 @@ class Experiment(Section):
     classification: Classification
     attention: Attention
 
-    @field_validator("profile")
+    @model_validator(mode="before")
     @classmethod
-    def _profile_exists(cls, name: str) -> str:
-        if name not in PROFILES:
-            raise ValueError(f"must be {join_alternatives([repr(known) for known in PROFILES])}")
-        return name
+    def _unknown_sections_are_profiles(cls, content: Any) -> Any:
+        """Name a misspelled key as such. A profile has a backbone."""
+        for key, value in content.items():
+            if key not in cls.model_fields and not (isinstance(value, dict) and "backbone" in value):
+                allowed = f"{', '.join(cls.model_fields)}, or a profile's name"
+                raise ValueError(f"{key} = {value!r:.100}: unknown key; allowed here: {allowed}")
+        return content
+
+    @model_validator(mode="after")
+    def _profile_exists(self) -> Self:
+        profiles = [name for name, section in self if isinstance(section, Profile)]
+        if self.profile not in profiles:
+            known = join_alternatives([repr(name) for name in profiles])
+            raise ValueError(f"profile = {self.profile!r}: must be {known}")
+        return self
 
     @model_validator(mode="after")
     def _attention_names_exist(self) -> Self:

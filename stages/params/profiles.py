@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, Strict, model_validator
 
 from stages.params.attention import ExampleImages
 from stages.params.classification import Classifier
@@ -115,4 +115,7 @@ class Paper(Profile):
         return self.captions is not None
 
 
-PROFILES: dict[str, type[Profile]] = {"embedded": Embedded, "folder": Folder, "paper": Paper}
+class OtherProfile(Profile):
+    """A profile added to `params.yaml`: its data source in `stages/data` checks the keys that other profiles lack."""
+
+    model_config = ConfigDict(extra="allow")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from stages.core.stage import InputError, stage
 from stages.params.experiment import Experiment
 from stages.params.section import PARAMS, read_params, validate_params
-from stages.plan.dataset_sizes import DATASET_SIZES
+from stages.plan.dataset_sizes import dataset_sizes
 from stages.plan.downloads import Download, list_downloads
 from stages.plan.placeholder_models import build_models
 from stages.plan.storage import Stored, list_stored
@@ -103,7 +103,7 @@ def override_params(profile: str | None, overrides: list[str]) -> Experiment:
 
 def main(profile: str | None, overrides: list[str]) -> None:
     experiment = override_params(profile, overrides)
-    images, labeled = DATASET_SIZES[experiment.profile](experiment)
+    images, labeled = dataset_sizes(experiment)
     try:
         downloads = list_downloads(experiment)
         models = build_models(experiment)

@@ -37,11 +37,12 @@ def voc_and_pets(experiment: Experiment) -> tuple[DatasetSize, DatasetSize]:
     return DatasetSize(voc.train, voc.val, NATIVE_SIZE, captions), DatasetSize(pets.train, pets.val, NATIVE_SIZE)
 
 
-def images_in_folder(experiment: Experiment) -> tuple[DatasetSize, DatasetSize]:
-    """The user's images, counted in their manifests. Raises `InputError` if the stage `data` has not read them yet."""
-    path = experiment.folder.path
-    if not MANIFEST.is_file() or not LABELED.is_file() or read_manifest(MANIFEST).source != str(path):
-        raise InputError(f"{path} was not read yet; run `dvc repro data`, then plan")
+def images_of_manifests(experiment: Experiment) -> tuple[DatasetSize, DatasetSize]:
+    """The images that the stage `data` has read. Raises `InputError` if it has not run, or has read another folder."""
+    path = getattr(experiment.active, "path", None)  # of the profile `folder`
+    is_read = MANIFEST.is_file() and LABELED.is_file()
+    if not is_read or (path and read_manifest(MANIFEST).source != str(path)):
+        raise InputError(f"{path or experiment.profile} was not read yet; run `dvc repro data`, then plan")
     return count_images(read_manifest(MANIFEST)), count_images(read_manifest(LABELED))
 
 
@@ -53,5 +54,10 @@ def count_images(manifest: Manifest) -> DatasetSize:
     return DatasetSize(len(manifest.split("train")), len(val), (typical.height, typical.width), captions)
 
 
-# By profile: the sizes of the images of all tasks, and of those that classification is fine-tuned on
-DATASET_SIZES = {"embedded": generated_scenes, "folder": images_in_folder, "paper": voc_and_pets}
+# Profiles whose params tell the numbers of images; the images of others are counted.
+KNOWN_SIZES = {"embedded": generated_scenes, "paper": voc_and_pets}
+
+
+def dataset_sizes(experiment: Experiment) -> tuple[DatasetSize, DatasetSize]:
+    """The sizes of the images of all tasks, and of those that classification is fine-tuned on."""
+    return KNOWN_SIZES.get(experiment.profile, images_of_manifests)(experiment)

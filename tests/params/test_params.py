@@ -207,3 +207,14 @@ def test_setting_has_numbers_of_its_own_or_of_the_profile(content):
 
 def test_alternatives_are_joined():
     assert [join_alternatives(list(names)) for names in ("a", "ab", "abc")] == ["a", "a or b", "a, b or c"]
+
+
+def test_a_further_profile_needs_no_change_to_the_params(content):
+    content["mine"] = {**content["folder"], "root": "/data/mine"}
+    content["profile"] = "mine"
+    experiment = validate_params(Experiment, content)
+    assert experiment.active.backbone == content["folder"]["backbone"]
+    assert experiment.active.model_extra == {"path": content["folder"]["path"], "root": "/data/mine"}
+    content["mine"]["view"] = None
+    with pytest.raises(InputError, match=r"params\.yaml: mine\.view = None"):
+        validate_params(Experiment, content)

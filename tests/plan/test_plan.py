@@ -11,7 +11,7 @@ from stages.data.manifest import LABELED, MANIFEST, Manifest, Row, write_manifes
 from stages.params.experiment import load_experiment
 from stages.plan import __main__ as plan
 from stages.plan import work
-from stages.plan.dataset_sizes import DATASET_SIZES, DatasetSize
+from stages.plan.dataset_sizes import DatasetSize, dataset_sizes
 from stages.plan.downloads import list_downloads
 from stages.plan.placeholder_models import Models, build_models
 from stages.plan.storage import list_stored
@@ -60,7 +60,7 @@ def test_local_data_are_not_downloaded_and_without_captions_no_blip(project):
 def test_images_in_a_folder_are_counted_in_its_manifest(project):
     experiment = plan.override_params("folder", ["folder.path=photos"])
     with pytest.raises(InputError, match="photos was not read yet; run `dvc repro data`, then plan"):
-        DATASET_SIZES["folder"](experiment)
+        dataset_sizes(experiment)
     sizes = {"train": [(10, 10)], "val": [(20, 30), (80, 60), (40, 40)]}
     rows = tuple(
         Row(f"{split}_{height}", split, "image.jpg", captions=("a bus",), height=height, width=width)
@@ -69,7 +69,7 @@ def test_images_in_a_folder_are_counted_in_its_manifest(project):
     )
     for path in (MANIFEST, LABELED):
         write_manifest(Manifest(rows, "photos", ()), path)
-    images, labeled = DATASET_SIZES["folder"](experiment)
+    images, labeled = dataset_sizes(experiment)
     assert images == labeled == DatasetSize(train=1, val=3, image_size=(40, 40), captions=4)
 
 
