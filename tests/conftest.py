@@ -39,7 +39,9 @@ LONG = (
     "test_folder_profile.py",
 )  # start first, as they take longest
 
-torch.set_num_threads(1)  # two tests run at a time
+# Two tests run at a time. OMP_NUM_THREADS=2 tries another order of additions.
+THREADS = os.environ.get("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(THREADS))
 
 
 def pytest_collection_modifyitems(items):
@@ -115,7 +117,7 @@ class Project:
             **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))},
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "DVC_NO_ANALYTICS": "1",
-            "OMP_NUM_THREADS": "1",  # two tests run at a time
+            "OMP_NUM_THREADS": THREADS,
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
