@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 READY := .venv/.ready
-# Keep in step with constraints.txt
+# The installer; it is not among the packages in constraints.txt
 UV := uv==0.13.9
 # As many cached views as the original protocol uses: a new one per epoch
 PROTOCOL := segmentation.views=15 retrieval.views=8
@@ -35,7 +35,7 @@ plan: $(READY)  ## show what a run would download, compute and store: make plan 
 	python -m stages.plan $(PROFILE) $(if $(filter paper,$(PROFILE)),$(PROTOCOL)) $(SET)
 
 # The stages are run by hand: `dvc unfreeze` and `dvc freeze` would rewrite all of dvc.yaml.
-pretrain: $(READY)  ## train the two shipped checkpoints again (about two hours on 2 cores)
+pretrain: $(READY)  ## train the two shipped checkpoints again (about 1.5 hours on 2 cores)
 	python -m stages.pretraining.pretrain
 	python -m stages.pretraining.pretrain_blip
 	dvc commit --force pretrain pretrain_blip
@@ -65,8 +65,8 @@ dag: $(READY)  ## draw the stages
 
 clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped checkpoints
 	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
-		data/predictions data/fetched data/attention data/report_runs.json data/resume reports/look predictions.csv mlflow.db \
-		mlflow.db.lock mlartifacts dvc_plots .pytest_cache .ruff_cache .mypy_cache
+		data/predictions data/fetched data/attention data/report_runs.json data/resume reports/look reports/search.png reports/timings.json \
+		predictions.csv mlflow.db mlflow.db.lock mlartifacts mlruns dvc_plots .pytest_cache .ruff_cache .mypy_cache
 
 # uv installs the same pinned packages about three times as fast as pip.
 $(READY): requirements.txt constraints.txt

@@ -46,7 +46,8 @@ def write_card(
         f"BLIP (Li et al. 2022) in the classes of transformers, at a small size: image tower with "
         f"{vision.num_hidden_layers} layers of width {vision.hidden_size} on {vision.image_size}x{vision.image_size} "
         f"images behind a convolutional stem, text encoder and decoder with {text.num_hidden_layers} layers of width "
-        f"{text.hidden_size} each, {text.num_attention_heads} heads, a vocabulary of {text.vocab_size} whole words, "
+        f"{text.hidden_size} each, {text.num_attention_heads} heads, a vocabulary of {text.vocab_size} whole words and "
+        "special tokens, "
         f"projections to {config.image_text_hidden_size}; {info.parameters:,} parameters in training, where encoder "
         "and decoder share all weights but their self-attention. One file loads into `BlipForConditionalGeneration` "
         "and into `BlipForImageTextRetrieval` (`stages/models/blip.py`), including the image-text matching head.",

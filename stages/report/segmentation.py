@@ -20,9 +20,9 @@ from stages.segmentation.iou import confusion, mean_iou_draws
 
 TABLE = "table1_segmentation"
 EXAMPLES = 6  # validation images with masks, per head
-# Whose images and backbone the original's numbers are compared with, by profile; the default is for all others.
+# Whose images the original's numbers are compared with, by profile; the default is for all others.
 COMPARISONS = {"paper": "on the same images"}
-OTHER_COMPARISON = "on other images and another backbone"
+OTHER_COMPARISON = "on other images"
 
 CLAIMS = (
     Claim("The convolutional head is no better than the linear one", "convolutional", "linear", -1),

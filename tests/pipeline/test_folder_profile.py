@@ -34,7 +34,7 @@ def test_real_photographs_run_end_to_end(clone_project, street):
     assert "has no captions" in report
     assert "The table is left out: " in report and "has no labels (labels.csv)" in report
     assert "Attention of the class token, pretrained" in report  # pictures need no labels
-    assert "Not measured: no masks tell objects from a class `background`." in report
+    assert "Not measured: there are no masks with a class `background` and an object." in report
 
 
 def test_a_folder_with_its_own_captions_and_labels(clone_project, street):
