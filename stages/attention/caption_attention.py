@@ -152,7 +152,7 @@ def analyze(experiment: Experiment) -> Run:
     examples = select_examples(manifest.split("val"), experiment.active.examples.captions, examples_param)
     pictures = {row.image_id: PICTURES / TASK / f"{row.image_id}.png" for row in examples}
     table = FeatureTable(DECODER_STATES / "val", backbone=captioner.source, manifest=manifests.manifest_hash())
-    finder = ReferentFinder(manifest, experiment.active.objects_annotated)
+    finder = ReferentFinder(manifest)
     measurements = []
     for image_id, words in extract_all_words(captioner, table, experiment):
         row = rows[image_id]

@@ -24,7 +24,7 @@ from stages.captioning.captioner import load_captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.core.stage import InputError, stage
 from stages.data.images import find_images, read_image
-from stages.data.manifest import IMAGE_ERRORS
+from stages.data.manifest import IMAGE_ERRORS, image_problem
 from stages.image_text.image_encoder import load_encoder
 from stages.params.captioning import Cell
 from stages.params.experiment import Experiment, load_experiment
@@ -38,7 +38,7 @@ def read_images(paths: list[Path], kind: str) -> Iterator[tuple[str, Image.Image
         try:
             image = read_image(path)
         except IMAGE_ERRORS as error:
-            raise InputError(f"{path}: {error}") from error
+            raise InputError(f"{path}: {image_problem(error)}") from error
         yield name, image, FOLDER / f"{name}.{kind}.png"
 
 

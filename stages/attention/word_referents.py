@@ -54,9 +54,9 @@ def referents_by_class_name(words: Sequence[str], classes: tuple[str, ...], pres
 class ReferentFinder:
     """Finds the referents of a caption's words, from scene annotations if there are any, else from class names."""
 
-    def __init__(self, manifest: Manifest, objects_annotated: bool):
+    def __init__(self, manifest: Manifest):
         self.classes = manifest.classes
-        self.objects = read_objects(Path(manifest.source)) if objects_annotated else {}
+        self.objects = read_objects(Path(manifest.source))
         self.background = self.classes.index(BACKGROUND) if BACKGROUND in self.classes else None
 
     def find(self, row: Row, words: list[Word]) -> list[Referent | None]:

@@ -58,9 +58,9 @@ def bleu(counts: NgramCounts, order: int = ORDERS) -> float:
     return float(_weighted_bleu(counts, each_once, order)[0])
 
 
-def bootstrap_bleu(counts: NgramCounts, *, seed: int, draws: int = 1000) -> np.ndarray:
+def bootstrap_bleu(counts: NgramCounts, *, seed: int) -> np.ndarray:
     """BLEU-4 of bootstrap samples of whole images, `(draws,)`. Equal seeds draw the same images: pair differences."""
-    return _weighted_bleu(counts, resample_counts(len(counts.lengths), seed=seed, draws=draws), ORDERS)
+    return _weighted_bleu(counts, resample_counts(len(counts.lengths), seed=seed), ORDERS)
 
 
 def _weighted_bleu(counts: NgramCounts, weights: np.ndarray, order: int) -> np.ndarray:

@@ -116,7 +116,7 @@ def build_scorer(manifest: Manifest, experiment: Experiment) -> CaptionScorer:
     rows = manifest.split("val")
     seed = experiment.seed_for(REFERENCE_SEED)
     references = [row.captions[reference_index(row, seed)] for row in rows]
-    objects = read_objects(Path(manifest.source)) if experiment.active.objects_annotated else {}
+    objects = read_objects(Path(manifest.source))  # none unless the scenes are generated
     return CaptionScorer(rows, references, experiment.seed_for(BOOTSTRAP), objects)
 
 

@@ -28,7 +28,7 @@ from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
 from stages.data.dataset import MappedDataset
 from stages.data.images import find_images, read_image
-from stages.data.manifest import IMAGE_ERRORS, Problems
+from stages.data.manifest import IMAGE_ERRORS, Problems, image_problem
 from stages.models.compute import get_device, mixed_precision
 from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
@@ -41,7 +41,7 @@ def load_pixels(path: Path, size: int) -> Tensor | str:
     try:
         return plain_view(read_image(path), size)
     except IMAGE_ERRORS as error:
-        return str(error)
+        return image_problem(error)
 
 
 def select_weights(settings: Iterable[str], setting: str | None, epoch: str) -> Path:

@@ -23,7 +23,8 @@ class InputError(Exception):
 def stage(name: str) -> Iterator[None]:
     """Run the body as stage `name` and record its duration.
 
-    Wrong input, a full disk or an unreadable file end in one line on stderr and exit code 2; other exceptions pass.
+    Wrong input, a full disk or an unreadable file end in a message without a traceback and exit code 2. Other
+    exceptions pass.
     """
     start = time.perf_counter()
     try:

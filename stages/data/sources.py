@@ -7,6 +7,7 @@ to `params.yaml`. The class gets the profile's section; it checks the keys of it
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from stages.core.stage import InputError
 from stages.data.manifest import Manifest
 from stages.data.paper import PaperSource
 from stages.data.scenes.source import ScenesSource
@@ -37,4 +38,6 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
 
 def build_source(experiment: Experiment) -> Source:
     """Return the source of the active profile."""
+    if experiment.profile not in SOURCES:
+        raise InputError(f"profile = '{experiment.profile}': no such data source; available: {', '.join(SOURCES)}")
     return SOURCES[experiment.profile](experiment.active)

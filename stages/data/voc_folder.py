@@ -18,7 +18,7 @@ from stages.data.captioned_folder import read_captioned_folder
 from stages.data.captions import read_captions
 from stages.data.images import IMAGE_SUFFIXES
 from stages.data.manifest import SPLITS, Manifest, Problems, Row, read_text_file, validate_manifest
-from stages.params.experiment import Folder
+from stages.params.profiles import Folder
 
 
 class FolderSource:

@@ -1,7 +1,7 @@
 """Download a file once: resume it after a broken connection, verify it before use, reuse it offline.
 
-A file is reused by its name. If its `RemoteFile` has a hash, the hash is checked each time; without one the name is
-trusted, and the SHA-256 in `data/fetched/*.json` says which bytes a run used.
+A file is reused by its name. If its `RemoteFile` has a hash, the hash is checked each time; without one, the name is
+trusted.
 """
 
 import logging
@@ -41,12 +41,10 @@ class TransientError(DownloadError):
     """A failure that a later request may not meet."""
 
 
-def download_file(
-    remote: RemoteFile, folder: Path, mirrors: Mapping[str, str] | None = None, label: str | None = None
-) -> Path:
+def download_file(remote: RemoteFile, folder: Path, mirrors: Mapping[str, str] | None = None) -> Path:
     """Return the path of `remote` in `folder`; download the file if it is missing.
 
-    `mirrors` maps URL prefixes to replacements, tried in order after the URL itself; `label` goes on the progress bar.
+    `mirrors` maps URL prefixes to replacements, tried in order after the URL itself.
     Raises `InputError` if the file on disk has another hash or size, if no URL serves it, or if it cannot be written.
     """
     path = folder / remote.name
@@ -54,7 +52,7 @@ def download_file(
         _check_file(path, remote)
         return path
     part = folder / f"{remote.name}.part"
-    downloader = ResumingDownloader(remote, part, label or remote.name)
+    downloader = ResumingDownloader(remote, part)
     known_hash = ":".join(remote.digest) if remote.digest else None
     errors = []
     try:
@@ -115,7 +113,6 @@ class ResumingDownloader:
 
     remote: RemoteFile
     part: Path
-    label: str
 
     def __call__(self, url: str, output_file: str, _pooch: object) -> None:
         """Download `url` to `output_file`; raise `DownloadError` after `ATTEMPTS` requests without progress."""
@@ -180,7 +177,7 @@ class ResumingDownloader:
         validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
         with (
             self.part.open("ab" if start else "wb") as file,
-            tqdm(total=total, initial=start, desc=self.label, unit="B", unit_scale=True, mininterval=1) as bar,
+            tqdm(total=total, initial=start, desc=self.remote.name, unit="B", unit_scale=True, mininterval=1) as bar,
         ):
             # After the part is opened, so that old bytes never get the validator of another version.
             self._validator_path.unlink(missing_ok=True)

@@ -62,5 +62,5 @@ def encode_grids(
 
 
 def _load_catr_pixels(row: Row) -> Tensor:
-    """Return the whole image in its own shape, as CATR expects it, `(3, H, W)`."""
+    """Return the whole image in its own aspect ratio, as CATR expects it, `(3, H, W)`."""
     return catr.preprocess(read_image(Path(row.image)))

@@ -4,6 +4,8 @@ An interrupted run continues from its last finished shard. With `captioning.mode
 the output of CATR's encoder instead of BLIP's image states.
 """
 
+import argparse
+
 from transformers import BlipVisionConfig
 
 from stages.core.atomic import remove_folders
@@ -20,11 +22,11 @@ from stages.image_text import DECODER_STATES, RETRIEVAL_VECTORS
 from stages.image_text.decoder_states import encode_grids, encode_states
 from stages.image_text.image_encoder import load_catr
 from stages.image_text.retrieval_vectors import class_tokens, encode_captions, encode_views
-from stages.image_text.towers import Towers, load_towers
+from stages.image_text.towers import Towers, load_blip
 from stages.image_text.vocabulary import unknown_words
 from stages.models import catr, vit
-from stages.models.checkpoints.record import loading_errors, read_checkpoint
 from stages.models.compute import prepare_model
+from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 
 UNKNOWN_WORDS = 12  # most frequent unknown words in the metadata
@@ -36,13 +38,6 @@ def check_captions(manifest: Manifest) -> None:
     if missing:
         count = f"{len(missing)} image{'s have' if len(missing) > 1 else ' has'} no caption"
         raise InputError(f"{manifest.source}/captions.json: {count}: {join_names(missing)}")
-
-
-def load_blip(experiment: Experiment) -> Towers:
-    """Load the profile's BLIP; raises `InputError` naming its param."""
-    checkpoint = read_checkpoint("blip", experiment.active.blip)
-    with loading_errors(f"{experiment.profile}.blip", checkpoint.source):
-        return load_towers(checkpoint, experiment.compute)
 
 
 def blip_metadata(towers: Towers, experiment: Experiment) -> FeatureMetadata:
@@ -62,10 +57,15 @@ def blip_metadata(towers: Towers, experiment: Experiment) -> FeatureMetadata:
     )
 
 
+def resume_key(metadata: dict[str, str], compute: Compute) -> dict[str, str]:
+    """Return what an interrupted extraction must share with the one that resumes it: compilation changes rounding."""
+    return metadata | {"compile": str(compute.compile)}
+
+
 def encode_blip_states(towers: Towers, manifest: Manifest, metadata: FeatureMetadata) -> Shards:
     """Encode the validation images with BLIP; return the shards of their states, not committed."""
     rows = manifest.split("val")
-    shards = Shards(DECODER_STATES / "val", len(rows), metadata.as_text())
+    shards = Shards(DECODER_STATES / "val", len(rows), resume_key(metadata.as_text(), towers.compute))
     encode_states(towers, rows, shards, metadata)
     return shards
 
@@ -84,7 +84,7 @@ def encode_catr_states(experiment: Experiment, manifest: Manifest) -> Shards:
         precision=experiment.compute.precision,
     )
     rows = tuple(sorted(manifest.split("val"), key=lambda row: (row.height, row.width)))
-    shards = Shards(DECODER_STATES / "val", len(rows), metadata.as_text())
+    shards = Shards(DECODER_STATES / "val", len(rows), resume_key(metadata.as_text(), experiment.compute))
     prepare_model(model, experiment.compute)
     encode_grids(model, rows, shards, metadata, experiment.compute)
     return shards
@@ -118,15 +118,16 @@ def encode_retrieval(
         "transform": f"{views} views: resized crop of 0.5 to 1 of the area to {side}x{side}, flip, RandAugment(2, 5)",
         "seed": str(experiment.seed),
     }
-    train_shards = Shards(RETRIEVAL_VECTORS / "train", len(train_rows), train_metadata)
-    tables = {"train": encode_views(towers, train_rows, view_indices, seeds, train_shards)}
+    train_key = resume_key(train_metadata, towers.compute)
+    train_shards = Shards(RETRIEVAL_VECTORS / "train", len(train_rows), train_key)
+    tables = {"train": encode_views(towers, train_rows, view_indices, seeds, train_shards, train_metadata)}
 
     if experiment.captioning.model == "blip":
         tables["val"] = class_tokens(FeatureTable(states.folder), metadata)
     else:
         val_rows = manifest.split("val")
-        val_shards = Shards(RETRIEVAL_VECTORS / "val", len(val_rows), metadata)
-        tables["val"] = encode_views(towers, val_rows, [0] * len(val_rows), None, val_shards)
+        val_shards = Shards(RETRIEVAL_VECTORS / "val", len(val_rows), resume_key(metadata, towers.compute))
+        tables["val"] = encode_views(towers, val_rows, [0] * len(val_rows), None, val_shards, metadata)
     tables["captions"] = encode_captions(towers, manifest.rows, caption_metadata)
     return tables
 
@@ -158,8 +159,8 @@ def main() -> None:
         states = encode_blip_states(towers, manifest, metadata)
     else:
         states = encode_catr_states(experiment, manifest)
-    if towers.lacks:
-        mark_skipped(f"no retrieval: {towers.lacks}", RETRIEVAL_VECTORS)
+    if towers.missing_tower:
+        mark_skipped(f"no retrieval: {towers.missing_tower}", RETRIEVAL_VECTORS)
     else:
         tables = encode_retrieval(towers, experiment, manifest, metadata.as_text(), states)
         write_retrieval(towers, tables)
@@ -169,5 +170,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with stage("encode_image_text"):
         main()

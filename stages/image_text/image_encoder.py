@@ -8,11 +8,11 @@ from torch import Tensor
 
 from stages.core.stage import InputError
 from stages.image_text.pixels import val_view
-from stages.image_text.towers import load_towers
+from stages.image_text.towers import load_blip
 from stages.models import catr
 from stages.models.catr import Catr
 from stages.models.checkpoints.record import loading_errors, read_checkpoint
-from stages.models.compute import get_device
+from stages.models.compute import get_device, mixed_precision
 from stages.params.experiment import Experiment
 
 
@@ -32,13 +32,14 @@ def load_encoder(experiment: Experiment) -> Callable[[Image.Image], Tensor]:
     BLIP's states have one row: the class token and all patches.
     """
     if experiment.captioning.model == "blip":
-        towers = load_towers(read_checkpoint("blip", experiment.active.blip), experiment.compute)
+        towers = load_blip(experiment)
         return lambda image: towers.image_states(val_view(image, towers.pixels.side)[None])[:, None].float()
 
     model = load_catr(experiment).to(get_device())
 
     @torch.inference_mode()
     def encode(image: Image.Image) -> Tensor:
-        return model.memory(catr.preprocess(image)[None].to(get_device()))
+        with mixed_precision(experiment.compute):
+            return model.memory(catr.preprocess(image)[None].to(get_device())).float()
 
     return encode

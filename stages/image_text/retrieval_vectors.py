@@ -16,13 +16,17 @@ TEXTS = 128  # captions per batch of the text tower
 
 
 def encode_views(
-    towers: Towers, rows: tuple[Row, ...], view_indices: list[int], seeds: list[int] | None, shards: Shards
+    towers: Towers,
+    rows: tuple[Row, ...],
+    view_indices: list[int],
+    seeds: list[int] | None,
+    shards: Shards,
+    metadata: dict[str, str],
 ) -> Vectors:
     """Return the class-token states of one view per row, with `view_indices` as their indices.
 
     With `seeds` views are augmented, else they are validation views. The shards stay until the caller deletes them.
     """
-    metadata = {key: str(value) for key, value in shards.metadata.items()}
     dataset = view_dataset(rows, towers.pixels.side, seeds)
     name = f"encode {shards.target.name} views"
     for path, batches in iterate_shards(shards, dataset, split_batches, towers.workers, name):

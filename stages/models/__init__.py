@@ -1,1 +1,1 @@
-"""Frozen models with named outputs. They know nothing of tasks or of `params.yaml`."""
+"""Models with named outputs, and `checkpoints/`, which brings them to this machine. Nothing here knows a task."""

@@ -33,7 +33,7 @@ def read_weights(path: Path, include: Callable[[str], bool] = lambda name: True)
         raise ValueError(f"{path} holds a {type(content).__name__}; expected tensors by name")
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
-        raise ValueError(f"{path} holds other things than tensors: {join_names(other, NAMED_KEYS)}")
+        raise ValueError(f"{path} contains values that are not tensors: {join_names(other, NAMED_KEYS)}")
     return {name: weight for name, weight in content.items() if include(name)}
 
 

@@ -80,11 +80,6 @@ class Experiment(Section):
         """The source of the captioning model; None if it is CATR and the profile has none."""
         return self.active.catr if self.captioning.model == "catr" else self.active.blip
 
-    @property
-    def has_captions(self) -> bool:
-        """Whether the active profile's data may have captions."""
-        return self.active.has_captions
-
     def seed_for(self, run: str) -> int:
         """Derive a run's seed from its name, so that it does not depend on which runs came before."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{run}".encode()).digest()[:4])

@@ -1,7 +1,7 @@
 """Profiles: where images and pretrained models come from, and what suits them."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, Strict, model_validator
 
@@ -11,7 +11,7 @@ from stages.params.model_source import is_url
 from stages.params.remote_file import RemoteFile
 from stages.params.section import Count, Section, Seed, expects
 
-# At most 1000 images for each of the 20 classes, as validation images are numbered from 1000 within their class.
+# At most 1000 images for each of the 20 classes, as validation images are numbered from 1001 within their class.
 ObjectCount = Annotated[int, Strict(), Field(gt=0, le=20_000), expects("an integer from 1 to 20000")]
 
 
@@ -49,8 +49,6 @@ class Profile(Section):
     `catr` is the captioner for `captioning.model: catr`; null if the profile has none.
     """
 
-    objects_annotated: ClassVar[bool] = False  # whether the data source lists the objects of each image
-
     backbone: str
     blip: str
     catr: str | None
@@ -66,8 +64,6 @@ class Profile(Section):
 
 class Embedded(Profile):
     """Generated scenes, and images of single objects for classification."""
-
-    objects_annotated: ClassVar[bool] = True
 
     seed: Seed
     train: Count

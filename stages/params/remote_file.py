@@ -49,7 +49,7 @@ class RemoteFile:
             words.append(" ".join(self.digest))
         if self.size is not None:
             words.append(f"{self.size} bytes")
-        return ", ".join(words) or "any digest"
+        return ", ".join(words) or "hash unknown"
 
 
 def _parse_fragment(text: str, fragment: str) -> dict[str, str]:

@@ -50,7 +50,7 @@ def list_downloads(experiment: Experiment) -> list[Download]:
     sources = {
         "backbone": active.backbone,
         "classifier": active.classifier.backbone,
-        "BLIP": active.blip if experiment.has_captions else None,
+        "BLIP": active.blip if experiment.active.has_captions else None,
         "CATR": active.catr if experiment.captioning.model == "catr" else None,
     }
     for name, source in sources.items():

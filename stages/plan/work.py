@@ -110,7 +110,8 @@ def measure_work(experiment: Experiment, images: DatasetSize, labeled: DatasetSi
         yield from segmentation_work(experiment, images, models.backbone)
     if images.captions:
         yield from encoding_work(experiment, images, models)
-        yield captioning_work(experiment, images, models)
+        if any(cell.type != "beam" for cell in experiment.captioning.cells.values()):
+            yield captioning_work(experiment, images, models)
     if models.classifier:
         yield from classification_work(experiment, labeled, models.classifier)
 

@@ -4,13 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-from stages.core.atomic import atomic_write
+from stages.core.figures import figure
 from stages.core.train_state import TrainState
 from stages.params.pretrain import Pretrain
 
@@ -22,7 +18,7 @@ DATA_SOURCES = (
 
 @dataclass(frozen=True)
 class CardInfo:
-    """Facts for a card that are neither in the recipe nor in the training state."""
+    """Values for a card that are neither in the params nor in the training state."""
 
     parameters: int
     held_out: int  # number of scenes that the metrics are computed on
@@ -56,18 +52,15 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list
 def plot_curve(path: Path, state: TrainState, label: str, metrics: list[str]) -> None:
     """Plot the training loss and, on a second axis from 0 to 1, up to three metrics against the images seen."""
     images = [point["images"] / 1000 for point in state.curve]
-    figure, loss_axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    loss_axis.plot(images, [point["loss"] for point in state.curve], color="tab:blue")
-    loss_axis.set_xlabel("images seen (thousands)")
-    loss_axis.set_ylabel("training loss", color="tab:blue")
-    loss_axis.set_ylim(bottom=0)
-    metric_axis = loss_axis.twinx()
-    for metric, style in zip(metrics, ("-", "--", ":"), strict=False):
-        metric_axis.plot(images, [point[metric] for point in state.curve], style, color="tab:orange", label=metric)
-    metric_axis.set_ylabel(label, color="tab:orange")
-    metric_axis.set_ylim(0, 1)
-    if len(metrics) > 1:
-        metric_axis.legend(fontsize=8, frameon=False, loc="center right")
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)
+    with figure(path, figsize=(6, 3.2)) as (_, loss_axis):
+        loss_axis.plot(images, [point["loss"] for point in state.curve], color="tab:blue")
+        loss_axis.set_xlabel("images seen (thousands)")
+        loss_axis.set_ylabel("training loss", color="tab:blue")
+        loss_axis.set_ylim(bottom=0)
+        metric_axis = loss_axis.twinx()
+        for metric, style in zip(metrics, ("-", "--", ":"), strict=False):
+            metric_axis.plot(images, [point[metric] for point in state.curve], style, color="tab:orange", label=metric)
+        metric_axis.set_ylabel(label, color="tab:orange")
+        metric_axis.set_ylim(0, 1)
+        if len(metrics) > 1:
+            metric_axis.legend(fontsize=8, frameon=False, loc="center right")

@@ -1,5 +1,6 @@
 """Stage `report`: registers the runs that MLflow lacks, then writes tables, figures and the page."""
 
+import argparse
 import json
 import sys
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from stages.core import tracking
 from stages.core.atomic import remove_folders, write_text
 from stages.core.runs import RUNS, record_path
 from stages.core.skipped import skip_reason
-from stages.core.stage import TIMINGS, stage
+from stages.core.stage import read_timings, stage
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELED
 from stages.params.experiment import Experiment, load_experiment
@@ -87,12 +88,10 @@ def attach_figures(sections: Iterable[Section]) -> None:
     tracking.attach(figures)
 
 
-def read_timings() -> str:
+def describe_timings() -> str:
     """Seconds of the stages so far in one line, for the terminal."""
-    if not TIMINGS.is_file():
-        return ""
-    timings = json.loads(TIMINGS.read_text())
-    return "seconds: " + ", ".join(f"{name} {timing['seconds']}" for name, timing in timings.items())
+    timings = [f"{name} {timing['seconds']}" for name, timing in read_timings().items()]
+    return f"seconds: {', '.join(timings)}" if timings else ""
 
 
 def main() -> None:
@@ -126,9 +125,10 @@ def main() -> None:
     write_text(ROOT / "report.md", page)
 
     texts = [f"{table.plain()}\n" for table in tables.values()]
-    print("", *texts, ROOT / "report.md", read_timings(), sep="\n", file=sys.stderr)
+    print("", *texts, ROOT / "report.md", describe_timings(), sep="\n", file=sys.stderr)
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with stage("report"):
         main()

@@ -59,10 +59,14 @@ def plot_retrieved(path: Path, label: str, rows: tuple[Row, ...], predictions: l
 def plot_mistakes(path: Path, name: str, rows: tuple[Row, ...], predictions: list[dict[str, Any]]) -> int:
     """Some of the images that setting `name` misclassifies; returns how many there are, and plots nothing if none."""
     predictions_by_id = {prediction["image_id"]: prediction for prediction in predictions}
-    wrong = tuple(row for row in rows if not _is_right(predictions_by_id[row.image_id]))
+    wrong = []
+    for row in rows:
+        prediction = predictions_by_id[row.image_id]
+        if prediction["predicted"] != prediction["label"]:
+            wrong.append(row)
     if not wrong:
         return 0
-    images = evenly_spaced(wrong, MISTAKES)
+    images = evenly_spaced(tuple(wrong), MISTAKES)
     columns = min(6, len(images))
     lines = -(-len(images) // columns)
     with figure(path, lines, columns, figsize=(1.5 * columns, 1.85 * lines + 0.25), squeeze=False) as (fig, axes):
@@ -76,10 +80,6 @@ def plot_mistakes(path: Path, name: str, rows: tuple[Row, ...], predictions: lis
             axis.set_title(title, fontsize=8.5, parse_math=False)
         fig.suptitle(f"{name}: {len(wrong)} of {len(predictions)} images misclassified", fontsize=10)
     return len(wrong)
-
-
-def _is_right(prediction: dict[str, Any]) -> bool:
-    return prediction["predicted"] == prediction["label"]
 
 
 def _show_image(axis: Any, row: Row) -> None:

@@ -1,6 +1,6 @@
 """Line plots: metrics per epoch, and BLEU against temperature. Per-epoch metrics also as CSV, for `dvc plots`."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def plot_bleu(path: Path, results: list[Result]) -> None:
             metrics = result.metrics
             point = (params["temperature"], metrics["bleu"], metrics["bleu_low"], metrics["bleu_high"])
             lines[params["k"], params["prompt"]].append(point)
-    prompts = sorted({prompt for _, prompt in lines}, key=lambda name: -sum(prompt == name for _, prompt in lines))
+    counts = Counter(prompt for _, prompt in lines)
+    prompts = sorted(counts, key=lambda prompt: (-counts[prompt], prompt))  # the most frequent one goes into the title
     values = sorted({k for k, _ in lines})
     # The end of the color map is too pale on white.
     colors = {k: plt.get_cmap("viridis")(0.9 * index / max(len(values) - 1, 1)) for index, k in enumerate(values)}

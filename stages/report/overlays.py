@@ -12,10 +12,11 @@ from stages.data.manifest import Row
 from stages.data.voc import BACKGROUND, VOID
 from stages.report.colors import class_colors
 
+OPACITY = 0.6  # of a region
 IMAGE_INCHES = 1.55  # width of one image in the figure
 
 
-def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...], opacity: float = 0.6) -> np.ndarray:
+def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
     """`pixels` `(H, W, 3)` in 0..1, faded to gray, under the classes' colors with an opaque outline of each region.
 
     Void and the class `background` are not painted.
@@ -28,7 +29,7 @@ def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...], opac
         if name == BACKGROUND or not inside.any():
             continue
         outline = inside & ~ndimage.binary_erosion(inside, border_value=1)
-        alpha = np.where(outline, 1.0, opacity)[inside, None]
+        alpha = np.where(outline, 1.0, OPACITY)[inside, None]
         painted[inside] = painted[inside] * (1 - alpha) + np.array(colors[name]) * alpha
     return painted
 

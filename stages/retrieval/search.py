@@ -22,11 +22,10 @@ from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.data.images import IMAGE_SUFFIXES, read_image
-from stages.data.manifest import IMAGE_ERRORS
+from stages.data.manifest import IMAGE_ERRORS, image_problem
 from stages.image_text.pixels import val_view
-from stages.image_text.towers import load_towers
+from stages.image_text.towers import load_blip
 from stages.image_text.vocabulary import unknown_words
-from stages.models.checkpoints.record import read_checkpoint
 from stages.params.experiment import load_experiment
 from stages.retrieval import WEIGHTS
 from stages.retrieval.dataset import RetrievalData
@@ -52,16 +51,6 @@ def find_weights(run: str) -> Path:
         advice = f"choose from {', '.join(paths)}" if paths else "run `dvc repro` first"
         raise InputError(f"no run '{run}'; {advice}")
     return paths[name]
-
-
-def read_query_image(path: Path) -> Image.Image:
-    """Read an image; raises `InputError` if it is missing or broken."""
-    try:
-        return read_image(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: missing") from error
-    except IMAGE_ERRORS as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def nearest(query: Tensor, gallery: Tensor, names: Sequence[str]) -> Results:
@@ -104,9 +93,12 @@ def main(query: str, run: str, figure_path: Path) -> None:
     projections = load_projections(find_weights(run))
     data = RetrievalData(experiment, manifest)
     projections.to(data.device)
-    towers = load_towers(read_checkpoint("blip", experiment.active.blip), experiment.compute)
+    towers = load_blip(experiment)
     if Path(query).suffix.lower() in IMAGE_SUFFIXES:
-        image = read_query_image(Path(query))
+        try:
+            image = read_image(Path(query))
+        except IMAGE_ERRORS as error:
+            raise InputError(f"{query}: {image_problem(error)}") from error
         pixels = val_view(image, towers.pixels.side)[None]
         embedding = projections.images(towers.image_states(pixels)[:, 0])
         results = nearest(embedding, projections.texts(data.val.texts), data.val.captions)

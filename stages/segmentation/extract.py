@@ -1,5 +1,6 @@
 """Stage `extract_segmentation`: every image view through the frozen backbone once, into feature tables."""
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,5 +157,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with stage("extract_segmentation"):
         main()

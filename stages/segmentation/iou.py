@@ -51,15 +51,15 @@ def iou(matrix: np.ndarray) -> Iou:
     return Iou(float(np.nanmean(class_ious)), per_class)
 
 
-def mean_iou_draws(matrices: np.ndarray, *, seed: int, draws: int = 1000) -> np.ndarray:
-    """Return the mean IoU of `draws` bootstrap samples of images, `(draws,)`, from `(images, classes, classes)`.
+def mean_iou_draws(matrices: np.ndarray, *, seed: int) -> np.ndarray:
+    """Return the mean IoU of bootstrap samples of images, `(draws,)`, from `(images, classes, classes)`.
 
     They measure the variation of validation images, not that of training.
     """
     images, classes, _ = matrices.shape
-    counts = resample_counts(images, seed=seed, draws=draws)  # (draws, images)
+    counts = resample_counts(images, seed=seed)  # (draws, images)
     # The sum of the sampled images' matrices, as one product.
-    sampled = (counts @ matrices.reshape(images, -1).astype(np.float64)).reshape(draws, classes, classes)
+    sampled = (counts @ matrices.reshape(images, -1).astype(np.float64)).reshape(-1, classes, classes)
     return np.array([np.nanmean(_class_ious(matrix)) for matrix in sampled])
 
 

@@ -71,7 +71,8 @@ def train(
             loss = train_epoch(head, optimizer, tokens, masks, task.batch_size, rng)
             if not math.isfinite(loss):
                 raise InputError(
-                    f"{name}: training diverged in epoch {epoch + 1} (loss {loss}); try a lower segmentation.lr"
+                    f"segmentation.lr = {task.lr:g}: {name}: training diverged in epoch {epoch + 1} (loss {loss}); "
+                    "choose a smaller learning rate"
                 )
             schedule.step()
             matrices = evaluate(head, val, classes)

@@ -119,7 +119,9 @@ def jobs(rows, backbone, towers, catr_model, small_batches):
         "blip": Job(Towers, "image_states", lambda shards: encode_states(towers, rows, shards, wide)),
         "catr": Job(catr.Catr, "memory", lambda shards: encode_grids(catr_model, rows, shards, wide, COMPUTE)),
         "retrieval": Job(
-            Towers, "image_states", lambda shards: encode_views(towers, rows, [0] * COUNT, list(range(COUNT)), shards)
+            Towers,
+            "image_states",
+            lambda shards: encode_views(towers, rows, [0] * COUNT, list(range(COUNT)), shards, {}),
         ),
     }
 

@@ -141,7 +141,7 @@ def test_padding_does_not_change_a_captions_state(towers):
 def test_both_blip_classes_share_one_image_tower(towers):
     retriever = blip.load(BlipForImageTextRetrieval, towers.tokenizer.name_or_path)
     pixels = torch.zeros(1, 3, 80, 80, dtype=torch.uint8)
-    states = Towers(retriever, towers.tokenizer, towers.pixels).image_states(pixels)
+    states = Towers(retriever, towers.tokenizer, towers.pixels, towers.compute).image_states(pixels)
     assert torch.equal(states, towers.image_states(pixels))
 
 
@@ -155,7 +155,7 @@ def test_a_blip_that_only_captions_says_why_it_cannot_compare(tmp_path):
     processor = BlipImageProcessorPil(image_mean=vit.MEAN, image_std=vit.STD, size={"height": 80, "width": 80})
     processor.save_pretrained(tmp_path)
     towers = load_towers(Checkpoint("hub/captioner@1", str(tmp_path), "0"), COMPUTE)
-    assert towers.lacks.startswith("hub/captioner@1 holds no weights for itm_head, text_encoder")
+    assert towers.missing_tower.startswith("hub/captioner@1 holds no weights for itm_head, text_encoder")
     assert towers.image_states(torch.zeros(2, 3, 80, 80, dtype=torch.uint8)).shape == (2, 101, 32)
 
 
@@ -172,7 +172,7 @@ def test_every_caption_and_every_view_is_encoded_once(towers, rows, monkeypatch,
 
     monkeypatch.setattr(Towers, "image_states", counting)
     shards = Shards(Path("train"), 6, {}, waiting=tmp_path / "waiting")
-    views = encode_views(towers, rows * 2, [0, 0, 0, 1, 1, 1], list(range(6)), shards)
+    views = encode_views(towers, rows * 2, [0, 0, 0, 1, 1, 1], list(range(6)), shards, {})
     assert sum(sizes) == 6
     assert views.image_ids == ["id0", "id1", "id2"] * 2
     assert views.indices == [0, 0, 0, 1, 1, 1]

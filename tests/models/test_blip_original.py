@@ -524,7 +524,7 @@ def test_converting_twice_gives_the_same_bytes(original, vocabulary, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {"epoch": 3}}, r"model.pth holds other things than tensors: epoch"),
+        ({"model": {"epoch": 3}}, r"model.pth contains values that are not tensors: epoch"),
         ([torch.zeros(1)], r"model.pth holds a list; expected tensors by name"),
         ({"model": {"temp": torch.zeros(())}}, r"model.pth: holds no visual_encoder"),
         ({"model": {"a": os.getcwd}}, r"model.pth is not a file of tensors"),

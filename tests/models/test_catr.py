@@ -434,7 +434,7 @@ def test_keys_that_do_not_match_are_named(tmp_path):
 def test_other_files_are_rejected(tmp_path):
     assert "and 710 more" in load_error(tmp_path, {"input_proj.bias": torch.zeros(256)})
     assert "holds a list" in load_error(tmp_path, [torch.zeros(1)])
-    assert "other things than tensors: epoch" in load_error(tmp_path, {"model": {"epoch": 3}})
+    assert "values that are not tensors: epoch" in load_error(tmp_path, {"model": {"epoch": 3}})
     wrong_width = untrained_catr().state_dict() | {"input_proj.weight": torch.zeros(48, 2048, 1, 1)}
     assert "not a multiple of 32" in load_error(tmp_path, wrong_width)
     (tmp_path / "weights.pth").write_bytes(b"")

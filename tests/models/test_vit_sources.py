@@ -200,7 +200,7 @@ def with_shape(name, shape):
         (with_shape("pos_embed", (1, 36, 128)), "pos_embed is 1x36x128, expected 1x37x128$"),  # no class token's
         (lambda weights: {"model": {"layer1.0.conv1.weight": torch.zeros(4, 4, 1, 1)}}, "is not a plain ViT"),
         (lambda weights: [weights], "holds a list; expected tensors by name"),
-        (lambda weights: {"model": {**weights, "epoch": 3}}, "holds other things than tensors: epoch"),
+        (lambda weights: {"model": {**weights, "epoch": 3}}, "contains values that are not tensors: epoch"),
     ],
 )
 def test_weights_that_do_not_match_give_a_one_line_error(tmp_path, weights, change, message):

@@ -163,7 +163,7 @@ def test_head_options_are_in_the_order_of_the_file():
 def test_whether_there_are_captions_depends_on_the_active_profile(content, profile, captions, expected):
     change(content, "profile", profile)
     change(content, "paper.captions", captions)
-    assert validate_params(Experiment, content).has_captions is expected
+    assert validate_params(Experiment, content).active.has_captions is expected
 
 
 def test_stage_exits_with_2_and_one_line(tmp_path):

@@ -3,7 +3,7 @@
 from stages.data.manifest import OBJECTS, SCENES, Manifest
 from stages.data.scenes.folders import write_object_images, write_scenes
 from stages.data.voc_folder import read_folder
-from stages.params.experiment import Embedded
+from stages.params.profiles import Embedded
 
 
 class ScenesSource:

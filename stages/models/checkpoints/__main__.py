@@ -20,9 +20,9 @@ def requested_models(experiment: Experiment) -> dict[str, tuple[str, str | None]
         raise InputError(f"captioning.model = 'catr': {profile}.catr names no checkpoint; use 'blip' with this profile")
     return {
         "backbone": (f"{profile}.backbone", active.backbone),
-        "blip": (f"{profile}.blip", active.blip if experiment.has_captions else None),
+        "blip": (f"{profile}.blip", active.blip if active.has_captions else None),
         "classifier": (f"{profile}.classifier.backbone", active.classifier.backbone),
-        "catr": (f"{profile}.catr", catr),
+        "catr": (f"{profile}.catr", catr if active.has_captions else None),
     }
 
 

@@ -79,7 +79,7 @@ class CheckpointResolver:
             try:
                 convert_file(path, vocabulary, folder)
             except ValueError as error:
-                raise InputError(f"{path}: {error}") from error
+                raise InputError(str(error)) from error
         return Checkpoint(source, str(folder), sha256)
 
     def _vocabulary_file(self) -> Path:
