@@ -156,7 +156,9 @@ def run_ours(setup: Setup, folder: Path, seconds: dict[str, float], counts: Coun
         encode(setup, folder)
     with clocked(seconds, "decode"):
         generator = setup.new_generator()
-        generator.decoder.model_float64.register_forward_pre_hook(lambda *_: counts.update(float64=1))
+        generator.decoder.model_float64.register_forward_pre_hook(
+            lambda _module, args: counts.update(float64=len(args[0]))
+        )
         tokens = decode(generator, FeatureTable(folder / "val"), setup.prompts, setup.experiment)
     return {name: [cell_tokens[row.image_id] for row in setup.rows] for name, cell_tokens in tokens.items()}
 

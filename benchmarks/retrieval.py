@@ -205,9 +205,11 @@ def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tu
         seeds.append(experiment.seed_for(f"retrieval/view/{view}/{row.image_id}"))
     with tempfile.TemporaryDirectory() as name:
         shards = Shards(Path("train"), len(train_rows), {}, waiting=Path(name))
-        train_states = encode_views(towers, train_rows, view_indices, seeds, shards).values.float().to(towers.device)
+        train_states = (
+            encode_views(towers, train_rows, view_indices, seeds, shards, {}).values.float().to(towers.device)
+        )
         shards = Shards(Path("val"), len(rows["val"]), {}, waiting=Path(name))
-        val_states = encode_views(towers, rows["val"], [0] * len(rows["val"]), None, shards).values.float()
+        val_states = encode_views(towers, rows["val"], [0] * len(rows["val"]), None, shards, {}).values.float()
     captions = encode_captions(towers, rows["train"] + rows["val"], {})
     caption_keys = zip(captions.image_ids, captions.indices, strict=True)
     caption_index = {key: index for index, key in enumerate(caption_keys)}

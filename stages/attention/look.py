@@ -99,6 +99,6 @@ if __name__ == "__main__":
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="for positions: a ViT's name")
     args = parser.parse_args()
-    with stage("look"):
+    with stage("look", record=False):
         for path in KINDS[args.kind](load_experiment(), args.paths):
             print(path)

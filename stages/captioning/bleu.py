@@ -102,5 +102,5 @@ if __name__ == "__main__":
     parser.add_argument("predictions", type=Path)
     parser.add_argument("references", type=Path, nargs="+")
     arguments = parser.parse_args()
-    with stage("bleu"):
+    with stage("bleu", record=False):
         main(arguments.predictions, arguments.references)

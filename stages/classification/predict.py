@@ -109,5 +109,5 @@ if __name__ == "__main__":
     parser.add_argument("--epoch", choices=("best", "last"), default="best", help="whose weights (default: best)")
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     args = parser.parse_args()
-    with stage("predict"):
+    with stage("predict", record=False):
         main(args.images, args.setting, args.epoch, args.out)

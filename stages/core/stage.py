@@ -20,8 +20,8 @@ class InputError(Exception):
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Run the body as stage `name` and record its duration.
+def stage(name: str, record: bool = True) -> Iterator[None]:
+    """Run the body as stage `name` and record its duration. Commands that are not stages of the pipeline do not.
 
     Wrong input, a full disk or an unreadable file end in a message without a traceback and exit code 2. Other
     exceptions pass.
@@ -32,7 +32,8 @@ def stage(name: str) -> Iterator[None]:
             # Denormal floats are up to 100 times slower on a CPU, and too small to matter here.
             sys.modules["torch"].set_flush_denormal(True)
         yield
-        write_duration(name, time.perf_counter() - start)
+        if record:
+            write_duration(name, time.perf_counter() - start)
     except InputError as error:
         _exit(name, str(error))
     except OSError as error:

@@ -1,1 +1,1 @@
-"""What a run of the pipeline would download, compute and store; nothing of it is done."""
+"""What a run of the pipeline would download, compute and store, without doing it."""

@@ -1,4 +1,4 @@
-"""What a run would download, compute and store; nothing of it is done.
+"""What a run would download, compute and store, without doing it.
 
 make plan PROFILE=paper
 python -m stages.plan paper paper.captions=captions.json compute.precision=bfloat16
@@ -112,7 +112,7 @@ def main(profile: str | None, overrides: list[str]) -> None:
 
     height, width = images.image_size
     print(
-        f"\nProfile {experiment.profile}. This plan downloads, computes and writes nothing.\n"
+        f"\nProfile {experiment.profile}. This plan downloads nothing and writes nothing; it measures a few calls of each model.\n"
         f"Images: {images.train} train, {images.val} val of about {width}x{height}, {images.captions} captions; "
         f"for classification {labeled.train} train, {labeled.val} val."
     )
@@ -143,5 +143,5 @@ if __name__ == "__main__":
     if arguments.profile and "=" in arguments.profile:  # overrides without a profile
         arguments.overrides.insert(0, arguments.profile)
         arguments.profile = None
-    with stage("plan"):
+    with stage("plan", record=False):
         main(arguments.profile, arguments.overrides)

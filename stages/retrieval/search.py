@@ -122,5 +122,5 @@ if __name__ == "__main__":
     parser.add_argument("--run", default="finetuned", help="a run of Table 4, or retrieval_grid/NAME")
     parser.add_argument("--out", type=Path, default=Path("reports/search.png"), help="the figure")
     arguments = parser.parse_args()
-    with stage("search"):
+    with stage("search", record=False):
         main(arguments.query, arguments.run, arguments.out)

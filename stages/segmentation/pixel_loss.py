@@ -8,7 +8,8 @@ With logits `z` on the grid, `s = upsample(z)` and the `N` pixels `p` whose labe
 
 Equal to the plain form, which `test_pixel_loss_and_gradient_equal_cross_entropy` compares:
 
-    F.cross_entropy(F.interpolate(z, size, mode="bilinear", align_corners=False), masks, ignore_index=255)
+    z = z.permute(0, 3, 1, 2)  # classes first
+    F.cross_entropy(F.interpolate(z, size, mode="bilinear", align_corners=False), masks.long(), ignore_index=255)
 
 except that a batch without a labeled pixel has loss 0 instead of NaN. Full-size logits exist for a few images at a
 time, and softmax and its gradient overwrite them in place.

@@ -71,3 +71,11 @@ def test_file_is_complete_or_missing(folder):
             temporary.write_text(text)
     assert path.read_text() == "second"
     assert len(list(path.parent.iterdir())) == 1
+
+
+def test_commands_besides_the_pipeline_record_no_duration(folder):
+    with stage("data"):
+        pass
+    with stage("plan", record=False):
+        pass
+    assert list(json.loads((folder / "reports/timings.json").read_text())) == ["data"]

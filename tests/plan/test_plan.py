@@ -91,7 +91,7 @@ def test_a_plan_prints_three_tables_and_writes_nothing(project, capsys):
     before = sorted(project.rglob("*"))
     plan.main("embedded", ["embedded.train=30", "embedded.val=20", "captioning.max_length=12"])
     text = capsys.readouterr().out
-    assert "This plan downloads, computes and writes nothing." in text
+    assert "This plan downloads nothing and writes nothing; it measures a few calls of each model." in text
     assert "30 train, 20 val of about 80x80, 250 captions" in text
     assert "\nDownload\n" in text
     assert "\nStore\n" in text
