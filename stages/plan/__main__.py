@@ -112,7 +112,8 @@ def main(profile: str | None, overrides: list[str]) -> None:
 
     height, width = images.image_size
     print(
-        f"\nProfile {experiment.profile}. This plan downloads nothing and writes nothing; it measures a few calls of each model.\n"
+        f"\nProfile {experiment.profile}. "
+        "This plan downloads nothing and writes nothing; it measures a few calls of each model.\n"
         f"Images: {images.train} train, {images.val} val of about {width}x{height}, {images.captions} captions; "
         f"for classification {labeled.train} train, {labeled.val} val."
     )
