@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +34,11 @@ from stages.captioning.caption import decode
 from stages.captioning.captioner import Captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths, caption_tokens
 from stages.captioning.text_decoders import BlipDecoder
-from stages.data.dataset import MappedDataset
-from stages.data.images import read_image
 from stages.data.manifest import Row
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.image_text.decoder_states import encode_states
-from stages.image_text.pixels import val_view
+from stages.image_text.pixels import view_dataset
 from stages.image_text.towers import Towers
 from stages.models import blip, vit
 from stages.models.compute import get_device
@@ -100,11 +97,6 @@ def paper_setup(experiment: Experiment, folder: Path, images: int) -> Setup:
     return Setup(towers, make_scenes(folder, 0, images, side)["val"], prompts, experiment)
 
 
-def load_pixels(row: Row, side: int) -> Tensor:
-    """A manifest row's image as BLIP takes it for validation."""
-    return val_view(read_image(Path(row.image)), side)
-
-
 def generate_options(cell: Cell) -> dict[str, object]:
     """A cell as options of `generate`, whose own default K is 50."""
     if cell.type == "greedy":
@@ -119,7 +111,7 @@ def run_baseline(setup: Setup, use_cache: bool) -> Captions:
     """Every cell on its own, from pixels. One pool of loading workers serves all cells."""
     towers = setup.towers
     config = towers.model.config.text_config
-    dataset = MappedDataset(setup.rows, partial(load_pixels, side=towers.pixels.side))
+    dataset = view_dataset(setup.rows, towers.pixels.side)
     loader = DataLoader(dataset, BASELINE_BATCH, num_workers=COMPUTE.workers, persistent_workers=True)
     captions: Captions = {}
     for name, cell in setup.task.cells.items():
@@ -214,7 +206,8 @@ def compare(name: str, baseline: Captions, captions: Captions, setup: Setup) -> 
 def caption_from_float32(setup: Setup, name: str, row: Row) -> list[int]:
     """Our caption of one image whose states were not rounded to float16."""
     cell = setup.task.cells[name]
-    states = setup.towers.image_states(load_pixels(row, setup.towers.pixels.side)[None])
+    _, pixels = view_dataset((row,), setup.towers.pixels.side)[0]
+    states = setup.towers.image_states(pixels[None])
     uniform = np.zeros((1, 1, setup.task.max_length))
     return setup.new_generator().sample(states, [setup.prompts[cell.prompt]], [cell], uniform)[0]
 

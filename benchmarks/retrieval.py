@@ -21,30 +21,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.segmentation import COMPUTE, clocked
-from stages.data.dataset import MappedDataset
-from stages.data.images import read_image
+from benchmarks.segmentation import COMPUTE, clocked, make_scenes
 from stages.data.manifest import Row
-from stages.data.scenes.captions import scene_captions
-from stages.data.scenes.scene import Style, draw_scene
 from stages.features.shards import Shards
 from stages.image_text import REFERENCE_SEED
-from stages.image_text.pixels import train_view, val_view
+from stages.image_text.pixels import view_dataset
 from stages.image_text.reference_caption import reference_index
 from stages.image_text.retrieval_vectors import TEXTS, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.models.checkpoints.record import Checkpoint
 from stages.params.experiment import Experiment, load_experiment
-from stages.params.retrieval import GridRow
 from stages.retrieval.dataset import ValPairs
 from stages.retrieval.projections import Projections
 from stages.retrieval.training import ProjectionTraining, TrainPairs, contrastive_loss, train
@@ -58,27 +50,12 @@ Tables = list[list[ProjectionTraining]]  # the trained runs of Table 4, then tho
 Recalls = dict[str, float]  # R@1 from image to caption, in percent, by run
 
 
-def make_captioned_scenes(folder: Path, train_images: int, val_images: int, side: int) -> Rows:
-    """Draw scenes with captions to `folder`; return them as manifest rows."""
-    rows: dict[str, list[Row]] = {"train": [], "val": []}
-    for index in range(train_images + val_images):
-        split = "train" if index < train_images else "val"
-        rng = np.random.default_rng([1, index])
-        scene = draw_scene(rng, split, Style(side=side))
-        path = folder / f"{index}.jpg"
-        Image.fromarray(scene.image).save(path, quality=93)
-        captions = scene_captions(rng, scene)
-        rows[split].append(Row(str(index), split, str(path), captions=captions, height=side, width=side))
-    return {split: tuple(split_rows) for split, split_rows in rows.items()}
-
-
 def new_tables(experiment: Experiment, towers: Towers) -> Tables:
     """The runs of both tables before their first step."""
     task = experiment.retrieval
-    scratch = GridRow(init="scratch", **task.recipe.model_dump())
-    finetuned = GridRow(init="provided", **task.finetune.model_dump())
+    table4 = {name: row for name, row in task.table4.items() if row is not None}
     tables = []
-    for table, rows in (("retrieval", {"scratch": scratch, "finetuned": finetuned}), ("retrieval_grid", task.grid)):
+    for table, rows in (("retrieval", table4), ("retrieval_grid", task.grid)):
         trainings = []
         for name, row in rows.items():
             seed = experiment.seed_for(f"{table}/{name}")
@@ -110,18 +87,9 @@ def reference_captions(rows: tuple[Row, ...], experiment: Experiment) -> list[st
     return [row.captions[reference_index(row, seed)] for row in rows]
 
 
-def load_val_view(row: Row, side: int) -> Tensor:
-    return val_view(read_image(Path(row.image)), side)
-
-
-def load_train_view(item: tuple[Row, int], side: int) -> Tensor:
-    row, seed = item
-    return train_view(read_image(Path(row.image)), side, seed)
-
-
 def run_baseline(towers: Towers, rows: Rows, experiment: Experiment) -> Recalls:
     """One run after another, through both towers."""
-    dataset = MappedDataset(rows["val"], partial(load_val_view, side=towers.pixels.side))
+    dataset = view_dataset(rows["val"], towers.pixels.side)
     loader = DataLoader(dataset, VAL_BATCH, num_workers=COMPUTE.workers, persistent_workers=True)
 
     def evaluate(projections: Projections) -> dict[str, float]:
@@ -155,14 +123,14 @@ def train_baseline(
         training.projections.parameters(), lr=params.lr, weight_decay=params.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=params.epochs * steps)
-    views = []  # one per image and epoch, epoch by epoch
+    seeds = []  # of the views: one per image and epoch, epoch by epoch
     indices = []  # of the views in the order of training
     for epoch in range(params.epochs):
-        views += [(row, experiment.seed_for(f"retrieval/view/{epoch}/{row.image_id}")) for row in rows]
+        seeds += [experiment.seed_for(f"retrieval/view/{epoch}/{row.image_id}") for row in rows]
         order = torch.randperm(len(rows), generator=generator)[: steps * params.batch_size]
         indices.append(epoch * len(rows) + order)
     batches = torch.cat(indices).view(-1, params.batch_size).tolist()
-    dataset = MappedDataset(views, partial(load_train_view, side=towers.pixels.side))
+    dataset = view_dataset(rows * params.epochs, towers.pixels.side, seeds)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=COMPUTE.workers, persistent_workers=True)
     temperature = torch.tensor(params.temperature, device=towers.device)
     losses = []
@@ -329,7 +297,7 @@ def main() -> None:
     compare_stacked_training(towers, experiment)
     with tempfile.TemporaryDirectory() as name:
         side = towers.pixels.side
-        rows = make_captioned_scenes(Path(name), arguments.train, arguments.val, side)
+        rows = make_scenes(Path(name), arguments.train, arguments.val, side)
         few_rows = {split: split_rows[:16] for split, split_rows in rows.items()}
         run_ours(towers, few_rows, experiment, 1, {})  # imports on first use are not timed
         seconds: dict[str, float] = {}

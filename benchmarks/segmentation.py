@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from stages.data.dataset import MappedDataset
 from stages.data.images import read_mask
 from stages.data.manifest import Row
+from stages.data.scenes.captions import scene_captions
 from stages.data.scenes.scene import CLASSES, Style, draw_scene
 from stages.data.views import crop_mask
 from stages.data.voc import VOID
@@ -47,16 +48,18 @@ COMPUTE = Compute(precision="float32", compile=False, workers=2)
 
 
 def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tuple[Row, ...]]:
-    """Draw scenes of one size to disk and return their manifest rows by split."""
+    """Draw scenes of one size, with captions, to disk and return their manifest rows by split."""
     rows: dict[str, list[Row]] = {"train": [], "val": []}
     for index in range(train + val):
         split = "train" if index < train else "val"
-        scene = draw_scene(np.random.default_rng([1, index]), split, Style(side=side))
+        rng = np.random.default_rng([1, index])
+        scene = draw_scene(rng, split, Style(side=side))
         image = folder / f"{index}.jpg"
         mask = folder / f"{index}.png"
         Image.fromarray(scene.image).save(image, quality=93)
         Image.fromarray(scene.mask).save(mask)
-        rows[split].append(Row(str(index), split, str(image), str(mask), height=side, width=side))
+        captions = scene_captions(rng, scene)
+        rows[split].append(Row(str(index), split, str(image), str(mask), captions, height=side, width=side))
     return {split: tuple(split_rows) for split, split_rows in rows.items()}
 
 

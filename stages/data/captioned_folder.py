@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stages.core.stage import InputError
 from stages.data.captions import collect_layout_errors, parse_captions, read_json
-from stages.data.images import IMAGE_SUFFIXES
+from stages.data.images import is_image
 from stages.data.manifest import SPLITS, Manifest, Problems, Row, validate_manifest
 
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val"}
@@ -31,7 +31,7 @@ def read_captioned_folder(root: Path) -> Manifest:
                     file_names[split].append(image["file_name"])
                 elif image["split"] in KARPATHY_SPLITS:
                     file_names[KARPATHY_SPLITS[image["split"]]].append(image["filename"])
-    images = {path.name: path for path in sorted(root.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = {path.name: path for path in sorted(root.rglob("*")) if is_image(path)}
     rows = []
     for split, names in file_names.items():
         for name in names:

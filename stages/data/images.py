@@ -11,6 +11,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MASK_MODES = ("P", "L", "1")  # Pillow's palette, 8-bit gray and 1-bit
 
 
+def is_image(path: Path) -> bool:
+    """Tell by its suffix whether a file is an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
 def find_images(paths: list[Path]) -> dict[str, Path]:
     """Return image files by name, from paths of files and of folders.
 
@@ -33,7 +38,7 @@ def find_images(paths: list[Path]) -> dict[str, Path]:
 
 def _images_below(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in files if is_image(path)]
     suffixes = ", ".join(IMAGE_SUFFIXES)
     if not images:
         raise InputError(f"{folder}: no images in this folder ({suffixes})")

@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from stages.core.atomic import atomic_write
+from stages.core.hashes import file_sha256
 from stages.core.stage import InputError
 from stages.data.images import read_image, read_mask
 from stages.data.voc import VOID
@@ -208,7 +209,7 @@ def write_manifest(manifest: Manifest, path: Path = MANIFEST) -> None:
 
 def manifest_hash(path: Path = MANIFEST) -> str:
     """Return the SHA-256 of a manifest file. Cached features record it, to detect another manifest."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_sha256(path)
 
 
 def read_manifest(path: Path = MANIFEST) -> Manifest:

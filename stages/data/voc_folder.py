@@ -16,7 +16,7 @@ from pathlib import Path
 from stages.core.messages import join_names
 from stages.data.captioned_folder import read_captioned_folder
 from stages.data.captions import read_captions
-from stages.data.images import IMAGE_SUFFIXES
+from stages.data.images import is_image
 from stages.data.manifest import SPLITS, Manifest, Problems, Row, read_text_file, validate_manifest
 from stages.params.profiles import Folder
 
@@ -86,7 +86,7 @@ def read_folder(
 
 def _images_by_id(folder: Path) -> dict[str, Path]:
     paths = sorted(folder.glob("*"))  # none if there is no such folder
-    return {path.stem: path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+    return {path.stem: path for path in paths if is_image(path)}
 
 
 def _list_path(root: Path, split: str) -> Path:

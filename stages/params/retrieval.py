@@ -52,3 +52,12 @@ class Retrieval(TrainingParams):
     def recipe(self) -> TrainingParams:
         """The params of Table 4's training from scratch."""
         return TrainingParams(**{key: getattr(self, key) for key in TrainingParams.model_fields})
+
+    @property
+    def table4(self) -> dict[str, GridRow | None]:
+        """The runs of Table 4 by name; None stands for the provided projections, which are not trained."""
+        return {
+            "provided": None,
+            "scratch": GridRow(init="scratch", **self.recipe.model_dump()),
+            "finetuned": GridRow(init="provided", **self.finetune.model_dump()),
+        }

@@ -9,6 +9,7 @@ import torch
 from stages.data.paper import unpacked_folder
 from stages.fetch.download import remote_size
 from stages.models import vit
+from stages.models.checkpoints.__main__ import requested_models
 from stages.models.checkpoints.hub import cache_folder, cached_snapshot
 from stages.params.experiment import Experiment
 from stages.params.model_source import display_name, is_checkpoint_file, is_url, split_revision
@@ -42,18 +43,16 @@ def paper_files(experiment: Experiment) -> list[tuple[str, str]]:
 DATA_FILES = {"paper": paper_files}
 
 
+# Kinds of models whose name in the plan is an abbreviation.
+MODEL_NAMES = {"blip": "BLIP", "catr": "CATR"}
+
+
 def list_downloads(experiment: Experiment) -> list[Download]:
     """All downloads of the profile, in the order in which they are made."""
     files = DATA_FILES[experiment.profile](experiment) if experiment.profile in DATA_FILES else []
     downloads = [file_download(name, url, experiment) for name, url in files]
-    active = experiment.active
-    sources = {
-        "backbone": active.backbone,
-        "classifier": active.classifier.backbone,
-        "BLIP": active.blip if experiment.active.has_captions else None,
-        "CATR": active.catr if experiment.captioning.model == "catr" else None,
-    }
-    for name, source in sources.items():
+    for kind, (_, source) in requested_models(experiment).items():
+        name = MODEL_NAMES.get(kind, kind)
         if source and is_url(source):
             downloads.append(file_download(f"{name} {display_name(source)}", source, experiment))
         elif source and not is_checkpoint_file(source) and not Path(source).is_dir():

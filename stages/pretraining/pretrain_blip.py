@@ -6,7 +6,6 @@ their self-attention, as in the paper (section 3.2). The image tower starts from
 resumes from its last evaluation and ends in the same weights.
 """
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
+from stages.core.hashes import file_sha256
 from stages.core.stage import stage
 from stages.core.train_state import TrainState
 from stages.data.scenes import captions, web
@@ -212,7 +212,7 @@ def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Tr
         load_training_example,
         lambda batch: model.loss(batch[0], batch[1]),
         lambda: evaluate(model, held_out),
-        recipe.model_dump() | {"tower": hashlib.sha256(TOWER.read_bytes()).hexdigest()},
+        recipe.model_dump() | {"tower": file_sha256(TOWER)},
         RESUME,
     )
     return model.eval(), state

@@ -44,7 +44,7 @@ def expected_runs(experiment: Experiment) -> dict[str, list[str]]:
     return {
         "segmentation": list(experiment.segmentation.heads),
         "captioning": list(experiment.captioning.cells),
-        "retrieval": ["provided", "scratch", "finetuned"],
+        "retrieval": list(experiment.retrieval.table4),
         "retrieval_grid": list(experiment.retrieval.grid),
         "classification": list(experiment.classification.settings),
         "position_similarity": attention.position_runs(vits),

@@ -21,7 +21,7 @@ from stages.core.figures import figure
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
-from stages.data.images import IMAGE_SUFFIXES, read_image
+from stages.data.images import is_image, read_image
 from stages.data.manifest import IMAGE_ERRORS, image_problem
 from stages.image_text.pixels import val_view
 from stages.image_text.towers import load_blip
@@ -94,7 +94,7 @@ def main(query: str, run: str, figure_path: Path) -> None:
     data = RetrievalData(experiment, manifest)
     projections.to(data.device)
     towers = load_blip(experiment)
-    if Path(query).suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(Path(query)):
         try:
             image = read_image(Path(query))
         except IMAGE_ERRORS as error:

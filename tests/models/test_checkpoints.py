@@ -15,13 +15,14 @@ from huggingface_hub import constants
 from loopback import Loopback
 from paper_site import COMMIT, hub
 
+from stages.core.hashes import file_sha256
 from stages.core.stage import InputError
 from stages.fetch import download
 from stages.models import catr, vit
 from stages.models.checkpoints.__main__ import requested_models
 from stages.models.checkpoints.hub import cache_folder, cached_snapshot, download_model, find_weights
 from stages.models.checkpoints.record import Checkpoint, read_checkpoint, record_path, write_checkpoint
-from stages.models.checkpoints.resolver import RESOLVERS, CheckpointResolver, file_sha256
+from stages.models.checkpoints.resolver import RESOLVERS, CheckpointResolver
 from stages.models.checkpoints.vits import load_vit
 from stages.params.experiment import load_experiment
 

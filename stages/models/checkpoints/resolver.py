@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from stages.core.hashes import file_sha256
 from stages.core.stage import InputError
 from stages.fetch.download import download_file
 from stages.models.checkpoints.hub import WEIGHTS, download_model, find_weights
@@ -106,9 +107,3 @@ RESOLVERS: dict[str, Callable[[CheckpointResolver, str], Checkpoint]] = {
     "classifier": CheckpointResolver.resolve_vit,
     "catr": CheckpointResolver.resolve_catr,
 }
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
