@@ -19,7 +19,7 @@ from stages.attention.panels import Panel, plot_rows
 from stages.classification import WEIGHTS, classifier
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.bootstrap import bootstrap_means, confidence_interval
-from stages.core.runs import RUNS, Run, package_versions, write_run
+from stages.core.runs import RUNS, Run, package_versions, run_key, write_run
 from stages.core.skipped import mark_skipped
 from stages.core.stage import stage
 from stages.data import manifest as manifests
@@ -52,7 +52,8 @@ def load_models(experiment: Experiment) -> list[Model]:
     source = experiment.active.classifier.backbone
     setting = experiment.attention.class_token.setting
     models = [Model("pretrained", load_vit("classifier", experiment), {"backbone": source})]
-    weights = WEIGHTS / setting / "last.safetensors"
+    key = run_key(setting, experiment.classification.seeds[0])
+    weights = WEIGHTS / key / "last.safetensors"
     if weights.is_file():
         inputs = {"backbone": str(weights), "setting": setting}
         models.append(Model("finetuned", classifier.load(weights).backbone, inputs))

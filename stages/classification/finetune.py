@@ -1,4 +1,4 @@
-"""Stage `finetune@NAME`: fine-tune a pretrained ViT with a new classification layer, under one setting.
+"""Stage `finetune@NAME-SEED`: fine-tune a pretrained ViT with a new classification layer, under one setting.
 
 A killed run resumes from its last finished epoch and gives the same numbers (on a GPU, up to rounding).
 """
@@ -7,6 +7,7 @@ import argparse
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from stages.classification.training import EvalResult, evaluate, steps_per_epoch
 from stages.core import train_state
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.messages import join_names
-from stages.core.runs import Run, package_versions, record_path, write_run
+from stages.core.runs import Run, package_versions, record_path, run_key, write_run
 from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
@@ -37,18 +38,19 @@ RESUME = Path("data/resume/finetune")
 
 
 class Finetuning:
-    """The training of `classification.settings.NAME`: model, data and hyperparameters.
+    """The training of `classification.settings.NAME` with one of `classification.seeds`: model, data and hyperparameters.
 
     `inputs` are those that the run record names. `folder` contains the training state and the best weights so far.
     """
 
-    def __init__(self, experiment: Experiment, name: str, manifest: Manifest):
+    def __init__(self, experiment: Experiment, name: str, seed: int, manifest: Manifest):
         params = experiment.active.classifier
         self.name = name
         self.setting = experiment.classification.settings[name].resolved(params)
-        self.seed = experiment.seed_for(f"{TASK}/{name}")
+        self.stage = stage_name(name, seed)
+        self.seed = experiment.seed_for(f"{TASK}/{name}", seed)
         self.compute = experiment.compute
-        self.folder = RESUME / name
+        self.folder = RESUME / run_key(name, seed)
         self.train = manifest.split("train")
         self.val = ImageViews(manifest.split("val"), self.setting.size)
         backbone = load_pretrained(experiment, name, self.setting)
@@ -80,7 +82,7 @@ class Finetuning:
         result = None
         images = len(self.train)
         with tqdm(total=setting.epochs * images, initial=state.step * images, unit="image", mininterval=1) as bar:
-            bar.set_description(f"finetune@{self.name}")
+            bar.set_description(self.stage)
             for epoch in range(state.step, setting.epochs):
                 views, order = self._draw_epoch(epoch)
                 loss = train_epoch(self.model, optimizer, views, order, setting, mixed, bar)
@@ -140,7 +142,7 @@ def write_predictions(path: Path, manifest: Manifest, result: EvalResult) -> Non
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def compute_metrics(history: list[dict], result: EvalResult, labels: tuple[str, ...]) -> dict:
+def compute_metrics(history: list[dict], result: EvalResult) -> dict[str, float]:
     """Metrics of the last epoch and of the best one; accuracies in percent.
 
     The accuracy's 95 % interval is Wilson's (1927), for a proportion of images.
@@ -150,10 +152,6 @@ def compute_metrics(history: list[dict], result: EvalResult, labels: tuple[str, 
     images = len(result.truth)
     correct = int((result.predicted == result.truth).sum())
     interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
-    confusion = confusion_matrix(result.truth, result.predicted, labels=range(len(labels)))
-    class_accuracy = {}
-    for label, row, hits in zip(labels, confusion.tolist(), confusion.diagonal().tolist(), strict=True):
-        class_accuracy[label] = 100 * hits / sum(row) if sum(row) else None
     return {
         "accuracy": result.accuracy,
         "accuracy_low": 100 * interval.low,
@@ -163,8 +161,20 @@ def compute_metrics(history: list[dict], result: EvalResult, labels: tuple[str, 
         "train_loss": last["train_loss"],
         "val_loss": last["val_loss"],
         "images": images,
+    }
+
+
+def compute_details(result: EvalResult, manifest: Manifest) -> dict[str, Any]:
+    """Accuracy by label in percent, null without images; the confusion matrix; labels without training images."""
+    labels = manifest.labels
+    confusion = confusion_matrix(result.truth, result.predicted, labels=range(len(labels)))
+    class_accuracy = {}
+    for label, row, hits in zip(labels, confusion.tolist(), confusion.diagonal().tolist(), strict=True):
+        class_accuracy[label] = 100 * hits / sum(row) if sum(row) else None
+    return {
         "class_accuracy": class_accuracy,
         "confusion": confusion.tolist(),  # rows: true labels, columns: predicted labels
+        "untrained_labels": untrained_labels(manifest),
     }
 
 
@@ -182,13 +192,12 @@ def load_pretrained(experiment: Experiment, name: str, setting: FineTuning) -> v
     return backbone
 
 
-def finetune(experiment: Experiment, name: str, manifest: Manifest) -> Run:
+def finetune(experiment: Experiment, name: str, seed: int, manifest: Manifest) -> Run:
     """Fine-tune under `classification.settings.NAME`; write weights, predictions and the run record."""
-    finetuning = Finetuning(experiment, name, manifest)
+    finetuning = Finetuning(experiment, name, seed, manifest)
     setting = finetuning.setting
     history, result = finetuning.fit()
-    weights = WEIGHTS / name
-    predictions = PREDICTIONS / f"{name}.parquet"
+    weights, predictions = output_paths(run_key(name, seed))
     classifier.save(weights / "last.safetensors", finetuning.model)
     with atomic_write(weights / "best.safetensors") as temporary:
         shutil.copy(finetuning.folder / "best.safetensors", temporary)
@@ -196,47 +205,60 @@ def finetune(experiment: Experiment, name: str, manifest: Manifest) -> Run:
     run = Run(
         task=TASK,
         name=name,
-        stage=f"finetune@{name}",
-        params={"profile": experiment.profile, "seed": experiment.seed, **setting.model_dump()},
+        seed=seed,
+        stage=finetuning.stage,
+        params={"profile": experiment.profile, "base_seed": experiment.seed, "seed": seed, **setting.model_dump()},
         metrics={
-            **compute_metrics(history, result, manifest.labels),
+            **compute_metrics(history, result),
             "steps": setting.epochs * steps_per_epoch(len(finetuning.train), setting),
-            "untrained_labels": untrained_labels(manifest),
         },
         history=history,
         inputs=finetuning.inputs,
         artifacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy"),
+        details=compute_details(result, manifest),
     )
     write_run(run)
     return run
 
 
-def remove_state(name: str) -> None:
+def output_paths(key: str) -> tuple[Path, Path]:
+    """Return a run's folder of weights and the path of its predictions."""
+    return WEIGHTS / key, PREDICTIONS / f"{key}.parquet"
+
+
+def stage_name(name: str, seed: int) -> str:
+    """The name of the stage in `dvc.yaml`."""
+    return f"finetune@{name}-{seed}"
+
+
+def remove_state(key: str) -> None:
     """Remove the training state of a finished run."""
     # State first: a state without its best weights could not be resumed.
-    (RESUME / name / "state.pt").unlink(missing_ok=True)
-    remove_folders(RESUME / name)
+    (RESUME / key / "state.pt").unlink(missing_ok=True)
+    remove_folders(RESUME / key)
 
 
-def main(name: str) -> None:
+def main(name: str, seed: int) -> None:
     experiment = load_experiment()
+    key = run_key(name, seed)
     manifest = manifests.read_manifest(LABELED)
     if name not in experiment.classification.settings:
         names = ", ".join(experiment.classification.settings)
         raise InputError(f"unknown setting '{name}'; classification.settings has: {names}")
     if not manifest.labels:
         reason = f"{manifest.source} has no labels (labels.csv): no classification"
-        mark_skipped(reason, WEIGHTS / name, PREDICTIONS / f"{name}.parquet", record_path(TASK, name))
+        mark_skipped(reason, *output_paths(key), record_path(TASK, key))
         return
     check_labeled(manifest)
-    finetune(experiment, name, manifest)
-    remove_state(name)
+    finetune(experiment, name, seed, manifest)
+    remove_state(key)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", help="a key of classification.settings in params.yaml")
+    parser.add_argument("seed", type=int, help="one of classification.seeds")
     args = parser.parse_args()
-    with stage(f"finetune@{args.setting}"):
-        main(args.setting)
+    with stage(stage_name(args.setting, args.seed)):
+        main(args.setting, args.seed)

@@ -8,7 +8,6 @@ accuracy predicts, with the weights of its best epoch.
 
 import argparse
 import csv
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -23,13 +22,15 @@ from stages.classification.finetune import TASK
 from stages.classification.pixels import plain_view
 from stages.classification.training import EVAL_BATCH_SIZE
 from stages.core.atomic import atomic_write
-from stages.core.runs import read_run
+from stages.core.messages import join_names
+from stages.core.runs import read_run, run_key
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
 from stages.data.dataset import MappedDataset
 from stages.data.images import find_images, read_image
 from stages.data.manifest import IMAGE_ERRORS, Problems, image_problem
 from stages.models.compute import get_device, mixed_precision
+from stages.params.classification import Classification
 from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
 
@@ -44,21 +45,21 @@ def load_pixels(path: Path, size: int) -> Tensor | str:
         return image_problem(error)
 
 
-def select_weights(settings: Iterable[str], setting: str | None, epoch: str) -> Path:
-    """The weights file of `setting`, or of the most accurate of `settings` if `setting` is None.
+def select_weights(task: Classification, setting: str | None, epoch: str) -> Path:
+    """The weights file of the most accurate run of `setting`, or of all settings if `setting` is None.
 
-    Raises `InputError` listing the trained settings. Weights of settings that are no longer in params are ignored.
+    Raises `InputError` listing the trained settings. Weights of runs that are no longer in params are ignored.
     """
-    paths = {name: WEIGHTS / name / f"{epoch}.safetensors" for name in settings}
-    trained = {name: path for name, path in paths.items() if path.is_file()}
+    keys = {run_key(name, seed): name for name in task.settings for seed in task.seeds}
+    trained = {key: name for key, name in keys.items() if (WEIGHTS / key / f"{epoch}.safetensors").is_file()}
     if not trained:
-        reasons = [skip_reason(WEIGHTS / name) for name in paths]
+        reasons = [skip_reason(WEIGHTS / key) for key in keys]
         raise InputError(next(filter(None, reasons), f"no classifier in {WEIGHTS}; run `dvc repro` first"))
-    if setting is None:
-        setting = max(trained, key=lambda name: read_run(TASK, name).metrics[METRICS[epoch]])
-    if setting not in trained:
-        raise InputError(f"no setting '{setting}'; trained settings: {', '.join(trained)}")
-    return trained[setting]
+    candidates = [key for key, name in trained.items() if setting in (None, name)]
+    if not candidates:
+        raise InputError(f"no setting '{setting}'; trained settings: {join_names(list(dict.fromkeys(trained.values())))}")
+    best = max(candidates, key=lambda key: read_run(TASK, key).metrics[METRICS[epoch]])
+    return WEIGHTS / best / f"{epoch}.safetensors"
 
 
 @torch.inference_mode()
@@ -92,7 +93,7 @@ def main(paths: list[Path], setting: str | None, epoch: str, out: Path) -> None:
     """Classify images and write the table."""
     files = find_images(paths)
     experiment = load_experiment()
-    weights = select_weights(experiment.classification.settings, setting, epoch)
+    weights = select_weights(experiment.classification, setting, epoch)
     model = classifier.load(weights).to(get_device())
     labels = predict(model, list(files.values()), experiment.compute)
     with atomic_write(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -20,8 +20,11 @@ RUNS = Path("reports/runs")
 
 @dataclass(frozen=True)
 class Run:
-    """`history` has one dict per epoch, starting with `epoch` (from 1); values are numbers, or null if undefined.
+    """One training, evaluation or decoding.
 
+    `seed` is that of a run that is repeated with several; None for a run without randomness of its own. `metrics` are
+    final numbers by name, as MLflow holds them; `details` are results that are not single numbers, such as a confusion
+    matrix. `history` has one dict per epoch, starting with `epoch` (from 1); values are numbers, or null if undefined.
     `stage` is the name of the stage in `dvc.yaml`; `inputs` identifies the data and weights (hashes); `artifacts` are
     paths of files by name; `versions` are those of the packages that affect the numbers.
     """
@@ -30,16 +33,23 @@ class Run:
     name: str
     stage: str
     params: dict[str, Any]
-    metrics: dict[str, Any]
+    metrics: dict[str, float]
     history: list[dict[str, Any]] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The run's name and seed."""
+        return run_key(self.name, self.seed)
 
     @property
     def path(self) -> Path:
         """The path of the record file."""
-        return record_path(self.task, self.name)
+        return record_path(self.task, self.key)
 
     @property
     def identity(self) -> str:
@@ -47,9 +57,14 @@ class Run:
         return hashlib.sha256(_to_json(self).encode()).hexdigest()
 
 
-def record_path(task: str, name: str) -> Path:
-    """The path of a run's record file."""
-    return RUNS / task / f"{name}.json"
+def run_key(name: str, seed: int | None = None) -> str:
+    """Name and seed of a run in one word, which names its files: `linear-seed1`; the name alone without a seed."""
+    return name if seed is None else f"{name}-seed{seed}"
+
+
+def record_path(task: str, key: str) -> Path:
+    """The path of a run's record file; `key` is that of `run_key`."""
+    return RUNS / task / f"{key}.json"
 
 
 def package_versions(*packages: str) -> dict[str, str]:
@@ -62,9 +77,9 @@ def write_run(run: Run) -> None:
     write_text(run.path, _to_json(run))
 
 
-def read_run(task: str, name: str) -> Run:
+def read_run(task: str, key: str) -> Run:
     """Read a run's record. Raises `InputError` if it is missing or invalid, or if its stage was skipped."""
-    path = record_path(task, name)
+    path = record_path(task, key)
     reason = skip_reason(path)
     if reason:
         raise InputError(f"{path}: the run was skipped: {reason}")

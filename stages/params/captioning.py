@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from stages.params.section import Count, Name, Rate, Section, expects
+from stages.params.section import Count, Name, Rate, Section, Seeds, expects
 
 # The decoding types that each option belongs to.
 OPTION_TYPES = {"k": ("top_k",), "p": ("top_p",), "temperature": ("top_k", "top_p"), "beams": ("beam",)}
@@ -39,6 +39,7 @@ class Captioning(Section):
     model: Literal["blip", "catr"]
     min_length: Count
     max_length: Count
+    seeds: Seeds
     cells: dict[Name, Cell] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, StrictBool
 
-from stages.params.section import Count, Name, Rate, Section
+from stages.params.section import Count, Name, Rate, Section, Seeds
 
 
 class NamedRates(Section):
@@ -56,4 +56,5 @@ class Setting(FineTuning):
 class Classification(Section):
     """The classification task."""
 
+    seeds: Seeds
     settings: dict[Name, Setting] = Field(min_length=1)

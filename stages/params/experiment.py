@@ -80,9 +80,13 @@ class Experiment(Section):
         """The source of the captioning model; None if it is CATR and the profile has none."""
         return self.active.catr if self.captioning.model == "catr" else self.active.blip
 
-    def seed_for(self, run: str) -> int:
-        """Derive a run's seed from its name, so that it does not depend on which runs came before."""
-        return int.from_bytes(hashlib.sha256(f"{self.seed}/{run}".encode()).digest()[:4])
+    def seed_for(self, name: str, seed: int | None = None) -> int:
+        """Derive the seed of a run, or of another use, from its name: it does not depend on what was drawn before.
+
+        `seed` is one of a task's `seeds`, for a run that is repeated with each of them; by default, the params' own.
+        """
+        base = self.seed if seed is None else seed
+        return int.from_bytes(hashlib.sha256(f"{base}/{name}".encode()).digest()[:4])
 
 
 def load_experiment(path: Path = PARAMS) -> Experiment:

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.params.section import Count, Name, Rate, Section, Weight
+from stages.params.section import Count, Name, Rate, Section, Seeds, Weight
 
 TABLE4_ROWS = {"provided", "scratch", "finetuned"}  # their runs' names, which the grid must not reuse
 
@@ -29,6 +29,7 @@ class Retrieval(TrainingParams):
     """The retrieval task. Its own training params are for Table 4's training from scratch."""
 
     views: Count
+    seeds: Seeds
     finetune: TrainingParams
     grid: dict[Name, GridRow] = Field(min_length=1)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
     AllowInfNan,
     BaseModel,
     ConfigDict,
@@ -38,9 +39,18 @@ def expects(words: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def _no_seed_twice(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("duplicate")
+    return seeds
+
+
 # Strict: `true` must not become 1, and a number in quotes is a mistake. A strict float still takes `0` for `0.0`.
 Count = Annotated[int, Strict(), Field(gt=0), expects("an integer greater than 0")]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32), expects("an integer from 0 to 4294967295")]
+Seeds = Annotated[
+    list[Seed], Field(min_length=1), AfterValidator(_no_seed_twice), expects("a list of one or more different integers")
+]
 Rate = Annotated[float, Strict(), Field(gt=0), expects("a number greater than 0"), AllowInfNan(False)]
 Weight = Annotated[float, Strict(), Field(ge=0), expects("a number of at least 0"), AllowInfNan(False)]
 # The name of a run, which also names its files.

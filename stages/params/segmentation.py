@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from stages.params.section import Count, Name, Rate, Section, Weight
+from stages.params.section import Count, Name, Rate, Section, Seeds, Weight
 
 Option = int | float | bool | str
 
@@ -35,6 +35,7 @@ class Segmentation(Section):
     batch_size: Count
     lr: Rate
     weight_decay: Weight
+    seeds: Seeds
     heads: dict[Name, Head] = Field(min_length=1)
 
     @model_validator(mode="after")

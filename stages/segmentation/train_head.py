@@ -1,4 +1,4 @@
-"""Stage `train_head@NAME`: train one segmentation head on cached tokens, with the original's protocol."""
+"""Stage `train_head@NAME-SEED`: train one segmentation head on cached tokens, with the original's protocol."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import nn
 
 from stages.core.atomic import atomic_write
 from stages.core.bootstrap import confidence_interval
-from stages.core.runs import Run, package_versions, record_path, write_run
+from stages.core.runs import Run, package_versions, record_path, run_key, write_run
 from stages.core.skipped import mark_skipped, skip_reason
 from stages.core.stage import InputError, stage
 from stages.core.weights_file import save_weights
@@ -32,9 +32,9 @@ TASK = "segmentation"
 WEIGHTS = Path("data/models/segmentation")
 
 
-def output_paths(name: str) -> tuple[Path, Path]:
-    """Return the paths of a head's weights and predictions."""
-    return WEIGHTS / f"{name}.safetensors", PREDICTIONS / f"{name}.parquet"
+def output_paths(key: str) -> tuple[Path, Path]:
+    """Return the paths of a run's weights and predictions."""
+    return WEIGHTS / f"{key}.safetensors", PREDICTIONS / f"{key}.parquet"
 
 
 def write_head(path: Path, head: nn.Module, config: dict[str, Any], classes: tuple[str, ...]) -> None:
@@ -55,8 +55,8 @@ def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def run_head(experiment: Experiment, name: str) -> Run:
-    """Train the head `segmentation.heads.NAME`; write its weights, predictions and run record."""
+def run_head(experiment: Experiment, name: str, seed: int) -> Run:
+    """Train the head `segmentation.heads.NAME` with one of `segmentation.seeds`; write its weights, predictions and run record."""
     task = experiment.segmentation
     if name not in task.heads:
         raise InputError(f"unknown head '{name}'; segmentation.heads has: {', '.join(task.heads)}")
@@ -72,30 +72,32 @@ def run_head(experiment: Experiment, name: str) -> Run:
     classes = len(manifest.classes)
     shape = {"dim": features.dim, "classes": classes, "attention_heads": features.heads}
     config: dict[str, Any] = {"kind": kind, "options": options, **shape}
-    seed = experiment.seed_for(f"segmentation/{name}")
-    torch.manual_seed(seed)  # of the initial weights
+    run_seed = experiment.seed_for(f"segmentation/{name}", seed)
+    torch.manual_seed(run_seed)  # of the initial weights
     head = build_head(**config, name=name).to(get_device())
     check_tables(name, head, task, train_table, val_table)
 
     masks = {row.image_id: Path(row.mask) for row in manifest.rows if row.mask}
     views = TrainViews(train_table, masks, views=task.views, epochs=task.epochs)
     val = ValImages(val_table, masks)
-    history, matrices = train(head, views, val, classes, task, seed, f"train_head@{name}")
+    history, matrices = train(head, views, val, classes, task, run_seed, stage_name(name, seed))
 
-    weights_path, predictions_path = output_paths(name)
+    weights_path, predictions_path = output_paths(run_key(name, seed))
     write_head(weights_path, head, config, manifest.classes)
     write_predictions(predictions_path, head, val)
-    head_params = {**task.model_dump(exclude={"heads"}), "kind": kind, **options}
+    head_params = {**task.model_dump(exclude={"heads", "seeds"}), "kind": kind, **options}
     run = Run(
         task=TASK,
         name=name,
-        stage=f"train_head@{name}",
-        params={"profile": experiment.profile, "seed": experiment.seed, **head_params},
-        metrics=_metrics(history, matrices, manifest.classes, experiment.seed_for(BOOTSTRAP)),
+        seed=seed,
+        stage=stage_name(name, seed),
+        params={"profile": experiment.profile, "base_seed": experiment.seed, "seed": seed, **head_params},
+        metrics=_metrics(history, matrices, experiment.seed_for(BOOTSTRAP)),
         history=[{**row, "iou": dict(zip(manifest.classes, row["iou"], strict=True))} for row in history],
         inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(features)},
         artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow"),
+        details={"absent_classes": absent_classes(history, manifest.classes)},
     )
     write_run(run)
     return run
@@ -117,7 +119,12 @@ def check_tables(
         raise InputError(f"segmentation.heads.{name}: needs {needed}; the smallest grid has a side of {side}")
 
 
-def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...], seed: int) -> dict[str, Any]:
+def absent_classes(history: list[dict], classes: tuple[str, ...]) -> list[str]:
+    """Classes in neither truth nor prediction after the last epoch."""
+    return [name for name, value in zip(classes, history[-1]["iou"], strict=True) if value is None]
+
+
+def _metrics(history: list[dict], matrices: np.ndarray, seed: int) -> dict[str, float]:
     last = history[-1]
     best = max(history, key=lambda row: row["miou"])
     low, high = confidence_interval(mean_iou_draws(matrices, seed=seed))
@@ -129,17 +136,22 @@ def _metrics(history: list[dict], matrices: np.ndarray, classes: tuple[str, ...]
         "best_epoch": best["epoch"],
         "train_loss": last["train_loss"],
         "val_images": len(matrices),
-        "absent_classes": [name for name, value in zip(classes, last["iou"], strict=True) if value is None],
     }
 
 
-def main(name: str) -> None:
+def stage_name(name: str, seed: int) -> str:
+    """The name of the stage in `dvc.yaml`."""
+    return f"train_head@{name}-{seed}"
+
+
+def main(name: str, seed: int) -> None:
+    key = run_key(name, seed)
     reason = skip_reason(FEATURES)
     if reason:
-        mark_skipped(reason, *output_paths(name), record_path(TASK, name))
+        mark_skipped(reason, *output_paths(key), record_path(TASK, key))
         return
-    run = run_head(load_experiment(), name)
-    absent = run.metrics["absent_classes"]
+    run = run_head(load_experiment(), name, seed)
+    absent = run.details["absent_classes"]
     if absent:
         print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(absent)}")
 
@@ -147,6 +159,7 @@ def main(name: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("head", help="a key of segmentation.heads in params.yaml")
-    head_name = parser.parse_args().head
-    with stage(f"train_head@{head_name}"):
-        main(head_name)
+    parser.add_argument("seed", type=int, help="one of segmentation.seeds")
+    args = parser.parse_args()
+    with stage(stage_name(args.head, args.seed)):
+        main(args.head, args.seed)

@@ -12,14 +12,17 @@ from stages.segmentation.heads.base import HeadShape, SegmentationHead
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; with `shared_qk` one projection gives queries and keys."""
+    """Multi-head self-attention; with `shared_qk` one projection gives queries and keys.
 
-    def __init__(self, dim: int, *, heads: int, shared_qk: bool):
+    `qkv_bias`: whether the projections to queries, keys and values have biases.
+    """
+
+    def __init__(self, dim: int, *, heads: int, shared_qk: bool, qkv_bias: bool):
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(dim, dim)
-        self.key = None if shared_qk else nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim, bias=qkv_bias)
+        self.key = None if shared_qk else nn.Linear(dim, dim, bias=qkv_bias)
+        self.value = nn.Linear(dim, dim, bias=qkv_bias)
         self.merge = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -36,15 +39,19 @@ class SelfAttention(nn.Module):
 
 
 class TransformerHead(SegmentationHead):
-    """One block over patch tokens and one learned embedding per class; `shared_qk` is that of `SelfAttention`."""
+    """One block over patch tokens and one learned embedding per class.
 
-    def __init__(self, shape: HeadShape, *, shared_qk: bool):
+    `shared_qk` and `qkv_bias` are those of `SelfAttention`. Class embeddings start from a normal distribution with
+    standard deviation `class_std`, truncated at 2, as in timm.
+    """
+
+    def __init__(self, shape: HeadShape, *, shared_qk: bool, qkv_bias: bool = False, class_std: float = 0.02):
         super().__init__()
         dim = shape.dim
         self.class_embeddings = nn.Parameter(torch.empty(1, shape.classes, dim))
-        nn.init.trunc_normal_(self.class_embeddings, std=0.02)  # as ViTs initialize their class token
+        nn.init.trunc_normal_(self.class_embeddings, std=class_std)
         self.norm_attention = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads=shape.attention_heads, shared_qk=shared_qk)
+        self.attention = SelfAttention(dim, heads=shape.attention_heads, shared_qk=shared_qk, qkv_bias=qkv_bias)
         self.norm_mlp = nn.LayerNorm(dim)
         self.patch_mlp = _mlp(dim)
         self.class_mlp = _mlp(dim)
