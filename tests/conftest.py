@@ -191,6 +191,8 @@ def clone(root: Path) -> Project:
         },
         segmentation__epochs=2,
         segmentation__views=2,
+        captioning__seeds=[1, 2],
+        retrieval__seeds=[1, 2],
         segmentation__batch_size=4,
         segmentation__heads={
             "linear": {"kind": "linear"},

@@ -38,7 +38,7 @@ RESUME = Path("data/resume/finetune")
 
 
 class Finetuning:
-    """The training of `classification.settings.NAME` with one of `classification.seeds`: model, data and hyperparameters.
+    """A training of `classification.settings.NAME`, with one of the seeds: model, data and hyperparameters.
 
     `inputs` are those that the run record names. `folder` contains the training state and the best weights so far.
     """

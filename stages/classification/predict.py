@@ -57,7 +57,8 @@ def select_weights(task: Classification, setting: str | None, epoch: str) -> Pat
         raise InputError(next(filter(None, reasons), f"no classifier in {WEIGHTS}; run `dvc repro` first"))
     candidates = [key for key, name in trained.items() if setting in (None, name)]
     if not candidates:
-        raise InputError(f"no setting '{setting}'; trained settings: {join_names(list(dict.fromkeys(trained.values())))}")
+        names = join_names(list(dict.fromkeys(trained.values())))
+        raise InputError(f"no setting '{setting}'; trained settings: {names}")
     best = max(candidates, key=lambda key: read_run(TASK, key).metrics[METRICS[epoch]])
     return WEIGHTS / best / f"{epoch}.safetensors"
 

@@ -30,7 +30,7 @@ def generated_scenes(experiment: Experiment) -> tuple[DatasetSize, DatasetSize]:
 
 
 def voc_and_pets(experiment: Experiment) -> tuple[DatasetSize, DatasetSize]:
-    """VOC 2012 and Oxford-IIIT Pet as params.yaml counts them, with one caption per VOC image, as in the protocol."""
+    """VOC 2012 and Oxford-IIIT Pet as params.yaml counts them, with one caption per VOC image, as in the original."""
     voc = experiment.paper.voc_images
     pets = experiment.paper.pets_images
     captions = voc.train + voc.val if experiment.paper.captions else 0

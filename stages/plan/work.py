@@ -117,7 +117,7 @@ def measure_work(experiment: Experiment, images: DatasetSize, labeled: DatasetSi
 
 
 def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit.Backbone) -> Iterator[Work]:
-    """Tokens of train views and val images, then one training per head."""
+    """Tokens of train views and val images, then one training per head and seed."""
     task = experiment.segmentation
     view = experiment.active.view
     compute = experiment.compute
@@ -144,7 +144,8 @@ def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit
         train = measure_training(head, tokens, partial(pixel_loss, masks=masks), compute)
         predict = partial(predict_mask, head, images.image_size)
         evaluate = measure_inference(predict, val_tokens, compute)
-        yield epochs_work(f"train_head@{name}", task.epochs, images, train, evaluate)
+        for seed in task.seeds:
+            yield epochs_work(f"train_head@{name}-{seed}", task.epochs, images, train, evaluate)
 
 
 def epochs_work(stage: str, epochs: int, images: DatasetSize, train: float, evaluate: float) -> Work:
@@ -191,7 +192,7 @@ def captioning_work(experiment: Experiment, images: DatasetSize, models: Models)
 
 
 def classification_work(experiment: Experiment, images: DatasetSize, classifier: vit.Backbone) -> Iterator[Work]:
-    """Fine-tuning under every setting, then the class token's attention of two ViTs."""
+    """Fine-tuning under every setting with every seed, then the class token's attention of two ViTs."""
     compute = experiment.compute
     image = random_image(images.image_size)
 
@@ -207,7 +208,8 @@ def classification_work(experiment: Experiment, images: DatasetSize, classifier:
     for name, params in experiment.classification.settings.items():
         setting = params.resolved(experiment.active.classifier)
         train, evaluate = measure_setting(setting.size, setting.augment, setting.batch_size)
-        yield epochs_work(f"finetune@{name}", setting.epochs, images, train, evaluate)
+        for seed in experiment.classification.seeds:
+            yield epochs_work(f"finetune@{name}-{seed}", setting.epochs, images, train, evaluate)
     # Twice the forward pass, as the attention weights are computed once more.
     seconds = 2 * measure_vit(classifier, random_pixels(images.image_size, count=1), compute)
     yield Work("class_attention", "val images, two ViTs", 2 * images.val, seconds)

@@ -1,4 +1,4 @@
-"""Stage `train_head@NAME-SEED`: train one segmentation head on cached tokens, with the original's protocol."""
+"""Stage `train_head@NAME-SEED`: train one segmentation head on cached tokens."""
 
 import argparse
 from pathlib import Path
@@ -56,7 +56,7 @@ def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
 
 
 def run_head(experiment: Experiment, name: str, seed: int) -> Run:
-    """Train the head `segmentation.heads.NAME` with one of `segmentation.seeds`; write its weights, predictions and run record."""
+    """Train the head `segmentation.heads.NAME` with one of the seeds; write its weights, predictions and record."""
     task = experiment.segmentation
     if name not in task.heads:
         raise InputError(f"unknown head '{name}'; segmentation.heads has: {', '.join(task.heads)}")

@@ -1,7 +1,6 @@
 """Fine-tuning: views, accumulated gradients, resuming, records, predictions."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews, augmented_view, plain_view
 from stages.classification.training import EvalResult, evaluate, train_step
 from stages.core import train_state
-from stages.core.runs import read_run, record_path
+from stages.core.runs import Run, read_run, record_path, run_key, write_run
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError
 from stages.data import manifest as manifests
@@ -32,8 +31,8 @@ from stages.params.experiment import load_experiment
 LABELS = ("blue", "green", "red")
 FLOAT32 = MixedPrecision(Compute(precision="float32", compile=False, workers=0))
 SMALL = vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 8), outputs=28)
-WEIGHTS = Path("data/models/classification/mine")
-PREDICTIONS = Path("data/predictions/classification/mine.parquet")
+WEIGHTS = Path("data/models/classification/mine-seed1")
+PREDICTIONS = Path("data/predictions/classification/mine-seed1.parquet")
 
 
 def write_images(folder: Path, count: int) -> list[Row]:
@@ -100,7 +99,7 @@ def output_bytes() -> dict[str, bytes]:
         WEIGHTS / "last.safetensors",
         WEIGHTS / "best.safetensors",
         PREDICTIONS,
-        record_path("classification", "mine"),
+        record_path("classification", "mine-seed1"),
     )
     return {str(path): path.read_bytes() for path in paths}
 
@@ -201,31 +200,37 @@ def test_metrics_by_hand():
         {"epoch": 1, "train_loss": 1.0, "val_loss": 0.6, "accuracy": 100.0},
         {"epoch": 2, "train_loss": 0.9, "val_loss": 0.5, "accuracy": 75.0},
     ]
-    metrics = finetune.compute_metrics(history, result, LABELS)
+    metrics = finetune.compute_metrics(history, result)
     assert (metrics["accuracy"], metrics["best_accuracy"], metrics["best_epoch"]) == (75.0, 100.0, 1)
-    assert metrics["confusion"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert metrics["class_accuracy"] == {"blue": pytest.approx(200 / 3), "green": 100.0, "red": None}
     # Wilson (1927) for 3 of 4: (p + z^2 / 2n +- z sqrt(p(1-p)/n + z^2 / 4n^2)) / (1 + z^2 / n), z = 1.959964
     assert metrics["accuracy_low"] == pytest.approx(30.06, abs=0.01)
     assert metrics["accuracy_high"] == pytest.approx(95.44, abs=0.01)
 
 
+def test_details_by_hand(manifest):
+    probabilities = torch.tensor([[0.8, 0.1, 0.1], [0.5, 0.4, 0.1], [0.1, 0.9, 0.0], [0.2, 0.7, 0.1]])
+    details = finetune.compute_details(EvalResult(probabilities, torch.tensor([0, 0, 1, 0]), 0.5), manifest)
+    assert details["confusion"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert details["class_accuracy"] == {"blue": pytest.approx(200 / 3), "green": 100.0, "red": None}
+    assert details["untrained_labels"] == []
+
+
 def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(project, manifest, monkeypatch):
-    finetune.finetune(project, "mine", manifest)
+    finetune.finetune(project, "mine", 1, manifest)
     expected = output_bytes()
-    finetune.remove_state("mine")
-    assert not Path("data/resume/finetune/mine").exists()
-    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", manifest))
+    finetune.remove_state("mine-seed1")
+    assert not Path("data/resume/finetune/mine-seed1").exists()
+    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", 1, manifest))
     epochs = []
     train_epoch = finetune.train_epoch
     monkeypatch.setattr(finetune, "train_epoch", lambda *args: epochs.append(1) or train_epoch(*args))
-    finetune.finetune(project, "mine", manifest)
+    finetune.finetune(project, "mine", 1, manifest)
     assert len(epochs) == 2  # of 3
     assert output_bytes() == expected
-    run = read_run("classification", "mine")
+    run = read_run("classification", "mine-seed1")
     assert [row["epoch"] for row in run.history] == [1, 2, 3]
     assert run.metrics["steps"] == 3 * 3  # 18 images, at most 8 per step
-    finetune.finetune(project, "mine", manifest)  # as if killed after the last epoch: no epoch is repeated
+    finetune.finetune(project, "mine", 1, manifest)  # as if killed after the last epoch: no epoch is repeated
     assert len(epochs) == 2
     assert output_bytes() == expected
     predictions = pq.read_table(PREDICTIONS).to_pylist()
@@ -233,13 +238,13 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(project, manife
 
 
 def test_a_changed_learning_rate_starts_over(project, manifest, monkeypatch):
-    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", manifest))
+    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", 1, manifest))
     setting = project.classification.settings["mine"].model_copy(update={"lr": 1e-3, "epochs": 1})
     classification = project.classification.model_copy(update={"settings": {"mine": setting}})
     changed = project.model_copy(update={"classification": classification})
     steps = []
     monkeypatch.setattr(train_state, "save_state", lambda path, key, model, optimizers, state: steps.append(state.step))
-    finetune.finetune(changed, "mine", manifest)
+    finetune.finetune(changed, "mine", 1, manifest)
     assert steps == [1]
 
 
@@ -252,7 +257,7 @@ def test_best_and_last_weights_are_separate_files(project, manifest, monkeypatch
 
     monkeypatch.setattr(EvalResult, "accuracy", property(lambda self: self.loss))
     monkeypatch.setattr(finetune, "evaluate", evaluate_with_set_accuracy)
-    run = finetune.finetune(project, "mine", manifest)
+    run = finetune.finetune(project, "mine", 1, manifest)
     assert (run.metrics["accuracy"], run.metrics["best_accuracy"], run.metrics["best_epoch"]) == (10.0, 90.0, 2)
     assert (WEIGHTS / "best.safetensors").read_bytes() != (WEIGHTS / "last.safetensors").read_bytes()
 
@@ -260,7 +265,7 @@ def test_best_and_last_weights_are_separate_files(project, manifest, monkeypatch
 def test_a_diverged_run_names_its_learning_rate(project, manifest, monkeypatch):
     monkeypatch.setattr(finetune, "train_epoch", lambda *args: float("nan"))
     with pytest.raises(InputError, match=r"classification.settings.mine.lr = 0.003: training diverged in epoch 1"):
-        finetune.finetune(project, "mine", manifest)
+        finetune.finetune(project, "mine", 1, manifest)
 
 
 def test_a_run_killed_between_best_weights_and_state_resumes(project, manifest, monkeypatch):
@@ -271,12 +276,12 @@ def test_a_run_killed_between_best_weights_and_state_resumes(project, manifest, 
             raise KeyboardInterrupt  # the second epoch's best weights are saved, its state is not
         save_state(path, key, model, optimizers, state)
 
-    expected = finetune.finetune(project, "mine", manifest)
-    finetune.remove_state("mine")
+    expected = finetune.finetune(project, "mine", 1, manifest)
+    finetune.remove_state("mine-seed1")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_state, "save_state", killed)
-        finetune.finetune(project, "mine", manifest)
-    assert finetune.finetune(project, "mine", manifest) == expected
+        finetune.finetune(project, "mine", 1, manifest)
+    assert finetune.finetune(project, "mine", 1, manifest) == expected
 
 
 def test_images_without_a_label_are_named(manifest):
@@ -304,18 +309,18 @@ def test_a_size_that_is_not_a_multiple_of_the_patch_size_is_refused(project):
 def test_a_source_without_labels_marks_every_output_as_skipped(project, manifest, monkeypatch, capsys):
     manifests.write_manifest(Manifest(manifest.rows, "pictures", ("a", "b")), LABELED)
     monkeypatch.setattr(finetune, "load_experiment", lambda: project)
-    finetune.main("mine")
+    finetune.main("mine", 1)
     reason = "pictures has no labels (labels.csv): no classification"
     assert reason in capsys.readouterr().out
-    for output in (WEIGHTS, PREDICTIONS, record_path("classification", "mine")):
+    for output in (WEIGHTS, PREDICTIONS, record_path("classification", "mine-seed1")):
         assert skip_reason(output) == reason
     with pytest.raises(InputError, match="no labels"):
-        predict.select_weights(["mine"], None, "best")
+        predict.select_weights(project.classification, None, "best")
 
 
 def test_predict_writes_one_row_per_image_and_names_unreadable_files(project, manifest, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "load_experiment", lambda: project)
-    finetune.finetune(project, "mine", manifest)
+    finetune.finetune(project, "mine", 1, manifest)
     single = tmp_path / "single.png"
     Image.new("RGB", (13, 40)).save(single)
     predict.main([tmp_path / "pictures", single], None, "last", tmp_path / "out.csv")
@@ -330,19 +335,21 @@ def test_predict_writes_one_row_per_image_and_names_unreadable_files(project, ma
         predict.main([tmp_path / "pictures"], "mine", "best", tmp_path / "other.csv")
     assert not (tmp_path / "other.csv").exists()
     with pytest.raises(InputError, match="no setting 'yours'; trained settings: mine"):
-        predict.select_weights(["mine"], "yours", "best")
+        predict.select_weights(project.classification, "yours", "best")
 
 
 def test_the_best_setting_is_the_most_accurate_one_in_params(project):
-    for name, accuracy in (("a", 40.0), ("b", 60.0), ("no_longer_in_params", 90.0)):
-        weights = Path("data/models/classification") / name / "best.safetensors"
+    accuracies = {("a", 1): 40.0, ("a", 2): 55.0, ("b", 1): 60.0, ("b", 2): 50.0, ("no_longer_in_params", 1): 90.0}
+    for (name, seed), accuracy in accuracies.items():
+        weights = Path("data/models/classification") / run_key(name, seed) / "best.safetensors"
         weights.parent.mkdir(parents=True)
         weights.touch()
-        record = {"task": "classification", "name": name, "stage": "", "params": {}}
-        path = record_path("classification", name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record | {"metrics": {"best_accuracy": accuracy}}))
-    assert predict.select_weights(["a", "b", "not_trained"], None, "best").parent.name == "b"
+        write_run(Run("classification", name, "", {}, {"best_accuracy": accuracy}, seed=seed))
+    setting = project.classification.settings["mine"]
+    settings = dict.fromkeys(("a", "b", "not_trained"), setting)
+    task = project.classification.model_copy(update={"settings": settings, "seeds": [1, 2]})
+    assert predict.select_weights(task, None, "best").parent.name == "b-seed1"
+    assert predict.select_weights(task, "a", "best").parent.name == "a-seed2"
 
 
 def test_evaluation_keeps_the_order_of_the_images(project):

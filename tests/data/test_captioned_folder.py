@@ -96,7 +96,7 @@ def test_a_folder_of_unknown_layout_is_refused(tmp_path):
 def test_a_source_without_masks_skips_segmentation(clone_project, flickr):
     project = clone_project()
     project.set(profile="folder", folder__path=str(flickr))
-    result = project.repro("train_head@linear")
+    result = project.repro("train_head@linear-1")
     assert result.returncode == 0, result.stdout + result.stderr
     reason = f"{flickr} has no masks: no segmentation"
-    assert reason in project.read("reports/runs/segmentation/linear.json").decode()
+    assert reason in project.read("reports/runs/segmentation/linear-seed1.json").decode()

@@ -44,15 +44,15 @@ def test_a_folder_with_its_own_captions_and_labels(clone_project, street):
     (street / "captions.json").write_text(json.dumps(dict.fromkeys(ids, "a red bus at the left of a street")))
     project = clone_project()
     project.set(profile="folder", folder__path=str(street))
-    result = project.repro("caption", "train_retrieval", "finetune@base", "class_attention")
+    result = project.repro("caption", "train_retrieval", "finetune@base-1", "class_attention")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "22.2% of the captions' words are unknown to data/checkpoints/blip_scenes: bus, street" in result.stdout
-    run = json.loads(project.read("reports/runs/retrieval/finetuned.json"))
+    run = json.loads(project.read("reports/runs/retrieval/finetuned-seed1.json"))
     assert (run["inputs"]["unknown_share"], run["inputs"]["unknown_words"]) == ("0.2222", "bus street")
     cell = json.loads(project.read("reports/runs/captioning/greedy.json"))["metrics"]
     assert cell["images"] == 6
     assert "class_named" not in cell  # only generated scenes list their objects
-    tuned = json.loads(project.read("reports/runs/classification/base.json"))
-    assert list(tuned["metrics"]["class_accuracy"]) == ["far", "near"]
+    tuned = json.loads(project.read("reports/runs/classification/base-seed1.json"))
+    assert list(tuned["details"]["class_accuracy"]) == ["far", "near"]
     assert (tuned["metrics"]["images"], tuned["params"]["size"]) == (6, 160)
     assert (project.root / "reports/pictures/class_attention/finetuned.png").stat().st_size > 5000

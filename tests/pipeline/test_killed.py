@@ -8,14 +8,14 @@ import time
 OUTPUTS = (
     "data/objects/JPEGImages/star_1.jpg",
     "data/manifest.parquet",
-    "data/models/segmentation/linear.safetensors",
-    "data/models/classification/accumulated/last.safetensors",
-    "data/models/classification/accumulated/best.safetensors",
-    "data/predictions/classification/accumulated.parquet",
-    "reports/runs/segmentation/linear.json",
-    "reports/runs/classification/accumulated.json",
+    "data/models/segmentation/linear-seed1.safetensors",
+    "data/models/classification/accumulated-seed1/last.safetensors",
+    "data/models/classification/accumulated-seed1/best.safetensors",
+    "data/predictions/classification/accumulated-seed1.parquet",
+    "reports/runs/segmentation/linear-seed1.json",
+    "reports/runs/classification/accumulated-seed1.json",
 )
-TARGETS = ("train_head@linear", "finetune@accumulated")
+TARGETS = ("train_head@linear-1", "finetune@accumulated-1")
 
 
 def kill_when(project, file: str) -> None:
@@ -33,7 +33,7 @@ def kill_when(project, file: str) -> None:
 def test_a_pipeline_killed_twice_ends_in_the_same_bytes(clone_project):
     project = clone_project()
     kill_when(project, "data/scenes/JPEGImages/train_00003.jpg")
-    kill_when(project, "data/resume/finetune/accumulated/state.pt")
+    kill_when(project, "data/resume/finetune/accumulated-seed1/state.pt")
     result = project.repro(*TARGETS)
     assert result.returncode == 0, result.stdout + result.stderr
     after = {path: project.read(path) for path in OUTPUTS}

@@ -75,7 +75,7 @@ def test_the_report_needs_no_network(project, site):
     images = re.findall(r"\]\(((?:figures|pictures)/[^)]+\.png)\)", report)
     assert len(images) > 10
     assert all((project.root / "reports" / path).stat().st_size > 2000 for path in images)
-    run = json.loads(project.read("reports/runs/segmentation/linear.json"))
+    run = json.loads(project.read("reports/runs/segmentation/linear-seed1.json"))
     assert run["inputs"]["backbone"] == VITS[0]
     assert re.fullmatch("[0-9a-f]{64}", run["inputs"]["weights"])
 
@@ -98,9 +98,9 @@ def test_a_second_run_offline_writes_the_same_files(project, site):
 
 
 def test_another_backbone_needs_one_param(project):
-    result = project.run("dvc", "exp", "run", "-S", f"paper.backbone={VITS[1]}", "train_head@linear")
+    result = project.run("dvc", "exp", "run", "-S", f"paper.backbone={VITS[1]}", "train_head@linear-1")
     assert result.returncode == 0, result.stdout + result.stderr
-    run = json.loads(project.read("reports/runs/segmentation/linear.json"))
+    run = json.loads(project.read("reports/runs/segmentation/linear-seed1.json"))
     assert run["inputs"]["backbone"] == VITS[1]
     assert run["inputs"]["weights"] != read_record(project, "classifier")["sha256"]
 

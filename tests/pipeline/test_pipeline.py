@@ -22,7 +22,7 @@ def test_a_fresh_clone_gets_a_report_from_runs(undisturbed):
     report = undisturbed.read("reports/report.md").decode()
     rows = undisturbed.read(TABLE).decode().splitlines()
     assert [row.split(",")[0] for row in rows] == ["Head", "Linear", "Transformer"]
-    record = json.loads(undisturbed.read("reports/runs/segmentation/linear.json"))
+    record = json.loads(undisturbed.read("reports/runs/segmentation/linear-seed1.json"))
     assert rows[1].split(",")[1] == f"{record['metrics']['miou']:.2f}"
     assert "Tables are read from the MLflow runs." in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
@@ -45,7 +45,7 @@ def test_tables_2_to_5_come_from_runs(undisturbed):
 
 
 def test_the_classification_table_and_the_pictures_come_from_runs(undisturbed):
-    record = json.loads(undisturbed.read("reports/runs/classification/base.json"))
+    record = json.loads(undisturbed.read("reports/runs/classification/base-seed1.json"))
     rows = undisturbed.read("reports/tables/classification.csv").decode().splitlines()
     assert [row.split(",")[0] for row in rows] == [
         "Setting",
@@ -68,7 +68,8 @@ def test_predict_and_look_take_any_image(undisturbed):
     images = "data/objects/JPEGImages"
     result = undisturbed.run("python", "-m", "stages.classification.predict", images, "--setting", "accumulated")
     assert result.returncode == 0, result.stderr
-    assert "predictions.csv: 40 images, by data/models/classification/accumulated/best.safetensors" in result.stdout
+    weights = "data/models/classification/accumulated-seed1/best.safetensors"
+    assert f"predictions.csv: 40 images, by {weights}" in result.stdout
     assert undisturbed.read("predictions.csv").decode().startswith("filename,label\n")
     for kind in ("class-token", "caption"):
         result = undisturbed.run("python", "-m", "stages.attention.look", kind, f"{images}/star_1.jpg")
@@ -121,7 +122,7 @@ def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
     result = undisturbed.run("dvc", "exp", "run", *options, "-n", "other")
     assert result.returncode == 0, result.stdout + result.stderr
     ran = re.findall(r"Running stage '(.*?)'", result.stdout)
-    assert sorted(ran) == ["report", "train_head@transformer", "train_retrieval"]
+    assert sorted(ran) == ["report", "train_head@transformer-1", "train_retrieval"]
     assert "Training from scratch,3e-3" in undisturbed.read("reports/tables/table4_retrieval.csv").decode()
     undisturbed.run("git", "checkout", "params.yaml")
     assert undisturbed.repro().returncode == 0
@@ -136,13 +137,13 @@ def test_runs_are_registered_again_when_the_store_is_lost(undisturbed):
     client = MlflowClient(f"sqlite:///{undisturbed.root / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert {run.data.tags["dvc.stage"] for run in runs} == {
-        "train_head@linear",
-        "train_head@transformer",
+        "train_head@linear-1",
+        "train_head@transformer-1",
         "caption",
         "train_retrieval",
         "train_retrieval_grid",
-        "finetune@base",
-        "finetune@accumulated",
+        "finetune@base-1",
+        "finetune@accumulated-1",
         "position_similarity",
         "class_attention",
         "caption_attention",

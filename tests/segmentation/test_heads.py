@@ -18,6 +18,7 @@ OPTIONS = {
     "convolution of 5": ("convolutional", {"kernel": 5}),
     "transformer": ("transformer", {"shared_qk": False}),
     "transformer with shared qk": ("transformer", {"shared_qk": True}),
+    "transformer with biases": ("transformer", {"shared_qk": False, "qkv_bias": True}),
 }
 
 
@@ -53,9 +54,7 @@ def test_shared_qk_equals_separate_projections_with_equal_weights():
     shared = TransformerHead(shape, shared_qk=True).double()
     separate = TransformerHead(shape, shared_qk=False).double()
     weights = shared.state_dict()
-    for part in ("weight", "bias"):
-        weights[f"attention.key.{part}"] = weights[f"attention.query.{part}"]
-    separate.load_state_dict(weights)
+    separate.load_state_dict(weights | {"attention.key.weight": weights["attention.query.weight"]})
     patches = torch.randn(2, 3, 4, 8, dtype=torch.float64)
     torch.testing.assert_close(separate(patches), shared(patches))
 
@@ -69,6 +68,22 @@ def test_the_transformer_mixes_patches_and_the_linear_head_does_not(name, mixes)
     changed[0, 0, 0] = torch.randn(12)
     difference = (head(patches) - head(changed))[0, 3, 3].abs().max()
     assert (difference > 1e-9) == mixes  # float64: rounding errors are below 1e-14
+
+
+def test_queries_keys_and_values_have_biases_only_on_request():
+    shape = HeadShape(dim=8, classes=3, attention_heads=2)
+    projections = {"attention.query.bias", "attention.key.bias", "attention.value.bias"}
+    assert not projections & set(TransformerHead(shape, shared_qk=False).state_dict())
+    assert projections <= set(TransformerHead(shape, shared_qk=False, qkv_bias=True).state_dict())
+
+
+@pytest.mark.parametrize("std", [0.02, 1.0])
+def test_class_embeddings_start_from_their_standard_deviation(std):
+    shape = HeadShape(dim=384, classes=21, attention_heads=6)
+    embeddings = TransformerHead(shape, shared_qk=False, class_std=std).class_embeddings
+    # Truncation at 2, far outside for 0.02, takes 12 % off a deviation of 1. 8064 samples estimate it within 3 %.
+    assert embeddings.std().item() == pytest.approx(std * (0.88 if std == 1 else 1), rel=0.03)
+    assert embeddings.abs().max() <= 2
 
 
 def test_the_transformers_logits_are_normalized_over_classes():
@@ -92,6 +107,11 @@ def test_the_transformers_logits_are_normalized_over_classes():
         ("convolutional", {"kernel": "3"}, "segmentation.heads.mine.kernel = '3': must be an integer greater than 0"),
         ("convolutional", {"kernel": 0}, "segmentation.heads.mine.kernel = 0: .*greater than 0"),
         ("transformer", {"shared_qk": 1}, "segmentation.heads.mine.shared_qk = 1: .*valid boolean"),
+        (
+            "transformer",
+            {"shared_qk": True, "class_std": 0.0},
+            "segmentation.heads.mine.class_std = 0.0: must be a number greater than 0",
+        ),
         ("transformer", {"shared_qk": "yes"}, "segmentation.heads.mine.shared_qk = 'yes': .*valid boolean"),
     ],
 )

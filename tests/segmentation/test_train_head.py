@@ -271,7 +271,7 @@ def test_an_error_in_any_head_is_found_before_data_is_read(tmp_path, monkeypatch
     heads = {"mine": Head(kind="linear"), "other": Head.model_construct(kind="convolutional", kernel=0)}
     experiment = SimpleNamespace(segmentation=SimpleNamespace(heads=heads))
     with pytest.raises(InputError, match="segmentation.heads.other.kernel = 0"):
-        train_head.run_head(experiment, "mine")
+        train_head.run_head(experiment, "mine", 1)
 
 
 def test_a_weights_file_rebuilds_its_head_and_has_the_same_bytes_every_time(tmp_path):

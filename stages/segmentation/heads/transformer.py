@@ -1,13 +1,15 @@
 """The transformer head: self-attention over patch tokens and learned class embeddings, then their dot products.
 
-As in the original: one block, then two separate MLPs without a residual, logits = patches x classes^T, LayerNorm
-over the class axis. Class embeddings are the idea of Segmenter's mask transformer (Strudel et al., 2021).
+As in the original: one block, without biases for queries, keys and values, then two separate MLPs without a residual,
+logits = patches x classes^T, LayerNorm over the class axis. Class embeddings are the idea of Segmenter's mask
+transformer (Strudel et al., 2021).
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.params.section import Rate
 from stages.segmentation.heads.base import HeadShape, SegmentationHead
 
 
@@ -45,7 +47,7 @@ class TransformerHead(SegmentationHead):
     standard deviation `class_std`, truncated at 2, as in timm.
     """
 
-    def __init__(self, shape: HeadShape, *, shared_qk: bool, qkv_bias: bool = False, class_std: float = 0.02):
+    def __init__(self, shape: HeadShape, *, shared_qk: bool, qkv_bias: bool = False, class_std: Rate = 0.02):
         super().__init__()
         dim = shape.dim
         self.class_embeddings = nn.Parameter(torch.empty(1, shape.classes, dim))
