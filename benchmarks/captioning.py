@@ -152,7 +152,7 @@ def run_ours(setup: Setup, folder: Path, seconds: dict[str, float], counts: Coun
             lambda _module, args: counts.update(float64=len(args[0]))
         )
         tokens = decode(generator, FeatureTable(folder / "val"), setup.prompts, setup.experiment)
-    return {name: [cell_tokens[row.image_id] for row in setup.rows] for name, cell_tokens in tokens.items()}
+    return {name: [run_tokens[row.image_id] for row in setup.rows] for (name, _), run_tokens in tokens.items()}
 
 
 @contextmanager
@@ -231,7 +231,10 @@ def main() -> None:
         folder = Path(name)
         images = arguments.images or (4 if arguments.paper else 192)
         build_setup = paper_setup if arguments.paper else embedded_setup
-        setup = build_setup(load_experiment(), folder, images)
+        experiment = load_experiment()
+        # One seed: the baselines decode every cell once.
+        task = experiment.captioning.model_copy(update={"seeds": experiment.captioning.seeds[:1]})
+        setup = build_setup(experiment.model_copy(update={"captioning": task}), folder, images)
         side = setup.towers.pixels.side
         print(
             f"{images} images of {side}x{side}, {len(setup.task.cells)} cells, {len(setup.prompts)} prompts", flush=True

@@ -18,9 +18,10 @@ from stages.attention.examples import select_examples
 from stages.attention.maps import attention_mass, density, object_area
 from stages.attention.panels import Panel, plot_rows
 from stages.attention.word_referents import CLASS, COLOR, ENDING, OTHER, Referent, ReferentFinder
-from stages.attention.words import END, Word, extract_words
+from stages.attention.words import Word, extract_words
 from stages.captioning import PREDICTIONS
-from stages.captioning.captioner import Captioner, load_captioner
+from stages.captioning.captioner import Captioner, caption_text, load_captioner
+from stages.captioning.decoding import caption_tokens
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.bootstrap import bootstrap_means, confidence_interval
 from stages.core.runs import RUNS, Run, package_versions, write_run
@@ -105,7 +106,13 @@ def describe_attention(params: CaptionAttention) -> str:
 
 
 def plot_caption(
-    path: Path, image: Image.Image, name: str, words: list[Word], measurements: list[dict], params: CaptionAttention
+    path: Path,
+    image: Image.Image,
+    name: str,
+    caption: str,
+    words: list[Word],
+    measurements: list[dict],
+    params: CaptionAttention,
 ) -> None:
     """Plot the image, then one panel per word; below words that refer to an object, mass and area if measured."""
     notes = {
@@ -117,28 +124,36 @@ def plot_caption(
     panels = [
         Panel(f"{word.text}\n{notes.get(position, '')}", word.patch_attention) for position, word in enumerate(words)
     ]
-    caption = " ".join(word.text for word in words if word.text != END)
     explanation = "; below a word: its attention mass on its object, and the object's area" if measurements else ""
     title = f'{name}: "{caption}"\n{describe_attention(params)}{explanation}'
     plot_rows(path, [(image, "image\n", panels)], title, shared_scale=True)
 
 
+def read_tokens(experiment: Experiment, end: int) -> dict[str, list[int]]:
+    """Caption tokens by image ID of `attention.captions.cell`, up to the end token; a cell that samples, first seed."""
+    cell = experiment.attention.captions.cell
+    seed = next(seed for name, seed in experiment.captioning.runs if name == cell)
+    of_seed = pc.field("seed").is_null() if seed is None else pc.field("seed") == seed
+    rows = pq.read_table(PREDICTIONS, filters=(pc.field("cell") == cell) & of_seed).to_pylist()
+    # With `captioning.stop: batch`, tokens follow the end; they are no words of the caption.
+    return {row["image_id"]: caption_tokens(row["tokens"], 0, end) for row in rows}
+
+
 def extract_all_words(
     captioner: Captioner, table: FeatureTable, experiment: Experiment
-) -> Iterator[tuple[str, list[Word]]]:
-    """Every image id of `table` with the words of its caption."""
+) -> Iterator[tuple[str, str, list[Word]]]:
+    """Every image id of `table` with its caption, and the caption's words."""
     params = experiment.attention.captions
     prompt = captioner.tokenizer(experiment.captioning.cells[params.cell].prompt, add_special_tokens=False).input_ids
-    predictions = pq.read_table(PREDICTIONS, filters=pc.field("cell") == params.cell).to_pylist()
-    captions_by_id = {row["image_id"]: row["tokens"] for row in predictions}
+    captions_by_id = read_tokens(experiment, captioner.decoder.end)
     max_length = experiment.captioning.max_length
     with tqdm(total=len(table), desc="caption attention", unit="image", mininterval=1) as bar:
         for batch in table.batches(BATCH_SIZE):
             states = torch.stack([image.tokens for image in batch])
             captions = [captions_by_id[image.image_id] for image in batch]
             words_per_image = extract_words(captioner, params, states, prompt, captions, max_length)
-            for image, words in zip(batch, words_per_image, strict=True):
-                yield image.image_id, words
+            for image, caption, words in zip(batch, captions, words_per_image, strict=True):
+                yield image.image_id, caption_text(captioner.tokenizer, prompt, caption), words
             bar.update(len(batch))
 
 
@@ -154,7 +169,7 @@ def analyze(experiment: Experiment) -> Run:
     table = FeatureTable(DECODER_STATES / "val", backbone=captioner.source, manifest=manifests.manifest_hash())
     finder = ReferentFinder(manifest)
     measurements = []
-    for image_id, words in extract_all_words(captioner, table, experiment):
+    for image_id, caption, words in extract_all_words(captioner, table, experiment):
         row = rows[image_id]
         row_measurements = []
         if row.mask:
@@ -162,7 +177,7 @@ def analyze(experiment: Experiment) -> Run:
         measurements += row_measurements
         if image_id in pictures:
             image = read_image(Path(row.image))
-            plot_caption(pictures[image_id], image, image_id, words, row_measurements, params)
+            plot_caption(pictures[image_id], image, image_id, caption, words, row_measurements, params)
     shares = SHARES / TASK / "words.parquet"
     with atomic_write(shares) as temporary:
         pq.write_table(pa.Table.from_pylist(measurements), temporary, compression="zstd")
@@ -172,7 +187,7 @@ def analyze(experiment: Experiment) -> Run:
         stage=TASK,
         params={
             "profile": experiment.profile,
-            "seed": experiment.seed,
+            "base_seed": experiment.seed,
             "model": experiment.captioning.model,
             **params.model_dump(),
         },

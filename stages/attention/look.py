@@ -20,7 +20,7 @@ from stages.attention.class_token import class_token_attention, resize_to_patche
 from stages.attention.panels import plot_rows
 from stages.attention.positions import has_positions
 from stages.attention.words import extract_words
-from stages.captioning.captioner import load_captioner
+from stages.captioning.captioner import caption_text, load_captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.core.stage import InputError, stage
 from stages.data.images import find_images, read_image
@@ -75,9 +75,10 @@ def plot_caption(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:
     for name, image, picture in read_images(paths, "caption"):
         states = encode(image)
         unused_random_numbers = np.zeros((1, 1, captioning.max_length))  # greedy decoding draws none
-        captions = generator.sample(states, [prompt], [cell], unused_random_numbers)
-        (words,) = extract_words(captioner, params, states, prompt, captions, captioning.max_length)
-        caption_attention.plot_caption(picture, image, name, words, [], params)
+        (tokens,) = generator.sample(states, [prompt], [cell], unused_random_numbers)
+        (words,) = extract_words(captioner, params, states, prompt, [tokens], captioning.max_length)
+        caption = caption_text(captioner.tokenizer, prompt, tokens)
+        caption_attention.plot_caption(picture, image, name, caption, words, [], params)
         yield picture
 
 

@@ -76,10 +76,11 @@ def merge_word_pieces(
     """The words of `tokens`, each with the sum of its pieces' rows of `weights` `(tokens, image tokens)`."""
     words: list[Word] = []
     for piece, token, row in zip(tokenizer.convert_ids_to_tokens(list(tokens)), tokens, weights, strict=True):
-        if piece.startswith("##") and words:  # BERT marks pieces that continue a word
-            words[-1] = Word(words[-1].text + piece.removeprefix("##"), words[-1].weights + row, grid)
+        text = END if token == tokenizer.sep_token_id else piece.removeprefix("##")
+        if piece.startswith("##") and words:  # BERT marks pieces that continue a word; the first, one of the prompt
+            words[-1] = Word(words[-1].text + text, words[-1].weights + row, grid)
         else:
-            words.append(Word(END if token == tokenizer.sep_token_id else piece, row, grid))
+            words.append(Word(text, row, grid))
     return words
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from stages.captioning import BOOTSTRAP, PREDICTIONS
 from stages.captioning.bleu import ORDERS, bleu, bootstrap_bleu, count_ngrams
-from stages.captioning.captioner import load_captioner
+from stages.captioning.captioner import caption_text, load_captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.captioning.naming_accuracy import naming_accuracy
 from stages.core.atomic import atomic_write, remove_folders
@@ -30,50 +30,57 @@ from stages.features.tokens import FeatureTable
 from stages.image_text import DECODER_STATES, REFERENCE_SEED
 from stages.image_text.reference_caption import reference_index
 from stages.models.compute import get_device
+from stages.params.captioning import CellRun
 from stages.params.experiment import Experiment, load_experiment
 
 TASK = "captioning"
-IMAGES = 64  # per batch, each with all cells whose prompts have the same length
+IMAGES = 64  # per batch, each with all cells and seeds whose prompts have the same length
+# Images per batch where `captioning.stop` is `batch`: that of the original's captioning code (report A), whose captions
+# depend on it.
+ORIGINAL_BATCH = 16
 
-TokenIds = dict[str, dict[str, list[int]]]  # of captions, by cell and image ID
+TokenIds = dict[CellRun, dict[str, list[int]]]  # of captions, by cell and seed, and by image ID
 
 
 def decode(
     generator: CaptionGenerator, table: FeatureTable, prompts: dict[str, list[int]], experiment: Experiment
 ) -> TokenIds:
-    """Token IDs of the captions of all cells. `prompts` has token IDs by prompt.
+    """Token IDs of the captions of all cells and seeds. `prompts` has token IDs by prompt.
 
-    Greedy and sampling cells whose prompts have the same length share batches. A caption's random numbers depend only
-    on (seed, cell, image ID).
+    Greedy and sampling cells whose prompts have the same length share batches, each sampling cell once per seed. A
+    caption's random numbers depend only on (seed, cell, image ID).
     """
-    cells = experiment.captioning.cells
-    tokens: TokenIds = {name: {} for name in cells}
-    seeds = {name: experiment.seed_for(f"captioning/{name}") for name in cells}
+    task = experiment.captioning
+    cells = task.cells
+    tokens: TokenIds = {run: {} for run in task.runs}
     longest = generator.lengths.longest
-    groups: dict[int, list[str]] = {}  # greedy and sampling cells by the length of their prompts
-    for name, cell in cells.items():
-        if cell.type != "beam":
-            groups.setdefault(len(prompts[cell.prompt]), []).append(name)
-    with tqdm(total=len(table) * len(cells), desc="caption", unit="caption", mininterval=1) as progress:
-        for batch in table.batches(IMAGES):
+    groups: dict[int, list[CellRun]] = {}  # greedy and sampling runs by the length of their prompts
+    for name, seed in task.runs:
+        if cells[name].type != "beam":
+            groups.setdefault(len(prompts[cells[name].prompt]), []).append((name, seed))
+    batch_size = ORIGINAL_BATCH if task.stop == "batch" else IMAGES
+    with tqdm(total=len(table) * len(tokens), desc="caption", unit="caption", mininterval=1) as progress:
+        for batch in table.batches(batch_size):
             image_ids = [features.image_id for features in batch]
             states = torch.stack([features.tokens for features in batch]).to(get_device()).float()
-            for names in groups.values():
-                group = [cells[name] for name in names]
-                keys = list(product(image_ids, names))  # in the order of the generated captions
+            for runs in groups.values():
+                group = [cells[name] for name, _ in runs]
+                keys = list(product(image_ids, runs))  # in the order of the generated captions
                 streams = [
-                    np.random.default_rng([seeds[name], *image_id.encode()]).random(longest) for image_id, name in keys
+                    np.random.default_rng([experiment.seed_for(f"captioning/{name}", seed), *image_id.encode()])
+                    for image_id, (name, seed) in keys
                 ]
-                uniform = np.stack(streams).reshape(len(image_ids), len(names), longest)
+                uniform = np.stack([stream.random(longest) for stream in streams])
+                uniform = uniform.reshape(len(image_ids), len(runs), longest)
                 captions = generator.sample(states, [prompts[cell.prompt] for cell in group], group, uniform)
-                for (image_id, name), caption in zip(keys, captions, strict=True):
-                    tokens[name][image_id] = caption
+                for (image_id, run), caption in zip(keys, captions, strict=True):
+                    tokens[run][image_id] = caption
                 progress.update(len(captions))
             for name, cell in cells.items():
                 if cell.type == "beam":
                     assert cell.beams is not None  # params require it of this type
                     captions = generator.beam_search(states, prompts[cell.prompt], cell.beams)
-                    tokens[name] |= dict(zip(image_ids, captions, strict=True))
+                    tokens[name, None] |= dict(zip(image_ids, captions, strict=True))
                     progress.update(len(captions))
     return tokens
 
@@ -120,14 +127,19 @@ def build_scorer(manifest: Manifest, experiment: Experiment) -> CaptionScorer:
     return CaptionScorer(rows, references, experiment.seed_for(BOOTSTRAP), objects)
 
 
-def write_captions(scorer: CaptionScorer, captions: dict[str, list[str]], tokens: TokenIds) -> None:
-    """Write all captions: one row per `cell` and `image_id`, with `caption`, its `tokens` and the BLEU `reference`."""
+def write_captions(scorer: CaptionScorer, captions: dict[CellRun, list[str]], tokens: TokenIds) -> None:
+    """Write all captions: one row per `cell`, `seed` and `image_id`.
+
+    `seed` is null for cells that do not sample. The other columns are `caption`, its `tokens`, which include end tokens
+    only if `captioning.stop` is `batch`, and the BLEU `reference`.
+    """
     image_ids = scorer.image_ids
     columns = {
-        "cell": [name for name in captions for _ in image_ids],
+        "cell": [name for name, _ in captions for _ in image_ids],
+        "seed": pa.array([seed for _, seed in captions for _ in image_ids], pa.int64()),
         "image_id": image_ids * len(captions),
-        "caption": [caption for cell_captions in captions.values() for caption in cell_captions],
-        "tokens": [tokens[name][image_id] for name in captions for image_id in image_ids],
+        "caption": [caption for run_captions in captions.values() for caption in run_captions],
+        "tokens": [tokens[run][image_id] for run in captions for image_id in image_ids],
         "reference": scorer.references * len(captions),
     }
     with atomic_write(PREDICTIONS) as temporary:
@@ -135,37 +147,40 @@ def write_captions(scorer: CaptionScorer, captions: dict[str, list[str]], tokens
 
 
 def run_cells(experiment: Experiment) -> None:
-    """Decode all cells; write the captions and one run record per cell."""
+    """Decode all cells; write the captions and one run record per cell and seed."""
     task = experiment.captioning
     manifest = manifests.read_manifest()
     captioner = load_captioner(experiment)
     table = FeatureTable(DECODER_STATES / "val", backbone=captioner.source, manifest=manifests.manifest_hash())
-    generator = CaptionGenerator(captioner.decoder, Lengths(task.min_length, task.max_length))
-    tokens = decode(generator, table, captioner.prompts(task), experiment)
+    prompts = captioner.prompts(task)
+    generator = CaptionGenerator(captioner.decoder, Lengths(task.min_length, task.max_length), task.stop)
+    tokens = decode(generator, table, prompts, experiment)
     scorer = build_scorer(manifest, experiment)
-    captions = {
-        name: [
-            str(captioner.tokenizer.decode(cell_tokens[image_id], skip_special_tokens=True))
-            for image_id in scorer.image_ids
+    captions = {}
+    for (name, seed), run_tokens in tokens.items():
+        prompt = prompts[task.cells[name].prompt]
+        captions[name, seed] = [
+            caption_text(captioner.tokenizer, prompt, run_tokens[image_id]) for image_id in scorer.image_ids
         ]
-        for name, cell_tokens in tokens.items()
-    }
     write_captions(scorer, captions, tokens)
-    for name, cell in task.cells.items():
+    for name, seed in task.runs:
         params = {
             "profile": experiment.profile,
-            "seed": experiment.seed,
+            "base_seed": experiment.seed,
+            **({} if seed is None else {"seed": seed}),
             "model": task.model,
             "min_length": task.min_length,
             "max_length": task.max_length,
-            **cell.model_dump(exclude_none=True),
+            "stop": task.stop,
+            **task.cells[name].model_dump(exclude_none=True),
         }
         run = Run(
             task=TASK,
             name=name,
+            seed=seed,
             stage="caption",
             params=params,
-            metrics=scorer.metrics(captions[name]),
+            metrics=scorer.metrics(captions[name, seed]),
             inputs={"source": manifest.source, **vars(table.metadata)},
             artifacts={"predictions": str(PREDICTIONS)},
             versions=package_versions("torch", "transformers", "nltk", "numpy"),

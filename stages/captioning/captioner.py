@@ -15,6 +15,20 @@ from stages.params.captioning import Captioning
 from stages.params.experiment import Experiment
 
 
+def caption_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], caption: list[int]) -> str:
+    """The text of a caption without its prompt, both as token IDs.
+
+    As in the original, prompt and caption are decoded together, without special tokens and with transformers' clean-up
+    (`man's`, not `man ' s`); then the prompt's characters are cut off. So a word piece that continues the prompt's last
+    word, such as `##ten` after `of`, leaves `ten`, not `##ten`.
+    """
+
+    def decode(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+
+    return decode([*prompt, *caption])[len(decode(prompt)) :].strip()
+
+
 @dataclass(frozen=True)
 class Captioner:
     """`source` is the model's name in params."""

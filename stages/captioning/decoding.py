@@ -9,17 +9,24 @@ Three things make this fast, and none of them changes a caption:
 - A prompt is read once per image; then its keys and values are copied to the rows that start with it.
 - Rows that have ended leave the batch.
 
+A caption ends at its end token. With `stop = "batch"` it runs on, as in the original: its greedy and sampling loops end
+only when all images of their batch have ended, and its decoding drops special tokens, not what follows them. So a
+caption has all tokens up to the position where the last image of its batch and cell has ended. Tokens after the end
+token are sampled like those before it, from the whole text so far.
+
 Batched and cached float32 logits differ from those of a single caption by rounding, as they do between CPUs. So every
 choice that a difference of `LOGIT_ERROR` could change is repeated from the whole text without a cache, in double
 precision. That is why captions do not depend on the batch, and are equal on different CPUs.
 
 Plain equivalent: one `generate` call per cell. `tests/captioning/test_decoding.py` compares greedy captions with
-transformers' `generate` (`test_greedy_captions_equal_transformers_generate`), and every cell's with a loop that reads
-the whole text anew for each token (`test_batched_cached_decoding_equals_reading_the_whole_text_anew`).
+transformers' `generate` (`test_greedy_captions_equal_transformers_generate`), and every cell's, with both values of
+`stop`, with a loop that reads the whole text anew for each token
+(`test_batched_cached_decoding_equals_reading_the_whole_text_anew`).
 Measured gain (`benchmarks/captioning.py`, 11 cells x 192 images, 2 CPU cores): 17.3 s -> 1.6 s, 10.9 times faster;
 transformers' own key-value cache alone gives 1.3 times.
 
-Beam search is transformers' own, one cell at a time and without the double-precision check.
+Beam search is transformers' own, one cell at a time, without the double-precision check, and always ends at the end
+token.
 """
 
 from collections.abc import Sequence
@@ -32,7 +39,7 @@ from torch import Tensor
 
 from stages.captioning.sampling import SamplingParams, sample_next
 from stages.captioning.text_decoders import BlipDecoder, TextDecoder
-from stages.params.captioning import Cell
+from stages.params.captioning import Cell, Stop
 
 LOGIT_ERROR = 1e-4  # more than float32 rounding moves the difference of two logits
 COMPACT_BELOW = 0.75  # drop finished rows once at most this share is unfinished: copying the cache costs time, too
@@ -52,12 +59,26 @@ def caption_tokens(sequence: list[int], prompt_length: int, end: int) -> list[in
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-class CaptionGenerator:
-    """Generates token IDs. Prompts and captions have no special tokens; captions do not include the prompt."""
+def batch_caption_tokens(sequences: Sequence[list[int]], prompt_length: int, end: int) -> list[list[int]]:
+    """The tokens after the first `prompt_length` of each sequence, up to where the last sequence has ended.
 
-    def __init__(self, decoder: TextDecoder, lengths: Lengths):
+    The position of that end token belongs to all captions, so every caption that has ended contains its end token.
+    """
+    length = 1 + max(len(caption_tokens(sequence, prompt_length, end)) for sequence in sequences)
+    return [sequence[prompt_length : prompt_length + length] for sequence in sequences]
+
+
+class CaptionGenerator:
+    """Generates token IDs without the prompt.
+
+    Captions have no special tokens, except that with `stop = "batch"` they contain the end token and, since nothing
+    forbids them there, perhaps further special tokens.
+    """
+
+    def __init__(self, decoder: TextDecoder, lengths: Lengths, stop: Stop = "end_token"):
         self.decoder = decoder
         self.lengths = lengths
+        self.stop = stop
 
     @torch.inference_mode()
     def sample(
@@ -65,7 +86,8 @@ class CaptionGenerator:
     ) -> list[list[int]]:
         """Captions of every image and cell: all cells of the first image, then of the second, and so on.
 
-        `states` are the decoder's, images first. `prompts` has one prompt per cell, all of one length. `uniform`
+        `states` are the decoder's, images first; with `stop = "batch"`, they are one batch. `prompts` has one prompt
+        per cell, all of one length. A cell may be repeated, to decode it with several seeds. `uniform`
         `(images, cells, longest)` holds the random numbers of each caption, one per position.
         """
         device = states.device
@@ -79,12 +101,13 @@ class CaptionGenerator:
 
         logits, cache = self._prefill(states, prompts)
         active_rows = torch.arange(len(sequences), device=device)  # rows still in the batch
-        finished = torch.zeros(len(sequences), dtype=torch.bool, device=device)
+        ended = torch.zeros(len(sequences), dtype=torch.bool, device=device)  # rows with an end token
+        finished = ended  # rows that need no more tokens
         for position in range(prompt_length, self.lengths.longest):
             next_tokens, certain = sample_next(
                 self._mask_end(logits, position), params[active_rows], streams[active_rows, position], LOGIT_ERROR
             )
-            certain |= finished[active_rows]  # tokens after the end are cut off, so they need no check
+            certain |= finished[active_rows]  # further tokens are cut off, so they need no check
             uncertain_rows = active_rows[~certain]
             if len(uncertain_rows):
                 exact = self.decoder.next_logits_float64(
@@ -94,7 +117,9 @@ class CaptionGenerator:
                     self._mask_end(exact, position), params[uncertain_rows], streams[uncertain_rows, position], 0
                 )
             sequences[active_rows, position] = next_tokens
-            finished[active_rows] |= next_tokens == self.decoder.end
+            ended[active_rows] |= next_tokens == self.decoder.end
+            if self.stop == "batch":
+                finished = ended.view(num_images, num_cells).all(0).repeat(num_images)
             unfinished = (~finished[active_rows]).nonzero()[:, 0]  # indices into active_rows, as the cache counts
             if not len(unfinished) or position + 1 == self.lengths.longest:
                 break
@@ -103,7 +128,13 @@ class CaptionGenerator:
                 active_rows = active_rows[unfinished]
             last_tokens = sequences[active_rows, position][:, None]
             logits = self.decoder.next_logits(last_tokens, states, cache, active_rows, num_cells)
-        return [caption_tokens(row, prompt_length, self.decoder.end) for row in sequences.tolist()]
+        texts = sequences.tolist()
+        if self.stop == "end_token":
+            return [caption_tokens(text, prompt_length, self.decoder.end) for text in texts]
+        captions: list[list[int]] = [[]] * len(texts)
+        for cell in range(num_cells):
+            captions[cell::num_cells] = batch_caption_tokens(texts[cell::num_cells], prompt_length, self.decoder.end)
+        return captions
 
     def _prefill(self, states: Tensor, prompts: Sequence[list[int]]) -> tuple[Tensor, Any]:
         """Logits after every row's prompt, and the cache with its keys and values."""

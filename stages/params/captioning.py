@@ -9,6 +9,11 @@ from stages.params.section import Count, Name, Rate, Section, Seeds, expects
 # The decoding types that each option belongs to.
 OPTION_TYPES = {"k": ("top_k",), "p": ("top_p",), "temperature": ("top_k", "top_p"), "beams": ("beam",)}
 
+# How `captioning.stop` ends captions: each at its own end token, or all captions of a batch with the last of them.
+Stop = Literal["end_token", "batch"]
+
+CellRun = tuple[str, int | None]  # a cell's name and a seed; no seed if the cell does not sample
+
 Probability = Annotated[float, Strict(), Field(gt=0, le=1), expects("a number greater than 0 and at most 1")]
 
 
@@ -21,6 +26,11 @@ class Cell(Section):
     p: Probability | None = None
     temperature: Rate | None = None
     beams: Count | None = None
+
+    @property
+    def samples(self) -> bool:
+        """Whether decoding draws random numbers."""
+        return self.type in OPTION_TYPES["temperature"]
 
     @model_validator(mode="after")
     def _options_match_type(self) -> Self:
@@ -39,11 +49,27 @@ class Captioning(Section):
     model: Literal["blip", "catr"]
     min_length: Count
     max_length: Count
+    stop: Stop
     seeds: Seeds
     cells: dict[Name, Cell] = Field(min_length=1)
+
+    @property
+    def runs(self) -> list[CellRun]:
+        """Cells that sample run once with each seed; the others once, without a seed."""
+        runs: list[CellRun] = []
+        for name, cell in self.cells.items():
+            runs += [(name, seed) for seed in (self.seeds if cell.samples else [None])]
+        return runs
 
     @model_validator(mode="after")
     def _lengths_are_ordered(self) -> Self:
         if self.max_length < self.min_length:
             raise ValueError(f"max_length = {self.max_length}: must be at least min_length, {self.min_length}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_are_blips(self) -> Self:
+        if self.stop == "batch" and self.model != "blip":
+            # CATR's images differ in size, so they are stored and decoded by size, not in the order of the list.
+            raise ValueError(f"stop = 'batch': belongs to model blip, not {self.model}")
         return self

@@ -177,9 +177,9 @@ def encoding_work(experiment: Experiment, images: DatasetSize, models: Models) -
 
 
 def captioning_work(experiment: Experiment, images: DatasetSize, models: Models) -> Work:
-    """All cells except beam search on a few images; every caption gets the greatest length."""
+    """All cells and seeds except beam search on a few images; every caption gets the greatest length."""
     task = experiment.captioning
-    cells = [cell for cell in task.cells.values() if cell.type != "beam"]
+    cells = [task.cells[name] for name, _ in task.runs if task.cells[name].type != "beam"]  # one per run
     batch_size = IMAGES if torch.cuda.is_available() else 2
     model = models.blip.text_decoder
     model.to(get_device())  # type: ignore[arg-type]  # transformers wraps `to` in an untyped decorator
@@ -188,7 +188,7 @@ def captioning_work(experiment: Experiment, images: DatasetSize, models: Models)
     uniform = np.random.default_rng(0).random((batch_size, len(cells), task.max_length))
     prompts = [[5, 6, 7]] * len(cells)  # any three tokens
     seconds = measure(lambda: generator.sample(states, prompts, cells, uniform), batch_size * len(cells))
-    return Work("caption", f"captions, {len(cells)} cells per image", images.val * len(cells), seconds)
+    return Work("caption", f"captions, {len(cells)} per image", images.val * len(cells), seconds)
 
 
 def classification_work(experiment: Experiment, images: DatasetSize, classifier: vit.Backbone) -> Iterator[Work]:

@@ -1,9 +1,11 @@
 """Attention maps are of the right patches, are plotted where they belong, and are measured correctly."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import untrained_blip, write_mask
+from conftest import ROOT, untrained_blip, write_mask
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
@@ -28,6 +30,7 @@ from stages.attention.position_similarity import plot_vit
 from stages.attention.positions import cosine_similarity, grid_structure, has_positions, position_grid
 from stages.attention.word_referents import Referent, referents_by_class_name, referents_in_scene
 from stages.attention.words import END, Word, extract_words, generated_token_attention, merge_word_pieces
+from stages.captioning import PREDICTIONS
 from stages.captioning.captioner import Captioner
 from stages.captioning.text_decoders import BlipDecoder
 from stages.core.stage import InputError
@@ -35,6 +38,7 @@ from stages.data.manifest import Row
 from stages.data.scenes.scene import CLASSES, SceneObject
 from stages.models import blip, vit
 from stages.params.attention import CaptionAttention
+from stages.params.experiment import load_experiment
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +370,22 @@ def test_attention_of_word_pieces_is_summed():
     words = merge_word_pieces(WordPieceTokenizer(), [1, 2, 3, 4, 9], torch.eye(5), (2, 2))
     assert [word.text for word in words] == ["a", "skateboarder", END]
     assert words[1].weights.tolist() == [0, 1, 1, 1, 0]
+    (rest,) = merge_word_pieces(WordPieceTokenizer(), [3, 4], torch.eye(2), (1, 2))  # of the prompt's last word
+    assert rest.text == "boarder"
+
+
+@pytest.mark.parametrize(("cell", "expected"), [("greedy", [1, 2]), ("k50_t1", [3, 4])])
+def test_captions_are_those_of_the_first_seed_up_to_the_end_token(tmp_path, monkeypatch, cell, expected):
+    experiment = load_experiment(ROOT / "params.yaml")
+    attention = experiment.attention.model_copy(update={"captions": CaptionAttention(cell=cell, layer=-1, head=0)})
+    captioning = experiment.captioning.model_copy(update={"seeds": [7, 1]})
+    experiment = experiment.model_copy(update={"attention": attention, "captioning": captioning})
+    monkeypatch.chdir(tmp_path)
+    PREDICTIONS.parent.mkdir(parents=True)
+    rows = [("greedy", None, [1, 2]), ("k50_t1", 1, [5]), ("k50_t1", 7, [3, 4, 9, 6]), ("k50_t07", 7, [8])]
+    table = [{"cell": cell, "seed": seed, "image_id": "a", "tokens": tokens} for cell, seed, tokens in rows]
+    pq.write_table(pa.Table.from_pylist(table), PREDICTIONS)
+    assert caption_attention.read_tokens(experiment, end=9) == {"a": expected}
 
 
 def scene_object(name, color):

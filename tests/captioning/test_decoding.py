@@ -9,7 +9,7 @@ from conftest import untrained_blip
 from small_checkpoints import untrained_catr
 
 from stages.captioning import decoding
-from stages.captioning.decoding import CaptionGenerator, Lengths, caption_tokens
+from stages.captioning.decoding import CaptionGenerator, Lengths, batch_caption_tokens, caption_tokens
 from stages.captioning.sampling import NO_TOP_K, SamplingParams, sample_next
 from stages.captioning.text_decoders import BlipDecoder, CatrDecoder
 from stages.models import blip
@@ -61,10 +61,10 @@ def random_stream(image, name):
     return np.random.default_rng([image, list(CELLS).index(name)]).random(30)
 
 
-def decode(decoder, states, cells=CELLS, images=range(IMAGES), lengths=(10, 30)):
+def decode(decoder, states, cells=CELLS, images=range(IMAGES), lengths=(10, 30), stop="end_token"):
     """Captions by image and cell."""
     images = list(images)
-    captions = CaptionGenerator(decoder, Lengths(*lengths)).sample(
+    captions = CaptionGenerator(decoder, Lengths(*lengths), stop).sample(
         states[images],
         [PROMPTS[CELLS[name].prompt] for name in cells],
         [CELLS[name] for name in cells],
@@ -74,24 +74,46 @@ def decode(decoder, states, cells=CELLS, images=range(IMAGES), lengths=(10, 30))
     return dict(zip(keys, captions, strict=True))
 
 
-def test_batched_cached_decoding_equals_reading_the_whole_text_anew(decoder, states):
-    """The reference has no batch, no cache and no float32: choices too close for float32 must agree as well."""
+def whole_text(decoder, states, image, name):
+    """Start token, prompt and 30 tokens in all, whether or not some are end tokens.
+
+    Without a batch, a cache and float32.
+    """
+    params = SamplingParams.from_cells([CELLS[name]], torch.device("cpu"))
+    stream = torch.from_numpy(random_stream(image, name))
+    text = [decoder.start, *PROMPTS[CELLS[name].prompt]]
+    while len(text) < 30:
+        logits = decoder.next_logits_float64(torch.tensor([text]), states[image][None])
+        if len(text) < 10:
+            logits[:, decoder.end] = -torch.inf
+        token = sample_next(logits, params, stream[len(text), None], 0)[0].item()
+        assert name != "greedy" or token == logits.argmax().item()
+        text.append(token)
+    return text
+
+
+def test_batched_cached_decoding_equals_reading_the_whole_text_anew(decoder, states, monkeypatch):
+    """Choices too close for float32 must agree as well."""
     captions = decode(decoder, states)
-    for (image, name), caption in captions.items():
-        prompt = PROMPTS[CELLS[name].prompt]
-        params = SamplingParams.from_cells([CELLS[name]], torch.device("cpu"))
-        stream = torch.from_numpy(random_stream(image, name))
-        text = [decoder.start, *prompt]
-        while len(text) < 30:
-            logits = decoder.next_logits_float64(torch.tensor([text]), states[image][None])
-            if len(text) < 10:
-                logits[:, decoder.end] = -torch.inf
-            token = sample_next(logits, params, stream[len(text), None], 0)[0].item()
-            assert name != "greedy" or token == logits.argmax().item()
-            if token == decoder.end:
-                break
-            text.append(token)
-        assert caption == text[1 + len(prompt) :], (image, name)
+    run_on = decode(decoder, states, stop="batch")
+    monkeypatch.setattr(decoding, "LOGIT_ERROR", 1e9)  # repeat all choices: float32 logits do not matter
+    next_logits = decoder.next_logits
+    monkeypatch.setattr(decoder, "next_logits", lambda *args: torch.zeros_like(next_logits(*args)))
+    repeated = decode(decoder, states, stop="batch")
+    for name in CELLS:
+        texts = [whole_text(decoder, states, image, name) for image in range(IMAGES)]
+        expected = [caption_tokens(text, 4, decoder.end) for text in texts]
+        assert [captions[image, name] for image in range(IMAGES)] == expected
+        ends = [text.index(decoder.end) if decoder.end in text else 29 for text in texts]
+        expected = [text[4 : max(ends) + 1] for text in texts]
+        assert [run_on[image, name] for image in range(IMAGES)] == expected
+        assert [repeated[image, name] for image in range(IMAGES)] == expected
+
+
+def test_captions_of_a_batch_have_the_length_of_the_longest():
+    texts = [[1, 7, 5, 9, 6, 9, 3], [1, 7, 5, 6, 9, 5, 3], [1, 7, 9, 9, 9, 9, 9]]
+    assert batch_caption_tokens(texts, 2, end=9) == [[5, 9, 6], [5, 6, 9], [9, 9, 9]]
+    assert batch_caption_tokens([[1, 7, 9, 2], [1, 7, 5, 6]], 2, end=9) == [[9, 2], [5, 6]]  # one was cut off
 
 
 def test_captions_differ_between_images_and_cells_and_in_length(catr_model):

@@ -132,6 +132,8 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
             "captioning.cells.mine.p = 1.5: must be a number greater than 0 and at most 1",
         ),
         ("captioning.cells.my cell", {"type": "greedy", **PROMPT}, "captioning.cells.my cell = 'my cell': must be a"),
+        ("captioning.stop", "end", "captioning.stop = 'end': must be 'end_token' or 'batch'"),
+        ("captioning.seeds", [1, 1], "captioning.seeds = [1, 1]: must be a list of one or more different integers"),
         ("captioning.max_length", 5, "captioning.max_length = 5: must be at least min_length, 10"),
         ("retrieval.grid.a/b", GRID_ROW, "retrieval.grid.a/b = 'a/b': must be a name of letters, digits, '-' and '_'"),
         ("retrieval.grid.scratch_lr1e-3_wd0.epochs", MISSING, "'retrieval.grid.scratch_lr1e-3_wd0.epochs' is missing"),
@@ -143,6 +145,22 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
 def test_error_names_key_value_and_what_is_allowed(content, key, value, message):
     change(content, key, value)
     assert message in error_message(content)
+
+
+def test_only_blip_repeats_the_originals_end_of_captions(content):
+    change(content, "captioning.stop", "batch")
+    assert validate_params(Experiment, content).captioning.stop == "batch"
+    change(content, "captioning.model", "catr")
+    assert error_message(content) == "params.yaml: captioning.stop = 'batch': belongs to model blip, not catr"
+
+
+def test_a_cell_that_samples_runs_with_every_seed(content):
+    change(content, "captioning.cells.nucleus", {"type": "top_p", "p": 0.9, "temperature": 1.0, **PROMPT})
+    change(content, "captioning.cells.beam", {"type": "beam", "beams": 3, **PROMPT})
+    change(content, "captioning.seeds", [4, 2])
+    runs = validate_params(Experiment, content).captioning.runs
+    assert runs[:3] == [("greedy", None), ("k50_t1", 4), ("k50_t1", 2)]
+    assert runs[-3:] == [("nucleus", 4), ("nucleus", 2), ("beam", None)]
 
 
 def test_further_errors_are_counted(content):

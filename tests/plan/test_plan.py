@@ -96,7 +96,7 @@ def test_a_plan_prints_three_tables_and_writes_nothing(project, capsys):
     assert "\nDownload\n" in text
     assert "\nStore\n" in text
     assert re.search(r"train_head@transformer-1 +15 epochs, train and val images +750 ", text)
-    assert re.search(r"caption +captions, 11 cells per image +220 ", text)
+    assert re.search(r"caption +captions, 29 per image +580 ", text)
     assert re.search(r"finetune@accumulated-1 +5 epochs, train and val images +2800 ", text)
     assert re.search(r"\ntotal +\d", text)
     assert sorted(project.rglob("*")) == before
