@@ -38,7 +38,7 @@ from stages.data.manifest import Row
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.image_text.decoder_states import encode_states
-from stages.image_text.pixels import view_dataset
+from stages.image_text.pixels import val_dataset
 from stages.image_text.towers import Towers
 from stages.models import blip, vit
 from stages.models.compute import get_device
@@ -111,7 +111,7 @@ def run_baseline(setup: Setup, use_cache: bool) -> Captions:
     """Every cell on its own, from pixels. One pool of loading workers serves all cells."""
     towers = setup.towers
     config = towers.model.config.text_config
-    dataset = view_dataset(setup.rows, towers.pixels.side)
+    dataset = val_dataset(setup.rows, towers.pixels.side)
     loader = DataLoader(dataset, BASELINE_BATCH, num_workers=COMPUTE.workers, persistent_workers=True)
     captions: Captions = {}
     for name, cell in setup.task.cells.items():
@@ -206,7 +206,7 @@ def compare(name: str, baseline: Captions, captions: Captions, setup: Setup) -> 
 def caption_from_float32(setup: Setup, name: str, row: Row) -> list[int]:
     """Our caption of one image whose states were not rounded to float16."""
     cell = setup.task.cells[name]
-    _, pixels = view_dataset((row,), setup.towers.pixels.side)[0]
+    _, pixels = val_dataset((row,), setup.towers.pixels.side)[0]
     states = setup.towers.image_states(pixels[None])
     uniform = np.zeros((1, 1, setup.task.max_length))
     return setup.new_generator().sample(states, [setup.prompts[cell.prompt]], [cell], uniform)[0]

@@ -31,7 +31,7 @@ from benchmarks.segmentation import COMPUTE, clocked, make_scenes
 from stages.data.manifest import Row
 from stages.features.shards import Shards
 from stages.image_text import REFERENCE_SEED
-from stages.image_text.pixels import view_dataset
+from stages.image_text.pixels import train_dataset, val_dataset
 from stages.image_text.reference_caption import reference_index
 from stages.image_text.retrieval_vectors import TEXTS, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
@@ -89,7 +89,7 @@ def reference_captions(rows: tuple[Row, ...], experiment: Experiment) -> list[st
 
 def run_baseline(towers: Towers, rows: Rows, experiment: Experiment) -> Recalls:
     """One run after another, through both towers."""
-    dataset = view_dataset(rows["val"], towers.pixels.side)
+    dataset = val_dataset(rows["val"], towers.pixels.side)
     loader = DataLoader(dataset, VAL_BATCH, num_workers=COMPUTE.workers, persistent_workers=True)
 
     def evaluate(projections: Projections) -> dict[str, float]:
@@ -130,7 +130,8 @@ def train_baseline(
         order = torch.randperm(len(rows), generator=generator)[: steps * params.batch_size]
         indices.append(epoch * len(rows) + order)
     batches = torch.cat(indices).view(-1, params.batch_size).tolist()
-    dataset = view_dataset(rows * params.epochs, towers.pixels.side, seeds)
+    probability = experiment.retrieval.augment_probability
+    dataset = train_dataset(rows * params.epochs, towers.pixels.side, seeds, probability)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=COMPUTE.workers, persistent_workers=True)
     temperature = torch.tensor(params.temperature, device=towers.device)
     losses = []
@@ -166,18 +167,22 @@ def run_ours(towers: Towers, rows: Rows, experiment: Experiment, views: int, sec
 
 def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tuple[TrainPairs, ValPairs]:
     """The states that `encode_image_text` writes and `RetrievalData` reads."""
+    side = towers.pixels.side
     train_rows = rows["train"] * views
+    train_ids = [row.image_id for row in train_rows]
+    val_ids = [row.image_id for row in rows["val"]]
     view_indices = [view for view in range(views) for _ in rows["train"]]
     seeds = []
     for row, view in zip(train_rows, view_indices, strict=True):
         seeds.append(experiment.seed_for(f"retrieval/view/{view}/{row.image_id}"))
     with tempfile.TemporaryDirectory() as name:
         shards = Shards(Path("train"), len(train_rows), {}, waiting=Path(name))
-        train_states = (
-            encode_views(towers, train_rows, view_indices, seeds, shards, {}).values.float().to(towers.device)
-        )
-        shards = Shards(Path("val"), len(rows["val"]), {}, waiting=Path(name))
-        val_states = encode_views(towers, rows["val"], [0] * len(rows["val"]), None, shards, {}).values.float()
+        dataset = train_dataset(train_rows, side, seeds, experiment.retrieval.augment_probability)
+        train_vectors = encode_views(towers, dataset, train_ids, view_indices, shards, {})
+        train_states = train_vectors.values.float().to(towers.device)
+        shards = Shards(Path("val"), len(val_ids), {}, waiting=Path(name))
+        val_vectors = encode_views(towers, val_dataset(rows["val"], side), val_ids, [0] * len(val_ids), shards, {})
+        val_states = val_vectors.values.float()
     captions = encode_captions(towers, rows["train"] + rows["val"], {})
     caption_keys = zip(captions.image_ids, captions.indices, strict=True)
     caption_index = {key: index for index, key in enumerate(caption_keys)}
@@ -186,7 +191,6 @@ def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tu
     for split, split_rows in rows.items():
         indices = [caption_index[row.image_id, reference_index(row, seed)] for row in split_rows]
         texts[split] = captions.values[indices].float().to(towers.device)
-    val_ids = [row.image_id for row in rows["val"]]
     val_captions = reference_captions(rows["val"], experiment)
     return (
         TrainPairs(train_states.unflatten(0, (views, -1)), texts["train"]),

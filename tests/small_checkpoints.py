@@ -87,7 +87,10 @@ def original_blip_shapes(
 
 
 def share_text_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Make one tensor, in place, of what is one tensor in the original's model, except for the output weight."""
+    """Make one tensor, in place, of what is one tensor in the original's model, except for the output weight.
+
+    With a weight of its own, it shows where the output weight is used.
+    """
     for name in weights:
         if name.startswith("text_decoder.bert.") and ".attention." not in name:
             weights[name] = weights[name.replace("text_decoder.bert", "text_encoder")]

@@ -14,7 +14,7 @@ from stages.features.batching import batch_by_key
 from stages.features.loading import iterate_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, ViewFeatures, open_feature_writer
-from stages.image_text.pixels import split_batches, view_dataset
+from stages.image_text.pixels import split_batches, val_dataset
 from stages.image_text.towers import Towers
 from stages.models import catr
 from stages.models.catr import Catr
@@ -28,7 +28,7 @@ def encode_states(towers: Towers, rows: tuple[Row, ...], shards: Shards, metadat
     """Write BLIP's hidden states of every row, class token first, as a grid `(1, 1 + patches, dim)`."""
     side = towers.pixels.side
     view = native_view(side, side)
-    dataset = view_dataset(rows, side)
+    dataset = val_dataset(rows, side)
     for path, batches in iterate_shards(shards, dataset, split_batches, towers.workers, "encode val images"):
         with open_feature_writer(path, metadata) as writer:
             for indices, pixels in batches:

@@ -21,6 +21,7 @@ from stages.features.vectors import Vectors, write_vectors
 from stages.image_text import DECODER_STATES, RETRIEVAL_VECTORS
 from stages.image_text.decoder_states import encode_grids, encode_states
 from stages.image_text.image_encoder import load_catr
+from stages.image_text.pixels import train_dataset, val_dataset
 from stages.image_text.retrieval_vectors import class_tokens, encode_captions, encode_views
 from stages.image_text.towers import Towers, load_blip
 from stages.image_text.vocabulary import unknown_words
@@ -107,6 +108,7 @@ def encode_retrieval(
     }
 
     views = experiment.retrieval.views
+    probability = experiment.retrieval.augment_probability
     side = towers.pixels.side
     train_rows = manifest.split("train") * views
     view_indices = [view for view in range(views) for _ in manifest.split("train")]
@@ -116,18 +118,23 @@ def encode_retrieval(
     ]
     train_metadata = caption_metadata | {
         "transform": f"{views} views: resized crop of 0.5 to 1 of the area to {side}x{side}, flip, RandAugment(2, 5)",
+        "augment_probability": str(probability),
         "seed": str(experiment.seed),
     }
     train_key = resume_key(train_metadata, towers.compute)
     train_shards = Shards(RETRIEVAL_VECTORS / "train", len(train_rows), train_key)
-    tables = {"train": encode_views(towers, train_rows, view_indices, seeds, train_shards, train_metadata)}
+    dataset = train_dataset(train_rows, side, seeds, probability)
+    train_ids = [row.image_id for row in train_rows]
+    tables = {"train": encode_views(towers, dataset, train_ids, view_indices, train_shards, train_metadata)}
 
     if experiment.captioning.model == "blip":
         tables["val"] = class_tokens(FeatureTable(states.folder), metadata)
     else:
         val_rows = manifest.split("val")
         val_shards = Shards(RETRIEVAL_VECTORS / "val", len(val_rows), resume_key(metadata, towers.compute))
-        tables["val"] = encode_views(towers, val_rows, [0] * len(val_rows), None, val_shards, metadata)
+        val_ids = [row.image_id for row in val_rows]
+        dataset = val_dataset(val_rows, side)
+        tables["val"] = encode_views(towers, dataset, val_ids, [0] * len(val_rows), val_shards, metadata)
     tables["captions"] = encode_captions(towers, manifest.rows, caption_metadata)
     return tables
 

@@ -4,12 +4,13 @@ import torch
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
+from stages.data.dataset import MappedDataset
 from stages.data.manifest import Row
 from stages.features.loading import iterate_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureTable
 from stages.features.vectors import Vectors, concat_vectors, write_vectors
-from stages.image_text.pixels import split_batches, view_dataset
+from stages.image_text.pixels import split_batches
 from stages.image_text.towers import Towers
 
 TEXTS = 128  # captions per batch of the text tower
@@ -17,27 +18,26 @@ TEXTS = 128  # captions per batch of the text tower
 
 def encode_views(
     towers: Towers,
-    rows: tuple[Row, ...],
+    dataset: MappedDataset,
+    image_ids: list[str],
     view_indices: list[int],
-    seeds: list[int] | None,
     shards: Shards,
     metadata: dict[str, str],
 ) -> Vectors:
-    """Return the class-token states of one view per row, with `view_indices` as their indices.
+    """Return the class-token states of every view of `dataset`: view `view_indices[i]` of image `image_ids[i]`.
 
-    With `seeds` views are augmented, else they are validation views. The shards stay until the caller deletes them.
+    The shards stay until the caller deletes them.
     """
-    dataset = view_dataset(rows, towers.pixels.side, seeds)
     name = f"encode {shards.target.name} views"
     for path, batches in iterate_shards(shards, dataset, split_batches, towers.workers, name):
-        shard_rows: list[int] = []
+        shard_indices: list[int] = []
         states = []
         for indices, pixels in batches:
-            shard_rows += indices
+            shard_indices += indices
             states.append(towers.image_states(pixels)[:, 0].half().cpu())
-        image_ids = [rows[index].image_id for index in shard_rows]
-        shard_views = [view_indices[index] for index in shard_rows]
-        write_vectors(path, Vectors(image_ids, shard_views, torch.cat(states), metadata))
+        shard_ids = [image_ids[index] for index in shard_indices]
+        shard_views = [view_indices[index] for index in shard_indices]
+        write_vectors(path, Vectors(shard_ids, shard_views, torch.cat(states), metadata))
     return concat_vectors(shards.files())
 
 

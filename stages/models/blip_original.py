@@ -7,7 +7,7 @@ captioner was converted from: `convert_blip_original_pytorch_to_hf.py` of transf
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -48,6 +48,7 @@ POSITIONS = "visual_encoder.pos_embed"
 ENCODER = "text_encoder."
 DECODER = "text_decoder.bert."
 SELF_ATTENTION = ".attention."  # the one kind of layer that text encoder and decoder do not share
+ENCODER_EMBEDDINGS = "text_encoder.embeddings.word_embeddings.weight"
 DECODER_EMBEDDINGS = "text_decoder.bert.embeddings.word_embeddings.weight"
 OUTPUT_WEIGHT = "text_decoder.cls.predictions.decoder.weight"
 OUTPUT_BIASES = ("text_decoder.cls.predictions.bias", "text_decoder.cls.predictions.decoder.bias")
@@ -71,12 +72,10 @@ def convert(
     position embeddings `(1, 1 + n * n, dim)` are resampled to square images of `side` pixels. float32 tensors are not
     copied: both models and `checkpoint` share them.
 
-    Text encoder and decoder share all weights but their self-attention, and the two output biases are one. Where a file
-    has only one of two such names, it is used for both. The output weight is a special case: `blip_pretrain.py`
-    replaces the decoder's word embeddings by the encoder's after the output layer was tied to the former ones, so the
-    two differ in its files. `blip_decoder` ties them again when it loads such a file, and the output weight, loaded
-    last, overwrites both. The same happens here; with other word embeddings the captioner would not be the published
-    one.
+    Text encoder and decoder share all weights but their self-attention, and the two output biases are one. The output
+    weight is the decoder's word embeddings, so it is the encoder's too: `blip_pretrain.py` gives the encoder the
+    decoder's tensors. Where a file has only one of such names, it is used for all. In a file whose output weight is
+    another tensor, it also replaces the captioner's word embeddings: `blip_decoder` ties the two and loads it last.
 
     Raises `ValueError` for a missing part or key, an unknown key, an unexpected shape, two different tensors for one
     shared weight, a `side` that is not a multiple of the patch size, and IDs outside the vocabulary. The message is one
@@ -191,7 +190,7 @@ def _check_parts(weights: dict[str, Tensor]) -> None:
 
 
 def _fill_shared(weights: dict[str, Tensor]) -> list[tuple[str, str]]:
-    """Add the second name of every shared weight to `weights`, in place.
+    """Add the missing names of every shared weight to `weights`, in place.
 
     Returns the pairs of names that were both present, whose tensors must be equal.
     """
@@ -201,17 +200,23 @@ def _fill_shared(weights: dict[str, Tensor]) -> list[tuple[str, str]]:
             if name.startswith(prefix) and SELF_ATTENTION not in name:
                 suffixes.add(name.removeprefix(prefix))
     pairs = [(ENCODER + suffix, DECODER + suffix) for suffix in sorted(suffixes)]
-    # The embeddings and the output weight may differ in a file: see `convert`.
-    may_differ = (DECODER_EMBEDDINGS, OUTPUT_WEIGHT)
     duplicates = []
-    for pair in (*pairs, OUTPUT_BIASES, may_differ):
+    for pair in (*pairs, OUTPUT_BIASES):
         present = [name for name in pair if name in weights]
-        if len(present) == 2 and pair != may_differ:
+        if len(present) == 2:
             duplicates.append(pair)
-        if len(present) == 1:
-            for name in pair:
-                weights[name] = weights[present[0]]
+        _fill(weights, pair)
+    # Not checked for equality: see `convert`.
+    _fill(weights, (DECODER_EMBEDDINGS, ENCODER_EMBEDDINGS, OUTPUT_WEIGHT))
     return duplicates
+
+
+def _fill(weights: dict[str, Tensor], names: Sequence[str]) -> None:
+    """Use the first of `names` that `weights` has for those that it lacks, in place."""
+    present = [name for name in names if name in weights]
+    if present:
+        for name in names:
+            weights.setdefault(name, weights[present[0]])
 
 
 def _derive_config(weights: dict[str, Tensor], side: int, head_width: int, ids: SpecialIds) -> BlipConfig:

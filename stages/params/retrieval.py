@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.params.section import Count, Name, Rate, Section, Seeds, Weight
+from stages.params.section import Count, Name, Probability, Rate, Section, Seeds, Weight
 
 TABLE4_ROWS = {"provided", "scratch", "finetuned"}  # their runs' names, which the grid must not reuse
 
@@ -26,9 +26,13 @@ class GridRow(TrainingParams):
 
 
 class Retrieval(TrainingParams):
-    """The retrieval task. Its own training params are for Table 4's training from scratch."""
+    """The retrieval task. Its own training params are for Table 4's training from scratch.
+
+    RandAugment applies each operation that it draws with `augment_probability`.
+    """
 
     views: Count
+    augment_probability: Probability
     seeds: Seeds
     finetune: TrainingParams
     grid: dict[Name, GridRow] = Field(min_length=1)

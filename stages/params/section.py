@@ -53,6 +53,7 @@ Seeds = Annotated[
 ]
 Rate = Annotated[float, Strict(), Field(gt=0), expects("a number greater than 0"), AllowInfNan(False)]
 Weight = Annotated[float, Strict(), Field(ge=0), expects("a number of at least 0"), AllowInfNan(False)]
+Probability = Annotated[float, Strict(), Field(ge=0, le=1), expects("a number from 0 to 1")]
 # The name of a run, which also names its files.
 Name = Annotated[
     str,

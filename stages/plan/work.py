@@ -170,7 +170,7 @@ def encoding_work(experiment: Experiment, images: DatasetSize, models: Models) -
     pixels = random_pixels((side, side))
     encode = measure_inference(lambda pixels: tower(pixels.float()).last_hidden_state.half(), pixels, compute)
     views = images.train * experiment.retrieval.views
-    load = measure_loading(lambda: train_view(image, side, seed=1), compute)
+    load = measure_loading(lambda: train_view(image, side, 1, experiment.retrieval.augment_probability), compute)
     yield Work("encode_image_text", f"train views of {side}x{side}", views, max(load, encode))
     load = measure_loading(lambda: val_view(image, side), compute)
     yield Work("encode_image_text", f"val images of {side}x{side}", images.val, max(load, encode))

@@ -66,7 +66,8 @@ class RetrievalData:
 
     def __init__(self, experiment: Experiment, manifest: Manifest):
         expected = {"backbone": experiment.active.blip, "manifest": manifests.manifest_hash()}
-        train = read_vectors(RETRIEVAL_VECTORS / "train.parquet", **expected)
+        probability = str(experiment.retrieval.augment_probability)
+        train = read_vectors(RETRIEVAL_VECTORS / "train.parquet", augment_probability=probability, **expected)
         val = read_vectors(RETRIEVAL_VECTORS / "val.parquet", **expected)
         captions = read_vectors(RETRIEVAL_VECTORS / "captions.parquet", **expected)
         self.metadata = train.metadata

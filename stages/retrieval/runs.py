@@ -1,6 +1,7 @@
 """Retrieval runs of Tables 4 and 5: train projections, then write weights, predictions and records."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,16 +18,17 @@ from stages.params.experiment import Experiment, load_experiment
 from stages.params.retrieval import GridRow
 from stages.retrieval import BOOTSTRAP, PREDICTIONS, WEIGHTS
 from stages.retrieval.dataset import RetrievalData, recall_metrics
-from stages.retrieval.projections import save_projections
+from stages.retrieval.projections import Projections, save_projections
 from stages.retrieval.training import DivergedError, ProjectionTraining, train
 
 INPUTS = ("backbone", "weights", "transform", "manifest", "unknown_share", "unknown_words")  # of the vectors' metadata
 
 
 def train_and_record(task: str, stage: str, rows: Mapping[str, GridRow | None]) -> None:
-    """Train every row of a table from cached states and record it; None stands for BLIP's own projections.
+    """Train every row of a table from cached states with each of `retrieval.seeds`, and record every run.
 
-    `task` names the folders of records, weights and predictions, which are emptied first.
+    A row of None stands for BLIP's own projections: one run, without a seed. `task` names the folders of records,
+    weights and predictions, which are emptied first.
     """
     experiment = load_experiment()
     folders = (RUNS / task, WEIGHTS / task, PREDICTIONS / task)
@@ -37,44 +39,59 @@ def train_and_record(task: str, stage: str, rows: Mapping[str, GridRow | None]) 
         return
     data = RetrievalData(experiment, manifests.read_manifest())
     trainings = _train_rows(task, stage, rows, data, experiment)
+    params = {
+        "profile": experiment.profile,
+        "base_seed": experiment.seed,
+        "views": experiment.retrieval.views,
+        "augment_probability": experiment.retrieval.augment_probability,
+    }
     for name, row in rows.items():
-        training = trainings.get(name)
-        projections = training.projections if training else data.provided_projections()
-        weights_path = WEIGHTS / task / f"{name}.safetensors"
-        save_projections(weights_path, projections)
-        ranks = data.val.ranks(projections)
-        columns = {
-            "image_id": data.val.image_ids,
-            "caption": data.val.captions,
-            "image_to_text_rank": ranks["image_to_text"],
-            "text_to_image_rank": ranks["text_to_image"],
-            "nearest": data.val.nearest_images(projections),
-        }
-        predictions_path = PREDICTIONS / task / f"{name}.parquet"
-        with atomic_write(predictions_path) as temporary:
-            pq.write_table(pa.table(columns), temporary)
-        hits = (ranks["image_to_text"] == 1) * 100.0  # their mean is R@1 in percent
-        low, high = confidence_interval(bootstrap_means(hits, seed=experiment.seed_for(BOOTSTRAP)))
-        interval = {"image_to_text_r_at_1_low": low, "image_to_text_r_at_1_high": high}
-        params = {"profile": experiment.profile, "seed": experiment.seed, "views": experiment.retrieval.views}
-        run = Run(
-            task=task,
-            name=name,
-            stage=stage,
-            params=params | (row.model_dump() if row else {"init": "provided"}),
-            metrics={**recall_metrics(ranks), **interval, "gallery": len(hits)},
-            history=training.history if training else [],
-            inputs={key: data.metadata[key] for key in INPUTS},
-            artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
-            versions=package_versions("torch", "transformers", "torchvision", "numpy", "pillow"),
-        )
-        write_run(run)
+        if row is None:
+            run = Run(task, name, stage, params | {"init": "provided"}, metrics={})
+            _evaluate_and_write(run, data.provided_projections(), data, experiment)
+            continue
+        for seed in experiment.retrieval.seeds:
+            training = trainings[name, seed]
+            run_params = params | {"seed": seed} | row.model_dump()
+            run = Run(task, name, stage, run_params, metrics={}, history=training.history, seed=seed)
+            _evaluate_and_write(run, training.projections, data, experiment)
+
+
+def _evaluate_and_write(run: Run, projections: Projections, data: RetrievalData, experiment: Experiment) -> None:
+    """Write weights, predictions and the record of a run, which still lacks what is measured here."""
+    weights_path = WEIGHTS / run.task / f"{run.key}.safetensors"
+    save_projections(weights_path, projections)
+    ranks = data.val.ranks(projections)
+    columns = {
+        "image_id": data.val.image_ids,
+        "caption": data.val.captions,
+        "image_to_text_rank": ranks["image_to_text"],
+        "text_to_image_rank": ranks["text_to_image"],
+        "nearest": data.val.nearest_images(projections),
+    }
+    predictions_path = PREDICTIONS / run.task / f"{run.key}.parquet"
+    with atomic_write(predictions_path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    hits = (ranks["image_to_text"] == 1) * 100.0  # their mean is R@1 in percent
+    low, high = confidence_interval(bootstrap_means(hits, seed=experiment.seed_for(BOOTSTRAP)))
+    interval = {"image_to_text_r_at_1_low": low, "image_to_text_r_at_1_high": high}
+    run = replace(
+        run,
+        metrics={**recall_metrics(ranks), **interval, "gallery": len(hits)},
+        inputs={key: data.metadata[key] for key in INPUTS},
+        artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
+        versions=package_versions("torch", "transformers", "torchvision", "numpy", "pillow"),
+    )
+    write_run(run)
 
 
 def _train_rows(
     task: str, stage: str, rows: Mapping[str, GridRow | None], data: RetrievalData, experiment: Experiment
-) -> dict[str, ProjectionTraining]:
-    """Finished trainings by name. Raises `InputError` naming the params of one that cannot run or diverges."""
+) -> dict[tuple[str, int], ProjectionTraining]:
+    """Finished trainings by name and seed, all trained side by side.
+
+    Raises `InputError` naming the params of a row that cannot run or diverges.
+    """
     trainings = {}
     for name, row in rows.items():
         if row is None:
@@ -82,16 +99,17 @@ def _train_rows(
         if row.batch_size > len(data.pairs):
             limit = f"at most {len(data.pairs)}, the training images"
             raise InputError(f"{params_key(task, name)}.batch_size = {row.batch_size}: {limit}")
-        seed = experiment.seed_for(f"{task}/{name}")
-        projections = data.random_projections(seed) if row.init == "scratch" else data.provided_projections()
-        trainings[name] = ProjectionTraining(name, row, seed, projections)
+        for seed in experiment.retrieval.seeds:
+            run_seed = experiment.seed_for(f"{task}/{name}", seed)
+            projections = data.random_projections(run_seed) if row.init == "scratch" else data.provided_projections()
+            trainings[name, seed] = ProjectionTraining(name, row, run_seed, projections)
     epochs = sum(training.params.epochs for training in trainings.values())
     with tqdm(total=epochs, desc=stage, unit="epoch", mininterval=1) as progress:
         try:
             train(list(trainings.values()), data.pairs, data.val.metrics, progress)
         except DivergedError as error:
             name, epoch = error.args
-            params = trainings[name].params
+            params = trainings[name, experiment.retrieval.seeds[0]].params
             raise InputError(
                 f"{params_key(task, name)}: training diverged in epoch {epoch}; lr = {params.lr:g}, "
                 f"temperature = {params.temperature:g}: choose a smaller lr or a larger temperature"

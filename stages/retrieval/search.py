@@ -4,10 +4,12 @@
     python -m stages.retrieval.search picture.jpg
 
 Prints the ten best results and draws them into a figure. Uses the projections of the finetuned run, or of another one
-given by `--run`, such as `provided` or `retrieval_grid/NAME`.
+given by `--run`, such as `provided` or `retrieval_grid/NAME`. Of the runs of a name, it takes that of the first of
+`retrieval.seeds`; `finetuned-seed3` is another one.
 """
 
 import argparse
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from stages.core.figures import figure
+from stages.core.runs import run_key
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
@@ -38,8 +41,11 @@ COLUMNS = 5
 Results = list[tuple[float, str]]  # similarity and image ID or caption, best first
 
 
-def find_weights(run: str) -> Path:
-    """The path of a run's projections. Raises `InputError` with the names of existing runs."""
+def find_weights(run: str, seeds: Sequence[int]) -> Path:
+    """The path of a run's projections. Of a name without a seed, it is the run with the first of `seeds`.
+
+    Raises `InputError` with the names of existing runs.
+    """
     reason = skip_reason(WEIGHTS / "retrieval")
     if reason:
         raise InputError(f"nothing to search: {reason}")
@@ -47,10 +53,12 @@ def find_weights(run: str) -> Path:
     for path in sorted(WEIGHTS.glob("retrieval*/*.safetensors")):
         paths[str(path.relative_to(WEIGHTS).with_suffix("")).removeprefix("retrieval/")] = path
     name = run.removeprefix("retrieval/")
-    if name not in paths:
-        advice = f"choose from {', '.join(paths)}" if paths else "run `dvc repro` first"
-        raise InputError(f"no run '{run}'; {advice}")
-    return paths[name]
+    for key in (name, run_key(name, seeds[0])):
+        if key in paths:
+            return paths[key]
+    names = dict.fromkeys(re.sub(r"-seed\d+$", "", key) for key in paths)
+    advice = f"choose from {', '.join(names)}" if names else "run `dvc repro` first"
+    raise InputError(f"no run '{run}'; {advice}")
 
 
 def nearest(query: Tensor, gallery: Tensor, names: Sequence[str]) -> Results:
@@ -90,7 +98,7 @@ def main(query: str, run: str, figure_path: Path) -> None:
         raise InputError('empty query; give a sentence or an image file, such as "a red circle"')
     experiment = load_experiment()
     manifest = manifests.read_manifest()
-    projections = load_projections(find_weights(run))
+    projections = load_projections(find_weights(run, experiment.retrieval.seeds))
     data = RetrievalData(experiment, manifest)
     projections.to(data.device)
     towers = load_blip(experiment)

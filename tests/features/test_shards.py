@@ -19,6 +19,7 @@ from stages.features.loading import iterate_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata
 from stages.image_text.decoder_states import encode_grids, encode_states
+from stages.image_text.pixels import train_dataset
 from stages.image_text.retrieval_vectors import encode_views
 from stages.image_text.towers import Towers, load_towers
 from stages.models import catr, vit
@@ -110,6 +111,8 @@ class Job:
 def jobs(rows, backbone, towers, catr_model, small_batches):
     """Every extraction of the pipeline."""
     wide = replace(METADATA, dim=32)
+    train_views = train_dataset(rows, towers.pixels.side, list(range(COUNT)), 0.5)
+    ids = [row.image_id for row in rows]
     return {
         "segmentation": Job(
             Backbone,
@@ -121,7 +124,7 @@ def jobs(rows, backbone, towers, catr_model, small_batches):
         "retrieval": Job(
             Towers,
             "image_states",
-            lambda shards: encode_views(towers, rows, [0] * COUNT, list(range(COUNT)), shards, {}),
+            lambda shards: encode_views(towers, train_views, ids, [0] * COUNT, shards, {}),
         ),
     }
 

@@ -10,6 +10,7 @@ import torch
 from conftest import untrained_blip
 from PIL import Image
 from torch.nn import functional as F
+from torchvision.transforms import v2
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
 from stages.core.stage import InputError
@@ -17,7 +18,7 @@ from stages.data.manifest import Manifest, Row
 from stages.features.shards import Shards
 from stages.features.vectors import Vectors, read_vectors, write_vectors
 from stages.image_text import encode
-from stages.image_text.pixels import BlipRandAugment, train_view, val_view, view_dataset
+from stages.image_text.pixels import GRAY, BlipRandAugment, train_dataset, train_view, val_dataset, val_view
 from stages.image_text.reference_caption import reference_index
 from stages.image_text.retrieval_vectors import encode_captions, encode_views
 from stages.image_text.towers import Towers, load_towers
@@ -59,11 +60,11 @@ def assert_close(result, expected, relative=1e-5):
 def test_a_training_view_depends_on_its_seed_only(rows):
     image = Image.open(rows[0].image)
     random_state = torch.random.get_rng_state()
-    view = train_view(image, 80, 5)
+    view = train_view(image, 80, 5, 0.5)
     assert torch.equal(torch.random.get_rng_state(), random_state)  # the global state is untouched
     torch.rand(3)
-    assert torch.equal(view, train_view(image, 80, 5))
-    assert not torch.equal(view, train_view(image, 80, 6))
+    assert torch.equal(view, train_view(image, 80, 5, 0.5))
+    assert not torch.equal(view, train_view(image, 80, 6, 0.5))
     assert view.shape == (3, 80, 80)
     assert view.dtype == torch.uint8
 
@@ -77,24 +78,65 @@ def test_a_validation_view_contains_the_whole_image_whatever_its_shape():
     assert view[:, :, 44:].min() > 250
 
 
-def test_the_dataset_loads_training_views_with_seeds_and_validation_views_without(rows):
+def test_datasets_load_training_views_with_seeds_and_validation_views_without(rows):
     image = Image.open(rows[1].image)
-    index, pixels = view_dataset(rows, 80, [7, 8, 9])[1]
+    index, pixels = train_dataset(rows, 80, [7, 8, 9], 0.5)[1]
     assert index == 1
-    assert torch.equal(pixels, train_view(image, 80, 8))
-    assert torch.equal(view_dataset(rows, 80)[1][1], val_view(image, 80))
+    assert torch.equal(pixels, train_view(image, 80, 8, 0.5))
+    assert torch.equal(val_dataset(rows, 80)[1][1], val_view(image, 80))
 
 
-def test_only_the_protocols_operations_are_applied(monkeypatch):
+def crop_and_flip(side):
+    bicubic = v2.InterpolationMode.BICUBIC
+    return [v2.RandomResizedCrop(side, scale=(0.5, 1.0), interpolation=bicubic), v2.RandomHorizontalFlip()]
+
+
+def test_at_probability_1_views_are_those_of_torchvisions_randaugment(rows):
+    """Every drawn operation is applied, and no random number is drawn besides."""
+
+    class AlwaysApplied(v2.RandAugment):
+        _AUGMENTATION_SPACE = BlipRandAugment._AUGMENTATION_SPACE
+
+    image = Image.open(rows[0].image)
+    bilinear = v2.InterpolationMode.BILINEAR
+    augment = v2.Compose([*crop_and_flip(80), AlwaysApplied(2, 5, 11, interpolation=bilinear, fill=GRAY)])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert torch.equal(train_view(image, 80, seed, 1), v2.functional.pil_to_tensor(augment(image)))
+
+
+def test_at_probability_0_views_are_cropped_and_flipped_only(rows):
+    image = Image.open(rows[0].image)
+    augment = v2.Compose(crop_and_flip(80))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        assert torch.equal(train_view(image, 80, seed, 0), v2.functional.pil_to_tensor(augment(image)))
+
+
+def test_drawn_operations_are_applied_with_the_given_probability(monkeypatch):
+    applied = []
+    monkeypatch.setattr(
+        v2.RandAugment,
+        "_apply_image_or_video_transform",
+        lambda _, image, name, *rest, **settings: applied.append(name) or image,
+    )
+    augment = BlipRandAugment(0.3)
+    for _ in range(1000):
+        augment(Image.new("RGB", (8, 8)))
+    # Binomial with 2000 trials: 600 expected, with a standard deviation of 20.5.
+    assert 500 < len(applied) < 700
+
+
+def test_only_the_originals_operations_are_applied(monkeypatch):
     counts = Counter()
-    apply = BlipRandAugment._apply_image_or_video_transform
+    apply = v2.RandAugment._apply_image_or_video_transform
 
     def counting(augment, image, name, magnitude, **settings):
         counts[name, round(abs(magnitude), 4)] += 1
         return apply(augment, image, name, magnitude, **settings)
 
-    monkeypatch.setattr(BlipRandAugment, "_apply_image_or_video_transform", counting)
-    augment = BlipRandAugment()
+    monkeypatch.setattr(v2.RandAugment, "_apply_image_or_video_transform", counting)
+    augment = BlipRandAugment(1)
     for _ in range(200):
         augment(Image.new("RGB", (384, 384)))
     assert set(counts) == {
@@ -172,7 +214,8 @@ def test_every_caption_and_every_view_is_encoded_once(towers, rows, monkeypatch,
 
     monkeypatch.setattr(Towers, "image_states", counting)
     shards = Shards(Path("train"), 6, {}, waiting=tmp_path / "waiting")
-    views = encode_views(towers, rows * 2, [0, 0, 0, 1, 1, 1], list(range(6)), shards, {})
+    dataset = train_dataset(rows * 2, towers.pixels.side, list(range(6)), 0.5)
+    views = encode_views(towers, dataset, [row.image_id for row in rows * 2], [0, 0, 0, 1, 1, 1], shards, {})
     assert sum(sizes) == 6
     assert views.image_ids == ["id0", "id1", "id2"] * 2
     assert views.indices == [0, 0, 0, 1, 1, 1]

@@ -18,6 +18,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 DECODER_EMBEDDINGS = "text_decoder.bert.embeddings.word_embeddings.weight"
 OUTPUT_WEIGHT = "text_decoder.cls.predictions.decoder.weight"
+TIED_NAMES = ("text_encoder.embeddings.word_embeddings.weight", DECODER_EMBEDDINGS, OUTPUT_WEIGHT)
 IDS = blip_original.SpecialIds(pad=0, sep=3, dec=38)
 VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] a cat dog ##s ##fish red don the on , . ' ? 2 e"
 
@@ -29,7 +30,7 @@ SMALL_SHAPES = original_blip_shapes(96, 2, 8, 3 * 3, 64, 2, 160, 40, 20, 16, 10)
 
 @pytest.fixture
 def original():
-    """A small random checkpoint; its output weight differs from its word embeddings, as in a file of the original."""
+    """A small random checkpoint; its output weight differs from its word embeddings, unlike in the original's files."""
     weights = {name: torch.randn(shape) * 0.15 for name, shape in SMALL_SHAPES.items()}
     for name in weights:
         if re.search(r"(LayerNorm|norm\d?)\.weight$", name):
@@ -397,11 +398,15 @@ def test_one_name_of_a_shared_weight_is_enough(original):
         assert all(torch.equal(weight, state_dict[name]) for name, weight in model.state_dict().items())
 
 
-def test_without_an_output_weight_the_word_embeddings_are_used(original):
+@pytest.mark.parametrize("present", [(name,) for name in TIED_NAMES] + [TIED_NAMES])
+def test_word_embeddings_and_output_weight_are_one_tensor_whichever_names_a_file_has(original, present):
     words = original[DECODER_EMBEDDINGS]
-    del original[OUTPUT_WEIGHT], original[DECODER_EMBEDDINGS]
-    captioner, _ = convert(original)
-    assert torch.equal(captioner.text_decoder.cls.predictions.decoder.weight, words)
+    for name in TIED_NAMES:
+        del original[name]
+    captioner, retriever = convert(original | dict.fromkeys(present, words))
+    assert captioner.get_input_embeddings().weight is captioner.text_decoder.get_output_embeddings().weight
+    assert torch.equal(captioner.get_input_embeddings().weight, words)
+    assert torch.equal(retriever.text_encoder.embeddings.word_embeddings.weight, words)
 
 
 def test_impossible_sides_heads_and_ids_are_rejected(original):
