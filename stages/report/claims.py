@@ -1,4 +1,4 @@
-"""The original's conclusions (`statements.py`) decided by the runs: whether they hold here, or why that is not checked."""
+"""Whether the original's conclusions (`statements.py`) hold here, decided by the runs, or why that is not checked."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class Measurement:
 
     @property
     def outcome(self) -> Outcome:
-        """Whether the value lies on the claimed side of the reference; not significant if its interval has both sides."""
+        """Whether the value is on the claimed side of the reference; not significant if its interval includes it."""
         if self.interval and self.interval[0] <= self.reference <= self.interval[1]:
             return "not significant here"
         return "holds" if (self.value - self.reference) * self.direction > 0 else "does not hold"
@@ -144,11 +144,14 @@ class Evaluator:
     def _compare_rows(self, claim: Comparison) -> Measurement:
         left = self._row(claim.left)
         metric = self.metrics[left.run.task]
-        right = self._best_row(claim.right, metric) if isinstance(claim.right, BestRow) else self._row(claim.right)
+        right_rows = self._candidates(claim.right) if isinstance(claim.right, BestRow) else [self._row(claim.right)]
+        right = max(right_rows, key=lambda row: row.metrics[metric.key])
+        # The original's best row may be another than ours.
+        left_original = _original_number(left)
+        right_originals = [_original_number(row) for row in right_rows]
         original = claim.original
-        if original is None:
-            numbers = [original_number(row.run.task, row.name) for row in (left, right)]
-            original = _format_difference(*numbers)
+        if original is None and left_original is not None and None not in right_originals:
+            original = f"{left_original - max(number for number in right_originals if number is not None):+.2f}"
         return Measurement(
             rows=(left, right),
             compared=describe(claim, right.name),
@@ -170,19 +173,21 @@ class Evaluator:
         # noise of a small effect for its size.
         small_draws = np.sign(small) * (metric.draws(small_to) - metric.draws(small_from))
         large_draws = np.sign(large) * (metric.draws(large_to) - metric.draws(large_from))
-        numbers = [original_number(row.run.task, row.name) for row in rows]
+        originals = [number for row in rows if (number := _original_number(row)) is not None]
         original = None
-        if all(isinstance(number, int | float) for number in numbers):
-            original = f"{abs(numbers[1] - numbers[0]) - abs(numbers[3] - numbers[2]):+.2f}"  # type: ignore[operator]
+        if len(originals) == len(rows):
+            original_small = abs(originals[1] - originals[0])
+            original_large = abs(originals[3] - originals[2])
+            original = f"{original_small - original_large:+.2f}"
         return Measurement(
             rows=rows,
             compared=describe(claim),
-            metric=f"{metric.label}, difference of the two effects",
+            metric=f"{metric.label}, sizes of the changes",
             value=abs(small) - abs(large),
             interval=confidence_interval(small_draws - large_draws),
             direction=LOWER,
             original=original,
-            note=f"The effects are {small:+.2f} ({claim.small_label}) and {large:+.2f} ({claim.large_label}).",
+            note=f"The changes are {small:+.2f} ({claim.small_label}) and {large:+.2f} ({claim.large_label}).",
         )
 
     def _measure_against(self, claim: MeasuredAgainst) -> Measurement:
@@ -206,10 +211,12 @@ class Evaluator:
     def _compare_with_original(self, claim: OriginalLevel) -> Measurement:
         row = self._row(claim.row)
         if row.run.params["profile"] != ORIGINAL_PROFILE:
-            raise NotCheckedError("the number belongs to the original's images and classes, which this profile has not")
+            raise NotCheckedError(
+                "the original's number is that of its own images and classes, which are those of profile `paper`"
+            )
         metric = self.metrics[row.run.task]
-        number = original_number(row.run.task, row.name)
-        assert isinstance(number, int | float)
+        number = _original_number(row)
+        assert number is not None  # a row with the original's settings, which has a number
         return Measurement(
             rows=(row,),
             compared=describe(claim, row.name),
@@ -234,22 +241,19 @@ class Evaluator:
             raise NotCheckedError(f"`{matching[0].name}` has other settings than the original's: {settings}")
         return matching[0]
 
-    def _best_row(self, best: BestRow, metric: Metric) -> Result:
-        """The row with the highest mean. Raises `NotCheckedError` if none can be compared."""
+    def _candidates(self, best: BestRow) -> list[Result]:
+        """The rows that may be the best. Raises `NotCheckedError` if none can be compared."""
         results = [result for task in best.tasks for result in self.inputs.results.get(task, [])]
-        candidates = [
-            result
-            for result in results
-            if best.matches(result) and not changed_settings(result, self.inputs.experiment)
-        ]
+        experiment = self.inputs.experiment
+        candidates = [row for row in results if best.matches(row) and not changed_settings(row, experiment)]
         if not candidates:
-            raise NotCheckedError(f"no {best.label} with the original's settings is among the runs")
-        return max(candidates, key=lambda result: result.metrics[metric.key])
+            raise NotCheckedError(f"{best.label}: none with the original's settings is among the runs")
+        return candidates
 
     def _recorded(self, row: Result, key: str) -> float:
         """A metric of the row. Raises `NotCheckedError` if its run could not measure it."""
         if key not in row.metrics:
-            raise NotCheckedError(f"`{row.name}` of `{row.run.task}` could not measure `{key}` on these images")
+            raise NotCheckedError(f"`{row.name}` of `{row.run.task}` has measured no `{key}`")
         return row.metrics[key]
 
     def _recorded_interval(self, row: Result, key: str) -> tuple[float, float] | None:
@@ -272,7 +276,7 @@ def describe(claim: Claim, name: str | None = None) -> str:
             return f"`{_run_name(left)}` {_sign(direction)} {right_label}"
         case EffectComparison():
             small, large = (" to ".join(f"`{_run_name(row)}`" for row in rows) for rows in (claim.small, claim.large))
-            return f"effect of {claim.small_label} ({small}) < effect of {claim.large_label} ({large})"
+            return f"{claim.small_label}, {small} < {claim.large_label}, {large}"
         case MeasuredAgainst():
             return f"`{name or _run_name(claim.row)}` {_sign(claim.direction)} {claim.reference_label}"
         case OriginalLevel():
@@ -303,8 +307,7 @@ def _describe_spreads(rows: Iterable[Result], metric: Metric) -> str | None:
     return f"Standard deviation over seeds: {', '.join(texts)}." if texts else None
 
 
-def _format_difference(left: float | str | None, right: float | str | None) -> str | None:
-    """The difference of two numbers of the original; None unless it prints both."""
-    if isinstance(left, int | float) and isinstance(right, int | float):
-        return f"{left - right:+.2f}"
-    return None
+def _original_number(row: Result) -> float | None:
+    """The original's number of a row; None for words such as "over 94", and for a row that its tables do not have."""
+    number = original_number(row.run.task, row.name)
+    return None if isinstance(number, str) else number

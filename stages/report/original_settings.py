@@ -50,7 +50,7 @@ ATTENTION: dict[str, dict[str, Any]] = {
 
 
 def original_number(task: str, name: str) -> float | str | None:
-    """What the original prints for a row: a number, or words such as "over 94"; None for a row that it does not have."""
+    """What the original prints for a row: a number, or words such as "over 94"; None for a row that it lacks."""
     row = _original_row(task, name)
     return row[-1] if row else None
 
@@ -84,7 +84,9 @@ def changed_settings(result: Result, experiment: Experiment) -> list[str]:
     params = result.run.params
     if task == "classification":
         params = experiment.classification.settings[result.name].model_dump()  # with names of rates and sizes
-    return [f"{key} = {params.get(key)} instead of {value}" for key, value in expected.items() if params.get(key) != value]
+    return [
+        f"{key} = {params.get(key)} instead of {value}" for key, value in expected.items() if params.get(key) != value
+    ]
 
 
 def _original_row(task: str, name: str) -> list | None:

@@ -30,9 +30,11 @@ class Metric:
 
         With S > 1 seeds, every draw is the mean over S - 1 seeds, chosen from the S with replacement: resampling S of
         them would understate the variance of their mean by the factor (S - 1) / S (the rescaled bootstrap; Rao and Wu,
-        1988). Seeds are resampled independently for every result, as the randomness of two trainings is. Randomness
-        that differs by both image and seed, such as sampled words, is counted up to three times, so the interval is
-        too wide rather than too narrow (Owen, 2007, on bootstraps of two crossed factors).
+        1988). Seeds are resampled independently for every result, as the randomness of two trainings is.
+
+        The variance of randomness that differs by both image and seed, such as that of sampled words, is counted three
+        times: intervals are too wide where it dominates (Owen, 2007, on bootstraps of two crossed factors). They are
+        too narrow where few seeds vary far more than images: in simulations, three such seeds cover 85 %, five 92 %.
         """
         run_draws = np.stack([self._run_draws(run) for run in result.runs])  # (S, DRAWS)
         seeds, draws = run_draws.shape
@@ -50,7 +52,7 @@ class Metric:
         return confidence_interval(self.draws(result))
 
     def spread(self, result: Result) -> float | None:
-        """The standard deviation over the result's seeds (of the population that they are a sample of); None for one."""
+        """The standard deviation over the result's seeds, as a sample of all seeds; None with one seed."""
         return None if len(result.runs) == 1 else float(result.frame[self.key].std(ddof=1))
 
     def _run_draws(self, run: Run) -> np.ndarray:

@@ -95,11 +95,8 @@ def _seed_mean(result: Result, key: str) -> np.ndarray:
 
 
 def _compare_train_losses(left: Result, right: Result) -> str:
-    losses = [
-        f"{result.metrics['train_loss']:.3f} (`{result.name}`) after {result.run.params['epochs']} epochs"
-        for result in (left, right)
-    ]
-    return f"The training loss is {losses[0]} and {losses[1]}."
+    losses = [f"{row.metrics['train_loss']:.3f} (`{row.name}`)" for row in (left, right)]
+    return f"The training loss of the last epoch is {losses[0]} and {losses[1]}."
 
 
 def _describe_fine_tuning(result: Result) -> str:
@@ -141,6 +138,13 @@ def _describe_end(result: Result) -> str:
         f"`<end>` has {metrics['end_mass']:.1f} % of its attention on the objects, which cover "
         f"{metrics['end_area']:.1f} % of the area; the captions' other words have {metrics['end_others']:.1f} % there."
     )
+
+
+def _compare_caption_ends(left: Result, right: Result) -> str:
+    words = [f"{row.metrics['words']:.1f} (`{row.name}`)" for row in (left, right)]
+    # captioning.stop = batch repeats the original's way.
+    ends = {"end_token": " Captions end at their end token here; the original's go on until their batch has ended."}
+    return f"Captions have {words[0]} and {words[1]} words on average.{ends.get(left.run.params.get('stop'), '')}"
 
 
 BEST_SCRATCH = BestRow(
@@ -187,8 +191,9 @@ STATEMENTS = (
         "captioning",
         "Lowering the temperature raises BLEU much.",
         (
-            Comparison("captioning/k50_t07", "captioning/k50_t1", HIGHER),
-            Comparison("captioning/k50_t01", "captioning/k50_t07", HIGHER),
+            Comparison("captioning/k50_t01", "captioning/k50_t1", HIGHER, explain=_compare_caption_ends),
+            Comparison("captioning/k50_t07", "captioning/k50_t1", HIGHER, explain=_compare_caption_ends),
+            Comparison("captioning/k50_t01", "captioning/k50_t07", HIGHER, explain=_compare_caption_ends),
         ),
     ),
     Statement(
@@ -278,10 +283,20 @@ STATEMENTS = (
         "Position embeddings show the image's grid structure.",
         (
             MeasuredAgainst(
-                "position_similarity", "neighbors", "Most similar patch is a neighbor (%)", "by_chance", "chance", HIGHER
+                "position_similarity",
+                "neighbors",
+                "Most similar patch is a neighbor (%)",
+                "by_chance",
+                "chance",
+                HIGHER,
             ),
             MeasuredAgainst(
-                "position_similarity", "rank_correlation", "Rank correlation with distance", 0.0, "none", LOWER
+                "position_similarity",
+                "rank_correlation",
+                "Rank correlation with distance",
+                0.0,
+                "0",
+                LOWER,
             ),
         ),
     ),
@@ -295,7 +310,7 @@ STATEMENTS = (
             for run in ("pretrained", "finetuned")
             for claim in (
                 MeasuredAgainst(
-                    f"class_attention/{run}", "mean_times", "Attention / uniform attention", 1.0, "uniform", HIGHER
+                    f"class_attention/{run}", "mean_times", "Attention, times uniform", 1.0, "uniform attention", HIGHER
                 ),
                 MeasuredAgainst(f"class_attention/{run}", "hit", "Pointing game (%)", 50.0, "half the images", HIGHER),
             )
@@ -306,14 +321,19 @@ STATEMENTS = (
         "Nouns light up their objects.",
         (
             MeasuredAgainst(
-                "caption_attention", "class_times", "Attention / uniform attention", 1.0, "uniform", HIGHER
+                "caption_attention",
+                "class_times",
+                "Attention of class names, times uniform",
+                1.0,
+                "uniform attention",
+                HIGHER,
             ),
             MeasuredAgainst(
                 "caption_attention",
                 "class_mass",
-                "Attention on the object (%)",
+                "Attention of class names on their object (%)",
                 "class_others",
-                "the other words",
+                "its other words",
                 HIGHER,
                 difference="class_more",
             ),
@@ -328,18 +348,18 @@ STATEMENTS = (
             MeasuredAgainst(
                 "caption_attention",
                 "end_times",
-                "Attention / uniform attention",
+                "Attention of `<end>`, times uniform",
                 1.0,
-                "uniform",
+                "uniform attention",
                 HIGHER,
                 explain=_describe_end,
             ),
             MeasuredAgainst(
                 "caption_attention",
                 "end_mass",
-                "Attention on the objects (%)",
+                "Attention of `<end>` on all objects (%)",
                 "end_others",
-                "the other words",
+                "its other words",
                 LOWER,
                 difference="end_more",
             ),
