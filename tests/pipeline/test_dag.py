@@ -3,6 +3,7 @@
 import ast
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -17,29 +18,32 @@ PARAMS = read_params(ROOT / "params.yaml")
 
 
 def instances():
-    """Every stage as (name, definition), one per item of `foreach`, with `${...}` filled in."""
+    """Every stage as (name, definition), one per combination of its `matrix`, with `${...}` filled in."""
     for name, stage in PIPELINE["stages"].items():
-        if "foreach" not in stage:
-            yield name, fill(stage)
-            continue
-        for key in lookup(re.fullmatch(r"\$\{(.*)\}", stage["foreach"])[1]):
-            yield f"{name}@{key}", fill(stage["do"], key)
+        matrix = {
+            axis: lookup(re.fullmatch(r"\$\{(.*)\}", values)[1]) for axis, values in stage.get("matrix", {}).items()
+        }
+        for combination in product(*matrix.values()):
+            suffix = "-".join(str(value) for value in combination)
+            item = dict(zip(matrix, combination, strict=True))
+            yield f"{name}@{suffix}" if suffix else name, fill(stage, item)
 
 
-def fill(value, key=None):
+def fill(value, item):
     if isinstance(value, dict):
-        return {fill(k, key): fill(v, key) for k, v in value.items()}
+        return {fill(k, item): fill(v, item) for k, v in value.items()}
     if isinstance(value, list):
-        return [fill(v, key) for v in value]
+        return [fill(v, item) for v in value]
     if isinstance(value, str):
-        return re.sub(r"\$\{(.*?)\}", lambda m: key if m[1] == "key" else str(lookup(m[1])), value)
+        return re.sub(r"\$\{(.*?)\}", lambda m: str(lookup(m[1], PARAMS | {"item": item})), value)
     return value
 
 
-def lookup(path):
-    value = PARAMS
-    for part in path.split("."):
-        value = value[part]
+def lookup(path, params=PARAMS):
+    """The value at a path like `a.b` or `a.b[0]`."""
+    value = params
+    for key, index in re.findall(r"([\w-]+)(?:\[(\d+)\])?", path):
+        value = value[key][int(index)] if index else value[key]
     return value
 
 
