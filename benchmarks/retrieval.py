@@ -10,7 +10,8 @@ recall up to float16 rounding of the cached states. Hooks count what the towers 
 caption states do not.
 
 First, training alone is timed, without towers or evaluation, at full size on random states of the same width: runs side
-by side against the same runs one after another, by the same function.
+by side against the same runs one after another, by the same function; and every row with all of `retrieval.seeds` side
+by side. All else has the first seed only.
 
 Prints seconds, ratios, encoded images and captions, the ratio they would allow, and whether R@1 is the same.
 """
@@ -50,17 +51,19 @@ Tables = list[list[ProjectionTraining]]  # the trained runs of Table 4, then tho
 Recalls = dict[str, float]  # R@1 from image to caption, in percent, by run
 
 
-def new_tables(experiment: Experiment, towers: Towers) -> Tables:
-    """The runs of both tables before their first step."""
+def new_tables(experiment: Experiment, towers: Towers, seeds: int = 1) -> Tables:
+    """The runs of both tables before their first step, with the first `seeds` of `retrieval.seeds`."""
     task = experiment.retrieval
     table4 = {name: row for name, row in task.table4.items() if row is not None}
     tables = []
     for table, rows in (("retrieval", table4), ("retrieval_grid", task.grid)):
         trainings = []
         for name, row in rows.items():
-            seed = experiment.seed_for(f"{table}/{name}")
-            projections = random_projections(towers, seed) if row.init == "scratch" else provided_projections(towers)
-            trainings.append(ProjectionTraining(name, row, seed, projections))
+            for seed in task.seeds[:seeds]:
+                run_seed = experiment.seed_for(f"{table}/{name}", seed)
+                scratch = row.init == "scratch"
+                projections = random_projections(towers, run_seed) if scratch else provided_projections(towers)
+                trainings.append(ProjectionTraining(name, row, run_seed, projections))
         tables.append(trainings)
     return tables
 
@@ -248,6 +251,11 @@ def compare_stacked_training(towers: Towers, experiment: Experiment) -> None:
     with clocked(seconds, "alone"):
         for training in flatten(alone):
             train([training], pairs, skip_evaluation)
+    seeds = len(experiment.retrieval.seeds)
+    repeated = new_tables(experiment, towers, seeds)
+    with clocked(seconds, "repeated"):
+        for trainings in repeated:
+            train(trainings, pairs, skip_evaluation)
     runs = list(zip(flatten(stacked), flatten(alone), strict=True))
     with clocked(seconds, "evaluation"):
         metrics = [(val.metrics(ours.projections), val.metrics(single.projections)) for ours, single in runs]
@@ -262,6 +270,8 @@ def compare_stacked_training(towers: Towers, experiment: Experiment) -> None:
         f"stacked       {seconds['stacked']:8.1f} s   ratio {seconds['alone'] / seconds['stacked']:.1f}; "
         f"evaluating every epoch would add {evaluation:.1f} s to both"
     )
+    factor = seconds["repeated"] / seconds["stacked"]
+    print(f"{seeds} seeds       {seconds['repeated']:8.1f} s   stacked, {factor:.1f} times one seed")
     print(
         f"              R@1 is the same in {equal} of {len(runs)} runs (the best: {best:.1f} %); "
         + (f"weights differ by at most {difference:.1e}" if difference else "weights are the same bit for bit")

@@ -1,4 +1,4 @@
-"""The reference caption of an image, where the protocol has one caption per image."""
+"""The reference caption of an image, where the original has one caption per image."""
 
 import numpy as np
 

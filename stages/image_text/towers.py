@@ -12,7 +12,7 @@ from stages.models.compute import get_device, mixed_precision, prepare_model
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment
 
-MAX_TOKENS = 35  # of a caption, as in the protocol
+MAX_TOKENS = 35  # of a caption, as in the original
 
 
 @dataclass(frozen=True)

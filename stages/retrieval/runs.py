@@ -45,20 +45,33 @@ def train_and_record(task: str, stage: str, rows: Mapping[str, GridRow | None]) 
         "views": experiment.retrieval.views,
         "augment_probability": experiment.retrieval.augment_probability,
     }
+    inputs = {key: data.metadata[key] for key in INPUTS}
+    versions = package_versions("torch", "transformers", "torchvision", "numpy", "pillow")
     for name, row in rows.items():
         if row is None:
-            run = Run(task, name, stage, params | {"init": "provided"}, metrics={})
+            run_params = params | {"init": "provided"}
+            run = Run(task, name, stage, run_params, metrics={}, inputs=inputs, versions=versions)
             _evaluate_and_write(run, data.provided_projections(), data, experiment)
             continue
         for seed in experiment.retrieval.seeds:
             training = trainings[name, seed]
             run_params = params | {"seed": seed} | row.model_dump()
-            run = Run(task, name, stage, run_params, metrics={}, history=training.history, seed=seed)
+            run = Run(
+                task,
+                name,
+                stage,
+                run_params,
+                metrics={},
+                history=training.history,
+                inputs=inputs,
+                versions=versions,
+                seed=seed,
+            )
             _evaluate_and_write(run, training.projections, data, experiment)
 
 
 def _evaluate_and_write(run: Run, projections: Projections, data: RetrievalData, experiment: Experiment) -> None:
-    """Write weights, predictions and the record of a run, which still lacks what is measured here."""
+    """Write weights, predictions and the record of a run, with its metrics and the paths of both files."""
     weights_path = WEIGHTS / run.task / f"{run.key}.safetensors"
     save_projections(weights_path, projections)
     ranks = data.val.ranks(projections)
@@ -78,9 +91,7 @@ def _evaluate_and_write(run: Run, projections: Projections, data: RetrievalData,
     run = replace(
         run,
         metrics={**recall_metrics(ranks), **interval, "gallery": len(hits)},
-        inputs={key: data.metadata[key] for key in INPUTS},
         artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
-        versions=package_versions("torch", "transformers", "torchvision", "numpy", "pillow"),
     )
     write_run(run)
 

@@ -19,7 +19,11 @@ from stages.retrieval.stacked_training import StackedAdamW, StackedProjections
 
 @dataclass(frozen=True)
 class TrainPairs:
-    """Float32 states of one caption per image: `images` `(views, N, image_dim)`, `texts` `(N, text_dim)`."""
+    """Float32 states of one caption per image: `images` `(views, N, image_dim)`, `texts` `(N, text_dim)`.
+
+    A caption has one state in all epochs. The original trains with BERT's dropout active, so it encodes every caption
+    anew in every batch: 0.1 points of R@1 (docs/paper-profile.md).
+    """
 
     images: Tensor
     texts: Tensor

@@ -74,6 +74,12 @@ def test_blocks_change_nothing(monkeypatch):
     assert nearest.shape == (37, 5)
 
 
+def test_nearest_neighbors_by_hand():
+    queries, gallery = embeddings([[0.1, 0.9, 0.5, 0.9], [0.3, 0.3, 0.3, 0.3]])
+    assert nearest_neighbors(queries, gallery, 3).tolist() == [[1, 3, 2], [0, 1, 2]]  # ties by index
+    assert nearest_neighbors(queries, gallery, 9).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3]]
+
+
 def test_nearest_neighbors_free_each_block(monkeypatch):
     """Results that share memory with their block would add up to the whole similarity matrix."""
     monkeypatch.setattr(recall, "BLOCK_SIZE", 400)

@@ -66,7 +66,7 @@ def test_trainings_side_by_side_equal_trainings_alone(pairs, evaluate):
 
 @pytest.mark.parametrize("name", ["smaller_lr", "longer"])
 def test_training_equals_a_plain_loop(pairs, evaluate, name):
-    """The loop follows the protocol: its views, order, schedule, loss and optimizer."""
+    """The loop follows the original: its views, order, schedule, loss and optimizer."""
     training = new_training(name, 5)
     train([training], pairs, evaluate)
     plain = new_training(name, 5).projections
