@@ -71,6 +71,13 @@ def register(runs: list[Run]) -> pd.DataFrame | None:
     return None
 
 
+def read_records(runs: list[Run]) -> pd.DataFrame:
+    """The runs' metrics as their records hold them, in the form in which `register` returns them; `run_id` is None."""
+    frame = pd.DataFrame([run.metrics for run in runs], index=[run.identity for run in runs], dtype=float)
+    frame.insert(0, "run_id", None)
+    return frame
+
+
 def attach(figures: dict[str, list[Path]]) -> None:
     """Upload figures, by MLflow run ID, to `figures/`. A file of the same name is replaced."""
     with _store_errors_as_warning("figures not attached"):
