@@ -50,9 +50,9 @@ class Table:
     def latex(self, name: str) -> str:
         """A LaTeX table for the package booktabs, with the label `tab:NAME`."""
         alignment = "".join("l" if column in self.left else "r" for column in self.frame)
-        return self.frame.map(escape_latex).to_latex(
+        frame = self.frame.map(escape_latex).rename(columns=escape_latex)
+        return frame.to_latex(
             index=False,
-            header=[escape_latex(column) for column in self.frame],
             escape=False,  # pandas' own escaping leaves `|` and `<`, which many fonts print as other characters
             caption=escape_latex(self.caption),
             label=f"tab:{name}",
