@@ -1,7 +1,9 @@
 """A table of the report: one DataFrame of printed cells, as markdown, CSV and LaTeX, and aligned for the terminal."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 
@@ -33,6 +35,11 @@ class Table:
     caption: str
     frame: pd.DataFrame
     left: tuple[str, ...]
+
+    @classmethod
+    def from_rows(cls, caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Self:
+        """A table of rows of cells, whose first `left` columns are aligned to the left."""
+        return cls(caption, pd.DataFrame(rows, columns=list(columns), dtype=object), tuple(columns[:left]))
 
     def __bool__(self) -> bool:
         """Whether the table has rows."""
