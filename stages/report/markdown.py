@@ -34,6 +34,12 @@ def code(text: str) -> Markdown:
     return Markdown(f"{fence}{padding}{text}{padding}{fence}")
 
 
+def prose(text: str) -> Markdown:
+    """Our own sentences, in which names stand between backticks: those are code, and the rest is text as it is."""
+    parts = text.split("`")
+    return Markdown("".join(code(part) if index % 2 else escape(part) for index, part in enumerate(parts)))
+
+
 def join(texts: list[str], separator: str = ", ") -> Markdown:
     """The texts as markdown with `separator` between them. Jinja's own `join` would make plain text of markdown."""
     return Markdown(separator.join(map(escape, texts)))

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from stages.data.manifest import Manifest
 from stages.params.experiment import Experiment
 from stages.params.model_source import display_name
-from stages.report.markdown import Markdown, code, escape, join
+from stages.report.markdown import Markdown, code, escape, join, prose
 from stages.report.results import Result
 from stages.report.tables import Table
 
@@ -61,7 +61,7 @@ def render(template: str, **context: Any) -> Markdown:
     """The markdown of `templates/TEMPLATE`; more than one empty line in a row becomes one.
 
     Text that a template prints with `{{ }}` is escaped, unless it is `Markdown`, as the results of `render`, of tables
-    and of the filters `code`, `link` and `join` are.
+    and of the filters `code`, `prose`, `link` and `join` are.
     """
     text = _environment().get_template(template).render(context)
     return Markdown(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
@@ -76,7 +76,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: escape(value) if isinstance(value, str) else value,
     )
-    environment.filters |= {"code": code, "display_name": display_name, "join": join, "link": link}
+    environment.filters |= {"code": code, "display_name": display_name, "join": join, "link": link, "prose": prose}
     return environment
 
 

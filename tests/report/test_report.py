@@ -26,7 +26,7 @@ from stages.report.__main__ import expected_runs, skip_reasons
 from stages.report.colors import class_colors
 from stages.report.comparison import original_value
 from stages.report.curves import seed_curves, write_curves
-from stages.report.markdown import Markdown, code, escape
+from stages.report.markdown import Markdown, code, escape, prose
 from stages.report.numbers import format_scientific, star_highest
 from stages.report.original import load_original
 from stages.report.overlays import overlay
@@ -412,6 +412,7 @@ def test_text_appears_in_markdown_as_it_is():
     assert plain_text(f"before {code(NASTY)} after").strip() == f"before {line} after"
     assert escape(escape(NASTY)) == escape(NASTY)
     assert escape("scratch_lr1e-3") == "scratch_lr1e-3"
+    assert prose("`<end>` < *a*, `k5_t01`") == r"`<end>` &lt; \*a\*, `k5_t01`"
 
 
 def test_a_table_prints_any_text_as_markdown_csv_and_latex(tmp_path):
