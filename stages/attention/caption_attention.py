@@ -94,7 +94,12 @@ def compute_metrics(measurements: list[dict], seed: int) -> dict:
         share = compute_attention_share(mass, area, images, seed=seed)
         metrics |= {f"{kind}_{key}": value for key, value in share.items()}
         low, high = confidence_interval(bootstrap_means(mass - other_mass, images, seed=seed))
-        metrics |= {f"{kind}_others": float(other_mass.mean()), f"{kind}_more_low": low, f"{kind}_more_high": high}
+        metrics |= {
+            f"{kind}_others": float(other_mass.mean()),
+            f"{kind}_more": float((mass - other_mass).mean()),
+            f"{kind}_more_low": low,
+            f"{kind}_more_high": high,
+        }
     return metrics
 
 

@@ -55,7 +55,7 @@ def download_table(downloads: list[Download]) -> Table:
     missing = [download.size for download in downloads if not download.exists]
     unknown = f" and {missing.count(None)} unknown" if None in missing else ""
     rows.append(("still to download", "", "", format_bytes(sum(size or 0 for size in missing)) + unknown, ""))
-    return Table("Download", ("What", "From", "To", "Size", "Exists"), tuple(rows), left=3)
+    return Table.from_rows("Download", ("What", "From", "To", "Size", "Exists"), rows, left=3)
 
 
 def storage_table(outputs: list[Stored]) -> Table:
@@ -63,7 +63,7 @@ def storage_table(outputs: list[Stored]) -> Table:
     rows = [(output.path, output.content, format_bytes(output.size)) for output in outputs]
     cached = sum(output.size for output in outputs if not output.path.startswith("data/downloads"))
     rows.append(("total, with the copy in DVC's cache", "without downloads", format_bytes(2 * cached)))
-    return Table("Store", ("Path", "What", "Size"), tuple(rows), left=2)
+    return Table.from_rows("Store", ("Path", "What", "Size"), rows, left=2)
 
 
 def work_table(work: list[Work]) -> Table:
@@ -75,7 +75,8 @@ def work_table(work: list[Work]) -> Table:
     rows.append(("total", "", "", "", format_seconds(sum(part.seconds for part in work))))
     cpu = f"{torch.get_num_threads()} cores ({platform.machine()})"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    return Table(f"Compute, on {device}", ("Stage", "What", "Units", "Units/s", "Time"), tuple(rows), left=2)
+    columns = ("Stage", "What", "Units", "Units/s", "Time")
+    return Table.from_rows(f"Compute, on {device}", columns, rows, left=2)
 
 
 def override_params(profile: str | None, overrides: list[str]) -> Experiment:

@@ -4,20 +4,26 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from stages.core import tracking
 from stages.core.atomic import remove_folders, write_text
-from stages.core.runs import RUNS, record_path
+from stages.core.runs import RUNS, record_path, run_key
 from stages.core.skipped import skip_reason
 from stages.core.stage import read_timings, stage
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELED
 from stages.params.experiment import Experiment, load_experiment
 from stages.report import attention, captioning, classification, retrieval, segmentation
+from stages.report.claims import evaluate_claims
+from stages.report.comparison import write_numbers
+from stages.report.html import build_html
+from stages.report.metrics import task_metrics
 from stages.report.page import build_page
-from stages.report.results import load_results
+from stages.report.results import RunNames, load_results
 from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Inputs, Section, render
+from stages.report.significance import Metric
 
 # Identities of the runs on the page. This is the only output that is not committed: in a fresh clone, where all other
 # outputs are up to date, its absence makes DVC run this stage, which registers the runs in MLflow.
@@ -38,34 +44,48 @@ TASK_TABLES = {
 }
 
 
-def expected_runs(experiment: Experiment) -> dict[str, list[str]]:
-    """Names of the runs that the params ask for, by task."""
+SAMPLING = ("top_k", "top_p")  # types of captioning cells that are repeated with every seed
+
+
+def expected_runs(experiment: Experiment) -> dict[str, RunNames]:
+    """Names and seeds of the runs that the params ask for, by task."""
     vits = [experiment.active.classifier.backbone, *experiment.attention.positions.others]
+    task = experiment.captioning
+    cells: RunNames = []
+    for name, cell in task.cells.items():
+        cells += _with_seeds([name], task.seeds) if cell.type in SAMPLING else [(name, None)]
+    recipes: RunNames = []
+    for name, row in experiment.retrieval.table4.items():
+        recipes += _with_seeds([name], experiment.retrieval.seeds) if row else [(name, None)]
     return {
-        "segmentation": list(experiment.segmentation.heads),
-        "captioning": list(experiment.captioning.cells),
-        "retrieval": list(experiment.retrieval.table4),
-        "retrieval_grid": list(experiment.retrieval.grid),
-        "classification": list(experiment.classification.settings),
-        "position_similarity": attention.position_runs(vits),
-        "class_attention": ["pretrained", "finetuned"],
-        "caption_attention": [experiment.attention.captions.cell],
+        "segmentation": _with_seeds(experiment.segmentation.heads, experiment.segmentation.seeds),
+        "captioning": cells,
+        "retrieval": recipes,
+        "retrieval_grid": _with_seeds(experiment.retrieval.grid, experiment.retrieval.seeds),
+        "classification": _with_seeds(experiment.classification.settings, experiment.classification.seeds),
+        "position_similarity": [(name, None) for name in attention.position_runs(vits)],
+        "class_attention": [("pretrained", None), ("finetuned", None)],
+        "caption_attention": [(experiment.attention.captions.cell, None)],
     }
 
 
-def skip_reasons(runs: dict[str, list[str]]) -> dict[str, str]:
+def _with_seeds(names: Iterable[str], seeds: Iterable[int]) -> RunNames:
+    return list(product(names, seeds))
+
+
+def skip_reasons(runs: dict[str, RunNames]) -> dict[str, str]:
     """The tasks among `runs` whose stages had nothing to do, with the reason."""
     reasons = {}
     for task, names in runs.items():
         # The reason is in the runs' folder if one stage makes them all, else in place of each record.
-        outputs = (RUNS / task, *(record_path(task, name) for name in names))
+        outputs = (RUNS / task, *(record_path(task, run_key(name, seed)) for name, seed in names))
         messages = [reason for output in outputs if (reason := skip_reason(output))]
         if messages:
             reasons[task] = messages[0]
     return reasons
 
 
-def build_sections(inputs: Inputs) -> dict[str, Section]:
+def build_sections(inputs: Inputs, metrics: dict[str, Metric]) -> dict[str, Section]:
     """Every task's part of the page, by task; writes its figures and curves."""
     sections = {}
     for task, build in SECTIONS.items():
@@ -74,7 +94,7 @@ def build_sections(inputs: Inputs) -> dict[str, Section]:
             text = render("skipped.md", title=task.capitalize(), tables=TASK_TABLES[task], reason=reason)
             sections[task] = Section(text)
         else:
-            sections[task] = build(inputs)
+            sections[task] = build(inputs, metrics)
     return sections
 
 
@@ -98,33 +118,41 @@ def main() -> None:
     experiment = load_experiment()
     manifest = manifests.read_manifest()
     labeled = manifests.read_manifest(LABELED)
+    runs = expected_runs(experiment)
+    skipped = skip_reasons(runs)
+    if "classification" in skipped:
+        runs["class_attention"].remove(("finetuned", None))
+    results_by_task, from_store = load_results({task: names for task, names in runs.items() if task not in skipped})
+    inputs = Inputs(results_by_task, skipped, manifest, labeled, experiment)
+
     folders = (FIGURES, TABLES, CURVES)
     remove_folders(*folders)
     for folder in folders:
         folder.mkdir(parents=True)  # DVC requires the folder, even if nothing is written to it
-
-    runs = expected_runs(experiment)
-    skipped = skip_reasons(runs)
-    if "classification" in skipped:
-        runs["class_attention"].remove("finetuned")
-    results_by_task, from_store = load_results({task: names for task, names in runs.items() if task not in skipped})
-    results = [result for task_results in results_by_task.values() for result in task_results]
-    sections = build_sections(Inputs(results_by_task, skipped, manifest, labeled, experiment))
+    metrics = task_metrics(inputs)
+    sections = build_sections(inputs, metrics)
     if from_store:
         attach_figures(sections.values())
+    claims = render("claims.md", verdicts=evaluate_claims(inputs, metrics))
+    write_text(ROOT / "claims.md", f"# What the original says, and what the runs show\n\n{claims}")
 
-    tables = {name: table for section in sections.values() for name, table in section.tables.items()}
+    assigned = {name: table for section in sections.values() for name, table in section.assigned.items()}
+    tables = assigned | {name: table for section in sections.values() for name, table in section.tables.items()}
     for name, table in tables.items():
-        table.write_csv(TABLES / f"{name}.csv")
-    metrics = {task: section.metrics for task, section in sections.items() if section.metrics}
-    write_text(ROOT / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    identities = {f"{result.run.task}/{result.run.name}": result.run.identity for result in results}
+        table.write(TABLES, name)
+    numbers = [record for section in sections.values() for record in section.numbers]
+    write_text(ROOT / "results.csv", write_numbers(numbers))
+    metrics_by_task = {task: section.metrics for task, section in sections.items() if section.metrics}
+    write_text(ROOT / "metrics.json", json.dumps(metrics_by_task, indent=1) + "\n")
+    all_runs = [run for results in results_by_task.values() for result in results for run in result.runs]
+    identities = {f"{run.task}/{run.key}": run.identity for run in all_runs}
     write_text(REPORT_RUNS, json.dumps(identities, indent=1) + "\n")
     data = [manifest] if labeled.source == manifest.source else [manifest, labeled]
-    page = build_page(data, experiment.profile, sections.values(), from_store, [result.run for result in results])
+    page = build_page(data, experiment.profile, list(sections.values()), claims, from_store, all_runs)
     write_text(ROOT / "report.md", page)
+    write_text(ROOT / "report.html", build_html(page, inputs))
 
-    texts = [f"{table.plain()}\n" for table in tables.values()]
+    texts = [f"{table.plain()}\n" for table in assigned.values()]
     print("", *texts, ROOT / "report.md", describe_timings(), sep="\n", file=sys.stderr)
 
 

@@ -1,21 +1,28 @@
 """The attention section: pictures that the stages drew, and what they measured on the validation images."""
 
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from stages.attention import short_name
+from stages.report.comparison import result_numbers
 from stages.report.numbers import format_interval
 from stages.report.results import Result
 from stages.report.section import Inputs, Section, render
+from stages.report.significance import Metric
 from stages.report.tables import Table
 
 CLASS_TABLE = "class_token_attention"
 WORD_TABLE = "caption_attention"
-TASKS = ("position_similarity", "class_attention", "caption_attention")
+TASKS = {  # with the name of their table in `reports/results.csv`
+    "position_similarity": "position_similarity",
+    "class_attention": CLASS_TABLE,
+    "caption_attention": WORD_TABLE,
+}
 WORD_KINDS = {
     "class": "Class names",
     "color": "Colors",
-    "end": "`<end>`, on all objects",
+    "end": "<end>, on all objects",
     "other": "Other words, on all objects",
 }
 
@@ -45,7 +52,7 @@ def attention_verdict(metrics: dict[str, float], key: str) -> str:
     return f"{metrics[f'{key}_mass']:.0f} % on {metrics[f'{key}_area']:.0f} % of the area, {comparison}"
 
 
-def _attention_cells(metrics: dict[str, Any], key: str) -> dict[str, str]:
+def _attention_cells(metrics: dict[str, float], key: str) -> dict[str, str]:
     """The cells that both tables have, by column."""
     return {
         "Attention on the object (%)": f"{metrics[f'{key}_mass']:.1f}",
@@ -67,11 +74,11 @@ def class_table(results: list[Result]) -> Table:
                 # The pointing game is measured on the mean of the heads only.
                 hit = f"{metrics['hit']:.1f} ({format_interval(metrics, 'hit', 1)})" if key == "mean" else "-"
                 cells = _attention_cells(metrics, key)
-                rows.append({"ViT": f"{result.run.name}, {label}", **cells, "Pointing game (%)": hit})
-    return Table.from_dicts("Class token: where its attention to the patches lies", rows)
+                rows.append({"ViT": f"{result.name}, {label}", **cells, "Pointing game (%)": hit})
+    return Table("Class token: where its attention to the patches lies", pd.DataFrame(rows, dtype=object), ("ViT",))
 
 
-def word_table(metrics: dict[str, Any]) -> Table:
+def word_table(metrics: dict[str, float]) -> Table:
     """How much of the decoder's attention is on the object that a word names, one row per kind of word."""
     rows = []
     for kind, label in WORD_KINDS.items():
@@ -87,15 +94,16 @@ def word_table(metrics: dict[str, Any]) -> Table:
                 "Difference": f"{difference:+.1f} ({low:+.1f} to {high:+.1f})",
             }
             rows.append(row)
-    return Table.from_dicts("Captions: where the decoder's attention to the patches lies, word by word", rows)
+    caption = "Captions: where the decoder's attention to the patches lies, word by word"
+    return Table(caption, pd.DataFrame(rows, dtype=object), ("Words",))
 
 
-def section(inputs: Inputs) -> Section:
-    """All parts on attention."""
+def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
+    """All parts on attention. Their intervals are in the runs' own metrics, so `metrics` has nothing for them."""
     positions, class_tokens, captions = (inputs.results.get(task, []) for task in TASKS)
     measured = [result for result in class_tokens if "mean_mass" in result.metrics]
     word_metrics = captions[0].metrics if captions else {}
-    labels = {"class": "class names", "color": "colors", "end": "`<end>` on all objects"}
+    kinds = {"class": "class names", "color": "colors", "end": "<end> on all objects"}
     tables = {CLASS_TABLE: class_table(measured), WORD_TABLE: word_table(word_metrics)}
     text = render(
         "attention.md",
@@ -106,19 +114,23 @@ def section(inputs: Inputs) -> Section:
         class_tokens=class_tokens,
         class_table=tables[CLASS_TABLE],
         class_images=measured[0].metrics["images"] if measured else 0,
-        class_verdicts=[f"{result.run.name}: {attention_verdict(result.metrics, 'mean')}" for result in measured],
+        class_verdicts=[f"{result.name}: {attention_verdict(result.metrics, 'mean')}" for result in measured],
         captions=captions,
         word_table=tables[WORD_TABLE],
         word_verdicts=[
             f"{label}: {attention_verdict(word_metrics, kind)}"
-            for kind, label in labels.items()
+            for kind, label in kinds.items()
             if f"{kind}_mass" in word_metrics
         ],
     )
-    metrics = {}
-    figures = {}
-    for result in (*positions, *class_tokens, *captions):
-        if result.metrics:
-            metrics[f"{result.run.task}/{result.run.name}"] = result.metrics
-        figures[result.run_id] = [Path(path) for path in result.run.artifacts.values() if path.endswith(".png")]
-    return Section(text, {name: table for name, table in tables.items() if table.rows}, metrics, figures)
+    results = [*positions, *class_tokens, *captions]
+    return Section(
+        text,
+        tables={name: table for name, table in tables.items() if table},
+        numbers=[record for result in results for record in result_numbers(TASKS[result.run.task], result)],
+        metrics={f"{result.run.task}/{result.name}": result.metrics for result in results if result.metrics},
+        figures={
+            result.run_id: [Path(path) for path in result.run.artifacts.values() if path.endswith(".png")]
+            for result in results
+        },
+    )

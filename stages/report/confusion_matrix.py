@@ -9,8 +9,8 @@ from stages.report.results import Result
 
 
 def plot_confusion_matrix(path: Path, result: Result, labels: tuple[str, ...]) -> None:
-    """Image counts by true (rows) and predicted label (columns); colors are shares of a row."""
-    counts = np.array(result.run.metrics["confusion"])
+    """Image counts by true (rows) and predicted label (columns) of the first seed; colors are shares of a row."""
+    counts = np.array(result.run.details["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # a label may have no validation image
     side = 2.2 + 0.27 * len(labels)  # inches
     with figure(path, figsize=(side + 0.8, side)) as (fig, axes):
@@ -21,5 +21,6 @@ def plot_confusion_matrix(path: Path, result: Result, labels: tuple[str, ...]) -
         axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8, parse_math=False)
         axes.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
         axes.set(xlabel="predicted", ylabel="true")
-        axes.set_title(f"{result.run.name}: accuracy {result.metrics['accuracy']:.1f} %", fontsize=10)
+        accuracy = 100 * np.trace(counts) / counts.sum()
+        axes.set_title(f"{result.run.key}: accuracy {accuracy:.1f} %", fontsize=10, parse_math=False)
         fig.colorbar(matrix, ax=axes, shrink=0.8, aspect=30, label="of the true label's images (%)")

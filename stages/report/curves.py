@@ -1,4 +1,7 @@
-"""Line plots: metrics per epoch, and BLEU against temperature. Per-epoch metrics also as CSV, for `dvc plots`."""
+"""Line plots: metrics per epoch, and BLEU against temperature. Per-epoch metrics also as CSV, for `dvc plots`.
+
+Lines are means over the seeds; a band around each reaches from the lowest seed to the highest.
+"""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from stages.core.atomic import write_text
@@ -20,25 +24,31 @@ RECALL = "image_to_text_r_at_1"
 OUTSIDE_RIGHT = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 
+def seed_curves(result: Result, key: str) -> pd.DataFrame:
+    """A column of the history by epoch (rows) and seed (columns)."""
+    return pd.DataFrame({run.key: {epoch["epoch"]: epoch[key] for epoch in run.history} for run in result.runs})
+
+
 def write_curves(folder: str, results: list[Result], columns: dict[str, str]) -> None:
-    """Write the history of every run as CSV to `reports/curves/FOLDER/RUN.csv`; runs without epochs get no file.
+    """Write the mean history over the seeds as CSV to `reports/curves/FOLDER/NAME.csv`; runs without epochs get none.
 
     `columns` maps each column's title to its key in the history. `dvc plots` draws the last column.
     """
     for result in results:
-        rows = [",".join(str(epoch[key]) for key in columns.values()) for epoch in result.run.history]
-        if rows:
-            write_text(CURVES / folder / f"{result.run.name}.csv", "\n".join([",".join(columns), *rows]) + "\n")
+        if result.run.history:
+            means = {title: seed_curves(result, key).mean(axis="columns") for title, key in columns.items()}
+            frame = pd.DataFrame(means).astype({"epoch": int})
+            write_text(CURVES / folder / f"{result.name}.csv", frame.to_csv(index=False))
 
 
-def plot_miou(path: Path, runs: dict[str, Run]) -> None:
-    """Validation mIoU per epoch, one line per run; `runs` maps legend labels to runs."""
-    with figure(path, figsize=(6, 3.6)) as (_, axes):
-        for label, run in runs.items():
-            miou = _history(run, "miou")
-            axes.plot(_history(run, "epoch"), miou, marker="o", markersize=3.5, label=f"{label}: {miou[-1]:.2f}")
+def plot_miou(path: Path, results: dict[str, Result]) -> None:
+    """Validation mIoU per epoch, one line per head; `results` maps legend labels to heads."""
+    with figure(path, figsize=(7.6, 3.6)) as (_, axes):
+        for index, (label, result) in enumerate(results.items()):
+            label = f"{label}: {result.metrics['miou']:.2f}"
+            _plot_mean(axes, result, "miou", label=label, color=f"C{index}", marker="o", markersize=3.5)
         _style(axes, "epoch", "validation mIoU (%)")
-        axes.legend(fontsize=9, frameon=False)
+        axes.legend(**OUTSIDE_RIGHT)
 
 
 def plot_class_iou(path: Path, label: str, run: Run) -> None:
@@ -61,7 +71,7 @@ def plot_class_iou(path: Path, label: str, run: Run) -> None:
 
 
 def plot_recall(path: Path, results: dict[str, Result]) -> None:
-    """R@1 per epoch, one line per trained run; the provided projections as a horizontal line."""
+    """R@1 per epoch, one line per trained row; the provided projections as a horizontal line."""
     ranked = sorted(results.items(), key=lambda item: -item[1].metrics[RECALL])
     with figure(path, figsize=(8, 4.2)) as (_, axes):
         for index, (label, result) in enumerate(ranked):
@@ -69,9 +79,10 @@ def plot_recall(path: Path, results: dict[str, Result]) -> None:
             if not result.run.history:
                 axes.axhline(result.metrics[RECALL], color="0.3", linestyle="--", linewidth=1.2, label=label)
                 continue
-            axes.plot(
-                _history(result.run, "epoch"),
-                _history(result.run, RECALL),
+            _plot_mean(
+                axes,
+                result,
+                RECALL,
                 label=label,
                 color=plt.get_cmap("turbo")((index + 0.5) / len(ranked)),
                 linestyle="--" if result.run.task == "retrieval" else "-",  # Table 4 is dashed, Table 5 solid
@@ -85,16 +96,14 @@ def plot_recall(path: Path, results: dict[str, Result]) -> None:
 
 def plot_accuracy(path: Path, results: list[Result]) -> None:
     """Validation accuracy per epoch on the left, both losses on the right, one color per setting."""
-    chance = 100 / len(results[0].run.metrics["confusion"])
+    chance = 100 / len(results[0].run.details["confusion"])
     with figure(path, 1, 2, figsize=(10.4, 3.6)) as (fig, (left, right)):
         for index, result in enumerate(results):
-            run = result.run
-            epochs = _history(run, "epoch")
-            accuracy = _history(run, "accuracy")
             style = {"color": f"C{index}", "marker": "osD^v"[index % 5], "markersize": 4, "linewidth": 1.4}
-            left.plot(epochs, accuracy, label=f"{run.name}: {accuracy[-1]:.1f}", **style)
-            right.plot(epochs, _history(run, "train_loss"), **style)
-            right.plot(epochs, _history(run, "val_loss"), linestyle="--", **style)
+            label = f"{result.name}: {result.metrics['accuracy']:.1f}"
+            _plot_mean(left, result, "accuracy", label=label, **style)
+            _plot_mean(right, result, "train_loss", **style)
+            _plot_mean(right, result, "val_loss", linestyle="--", **style)
         left.axhline(chance, color="0.4", linestyle=":", linewidth=1.2, label=f"chance: {chance:.1f}")
         _style(left, "epoch", "validation accuracy (%)")
         _style(right, "epoch", "cross entropy")
@@ -106,29 +115,30 @@ def plot_accuracy(path: Path, results: list[Result]) -> None:
         fig.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
 
 
-def plot_bleu(path: Path, results: list[Result]) -> None:
-    """BLEU against temperature, one line per K and prompt; greedy cells as horizontal lines."""
+def plot_bleu(path: Path, cells: list[tuple[Result, tuple[float, float]]]) -> None:
+    """BLEU against temperature, one line per K and prompt; greedy cells as horizontal lines.
+
+    `cells` are results with the interval of their BLEU, over images and seeds.
+    """
     lines = defaultdict(list)
-    for result in results:
+    for result, (low, high) in cells:
         params = result.run.params
         if params["type"] == "top_k":
-            metrics = result.metrics
-            point = (params["temperature"], metrics["bleu"], metrics["bleu_low"], metrics["bleu_high"])
-            lines[params["k"], params["prompt"]].append(point)
+            lines[params["k"], params["prompt"]].append((params["temperature"], result.metrics["bleu"], low, high))
     counts = Counter(prompt for _, prompt in lines)
     prompts = sorted(counts, key=lambda prompt: (-counts[prompt], prompt))  # the most frequent one goes into the title
     values = sorted({k for k, _ in lines})
     # The end of the color map is too pale on white.
     colors = {k: plt.get_cmap("viridis")(0.9 * index / max(len(values) - 1, 1)) for index, k in enumerate(values)}
-    greedy = [result for result in results if result.run.params["type"] == "greedy"]
+    greedy = [result for result, _ in cells if result.run.params["type"] == "greedy"]
     with figure(path, figsize=(6.8, 4)) as (_, axes):
         for index, ((k, prompt), points) in enumerate(sorted(lines.items())):
-            temperature, bleu, low, high = np.array(sorted(points)).T
+            temperature, bleu, lows, highs = np.array(sorted(points)).T
             shift = 1 + 0.035 * (index - len(lines) / 2)  # intervals at one temperature stand side by side
             axes.errorbar(
                 temperature * shift,
                 bleu,
-                [bleu - low, high - bleu],
+                np.maximum([bleu - lows, highs - bleu], 0),  # a bootstrap interval need not contain the mean
                 label=f"K = {k}" if prompt == prompts[0] else f'K = {k}, "{prompt}"',
                 color=colors[k],
                 marker="os^Dv"[prompts.index(prompt) % 5],
@@ -139,13 +149,22 @@ def plot_bleu(path: Path, results: list[Result]) -> None:
         for result, style in zip(greedy, ("--", ":", "-.", "-"), strict=False):
             label = f'greedy, "{result.run.params["prompt"]}"'
             axes.axhline(result.metrics["bleu"], color="0.3", linestyle=style, linewidth=1.2, label=label)
-        _style(axes, "temperature (log scale)", "BLEU-4 (%), with 95 % intervals")
+        _style(axes, "temperature (log scale)", "BLEU-4 (%), means with 95 % intervals")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(sorted({point[0] for points in lines.values() for point in points})))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         title = f'prompt "{prompts[0]}",\nunless stated otherwise' if prompts else None
         axes.legend(**OUTSIDE_RIGHT, alignment="left", title=title, title_fontsize=8)
+
+
+def _plot_mean(axes: Any, result: Result, key: str, **style: Any) -> None:
+    """The mean over the seeds per epoch, with a band from the lowest seed to the highest."""
+    curves = seed_curves(result, key)
+    (line,) = axes.plot(curves.index, curves.mean(axis="columns"), **style)
+    if len(result.runs) > 1:
+        low, high = curves.min(axis="columns"), curves.max(axis="columns")
+        axes.fill_between(curves.index, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
 
 
 def _history(run: Run, key: str) -> list[Any]:

@@ -1,6 +1,8 @@
 """Numbers as text, in the formats of the original's tables."""
 
-from typing import Any
+from collections.abc import Mapping
+
+from stages.report.markdown import Markdown
 
 
 def format_scientific(value: float | None) -> str:
@@ -18,13 +20,19 @@ def format_optional(value: float | None) -> str:
     return "-" if value is None else str(value)
 
 
-def format_interval(metrics: dict[str, Any], key: str, digits: int = 2) -> str:
-    """The 95 % interval of a metric, `59.40 to 61.03`."""
-    return f"{metrics[f'{key}_low']:.{digits}f} to {metrics[f'{key}_high']:.{digits}f}"
+def format_range(low: float, high: float, digits: int = 2) -> str:
+    """`59.40 to 61.03`."""
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def format_interval(metrics: Mapping[str, float], key: str, digits: int = 2) -> str:
+    """The 95 % interval of a metric that the run itself has measured, `59.40 to 61.03`."""
+    return format_range(metrics[f"{key}_low"], metrics[f"{key}_high"], digits)
 
 
 def star_highest(values: list[float]) -> list[str]:
     """Two decimals; a star after the highest, also after all that print the same."""
     texts = [f"{value:.2f}" for value in values]
     highest = max((float(text) for text in texts), default=None)
-    return [f"{text}*" if float(text) == highest else text for text in texts]
+    # The star is no markup: it begins nothing, as nothing follows it.
+    return [Markdown(f"{text}*") if float(text) == highest else text for text in texts]

@@ -1,19 +1,25 @@
-"""The page in markdown: the data, the tasks' sections, and the versions of everything that the numbers depend on."""
+"""The page in markdown: the original's tables, the data, the tasks' sections, and what the numbers depend on."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from stages.core.runs import Run, package_versions
 from stages.data.manifest import SPLITS, Manifest
 from stages.params.model_source import display_name
+from stages.report.markdown import Markdown
 from stages.report.section import Section, render
 
 
 def build_page(
-    manifests: list[Manifest], profile: str, sections: Iterable[Section], from_store: bool, runs: list[Run]
-) -> str:
+    manifests: list[Manifest],
+    profile: str,
+    sections: Sequence[Section],
+    claims: Markdown,
+    from_store: bool,
+    runs: list[Run],
+) -> Markdown:
     """The report in markdown; `from_store` says whether the metrics were read from MLflow."""
-    packages = package_versions("dvc", "mlflow", "pyarrow", "scikit-learn", "scipy", "matplotlib")
+    packages = package_versions("dvc", "mlflow", "pandas", "pyarrow", "scikit-learn", "scipy", "matplotlib")
     manifest_hashes = {}
     weight_hashes = {}
     for run in runs:
@@ -25,8 +31,10 @@ def build_page(
         "page.md",
         profile=profile,
         from_store=from_store,
+        tables=[table for section in sections for table in section.assigned.values()],
         data=[describe_data(manifest) for manifest in manifests],
         sections=sections,
+        claims=claims,
         packages=dict(sorted(packages.items())),
         manifest_hashes=manifest_hashes,
         weight_hashes=weight_hashes,

@@ -1,76 +1,46 @@
-"""The retrieval section: Tables 4 and 5, the original's claims, recall per epoch, retrieved images."""
+"""The retrieval section: Tables 4 and 5, their comparison with the original, recall per epoch, retrieved images."""
 
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
-from stages.report.claims import Claim, claim_lines, mean_differences
+from stages.params.experiment import Experiment
+from stages.report.comparison import OriginalTable, Row, original_value
 from stages.report.contact_sheets import plot_retrieved
 from stages.report.curves import RECALL, plot_recall, write_curves
-from stages.report.numbers import format_optional, format_scientific, star_highest
-from stages.report.original import comparison_cells, comparison_table, original_number, sort_as_original
+from stages.report.numbers import format_optional, format_scientific
 from stages.report.results import Result
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
-from stages.report.tables import Table
-from stages.retrieval import BOOTSTRAP
+from stages.report.significance import Metric
 
 TABLE4 = "table4_retrieval"
 TABLE5 = "table5_retrieval_grid"
 SCRATCH = "Training from scratch"
 LABELS = {"scratch": SCRATCH, "provided": "Finetuning checkpoint"}
 PROVIDED = "Evaluating with the provided checkpoint"
-
-BATCH_SIZE = 16  # the original's
-
-CLAIMS = (
-    Claim("Finetuning is better than the provided checkpoint", "finetuned", "provided", +1),
-    Claim("The provided checkpoint is better than training from scratch", "provided", "scratch", +1),
-    Claim(
-        "A temperature of 0.5 hurts (against 0.1, weight decay 5e-4)",
-        "scratch_lr1e-3_wd5e-4_t05",
-        "scratch_lr1e-3_wd5e-4",
-        -1,
-    ),
-)
+MORE = {"image_to_text_r_at_5": "R@5 (%)", "text_to_image_r_at_1": "R@1, text to image (%)"}
 
 
-def original_recall(result: Result) -> float | None:
-    """The R@1 that the original prints for a row; None if the row has other settings than the original's."""
-    if result.run.params.get("batch_size", BATCH_SIZE) != BATCH_SIZE:
-        return None
-    return original_number([TABLE4, TABLE5], result.run.name, _settings(result))
-
-
-def _settings(result: Result) -> list:
-    """The first cells of the row: mode, learning rate, weight decay, temperature, epochs."""
+def settings(result: Result) -> tuple[str, str, str, str, str]:
+    """The first cells of a row: mode, learning rate, weight decay, temperature, epochs."""
     params = result.run.params
     mode = LABELS[params["init"]] if "lr" in params else PROVIDED
-    return [mode, *(params.get(key) for key in ("lr", "weight_decay", "temperature", "epochs"))]
+    rates = (format_scientific(params.get("lr")), format_scientific(params.get("weight_decay")))
+    return mode, *rates, format_optional(params.get("temperature")), format_optional(params.get("epochs"))
 
 
-def table4(results: list[Result]) -> Table:
-    """Table 4: the original's rows in its order."""
-    rows = sort_as_original(results, TABLE4)
-    return _table("Table 4", TABLE4, rows, [f"{row.metrics[RECALL]:.2f}" for row in rows])
-
-
-def table5(results: list[Result]) -> Table:
-    """Table 5: the original's rows in its order, then all others."""
-    rows = sort_as_original(results, TABLE5)
-    return _table("Table 5", TABLE5, rows, star_highest([row.metrics[RECALL] for row in rows]))
-
-
-def _table(title: str, name: str, results: list[Result], scores: list[str]) -> Table:
+def build_table(
+    name: str, results: list[Result], metric: Metric, experiment: Experiment, starred: bool = False
+) -> OriginalTable:
+    """Table 4 or 5; rows of the grid that the original does not have are in the comparison only."""
     rows = []
-    for result, score in zip(results, scores, strict=True):
-        mode, lr, weight_decay, temperature, epochs = _settings(result)
-        rates = (format_scientific(lr), format_scientific(weight_decay))
-        comparison = comparison_cells(result.metrics, RECALL, original_recall(result))
-        rows.append((mode, *rates, format_optional(temperature), format_optional(epochs), score, *comparison))
-    return comparison_table(title, name, rows)
+    for result in results:
+        metrics = result.metrics
+        more = {column: f"{metrics[key]:.2f}" for key, column in MORE.items()}
+        rows.append(Row(result, settings(result), original_value(result, experiment), metric.interval(result), more))
+    return OriginalTable(name, rows, metric, experiment.profile, ("Mode",), starred)
 
 
 @cache
@@ -79,41 +49,43 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
-def hits(result: Result) -> np.ndarray:
-    """100 for every image whose own caption is ranked first, else 0."""
-    return np.array([100.0 * (row["image_to_text_rank"] == 1) for row in read_predictions(result.predictions)])
-
-
-def claims(results: list[Result], seed: int) -> list[str]:
-    """What the original says of these rows."""
-    originals = {result.run.name: original_recall(result) for result in results}
-    return claim_lines(CLAIMS, results, originals, RECALL, partial(mean_differences, hits, seed=seed))
-
-
-def section(inputs: Inputs) -> Section:
-    """Tables 4 and 5 with their claims and figures."""
+def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
+    """Tables 4 and 5, their comparisons and figures."""
     recipes = inputs.results["retrieval"]
     grid = inputs.results["retrieval_grid"]
     results = [*recipes, *grid]
+    tables = [
+        build_table(TABLE4, recipes, metrics["retrieval"], inputs.experiment),
+        build_table(TABLE5, grid, metrics["retrieval_grid"], inputs.experiment, starred=True),
+    ]
     figures = [FIGURES / "retrieval/r_at_1_per_epoch.png", FIGURES / "retrieval/retrieved.png"]
     plot_recall(figures[0], {describe(result): result for result in results})
     best = max(results, key=lambda result: result.metrics[RECALL])
     rows = inputs.manifest.split("val")
     plot_retrieved(figures[1], describe(best), rows, read_predictions(best.predictions))
     write_curves("retrieval", results, {"epoch": "epoch", "train_loss": "train_loss", "r_at_1": RECALL})
-    tables = {TABLE4: table4(recipes), TABLE5: table5(grid)}
-    checked_claims = claims(results, inputs.experiment.seed_for(BOOTSTRAP))
-    text = render("retrieval.md", run=recipes[0].run, tables=tables.values(), claims=checked_claims)
-    keys = (RECALL, f"{RECALL}_low", f"{RECALL}_high", "image_to_text_r_at_5", "text_to_image_r_at_1")
-    return Section(text, tables, select_metrics(results, *keys), {best.run_id: figures})
+    text = render(
+        "retrieval.md",
+        run=recipes[0].run,
+        gallery=recipes[0].metrics["gallery"],
+        tables=tables,
+        seeds=max(len(result.runs) for result in results),
+    )
+    headline = {name: values for table in tables for name, values in table.headline().items()}
+    selected = select_metrics(results, *MORE)
+    return Section(
+        text,
+        assigned={table.name: table.assigned() for table in tables},
+        numbers=[record for table in tables for record in table.numbers()],
+        metrics={name: headline[name] | values for name, values in selected.items()},
+        figures={best.run_id: figures},
+    )
 
 
 def describe(result: Result) -> str:
     """A row in a few words, such as `scratch, lr 1e-3, wd 1e-3, T 0.1, 5 epochs`."""
-    mode, lr, weight_decay, temperature, epochs = _settings(result)
-    if lr is None:
+    mode, lr, weight_decay, temperature, epochs = settings(result)
+    if mode == PROVIDED:
         return "provided"
     start = "scratch" if mode == SCRATCH else "finetuned"
-    return (
-        f"{start}, lr {format_scientific(lr)}, wd {format_scientific(weight_decay)}, T {temperature}, {epochs} epochs"
-    )
+    return f"{start}, lr {lr}, wd {weight_decay}, T {temperature}, {epochs} epochs"

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stages.data.manifest import Manifest
 from stages.params.experiment import Experiment
 from stages.params.model_source import display_name
+from stages.report.markdown import Markdown, code, escape, join, prose
 from stages.report.results import Result
 from stages.report.tables import Table
 
@@ -18,6 +21,7 @@ ROOT = Path("reports")
 FIGURES = ROOT / "figures"
 TABLES = ROOT / "tables"
 CURVES = ROOT / "curves"
+TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclass(frozen=True)
@@ -33,30 +37,53 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Section:
-    """Markdown `text`; `tables` by file name; `metrics` by run, for `dvc metrics`; `figures` by MLflow run ID."""
+    """One task's markdown and files.
 
-    text: str
+    `assigned` are the original's tables with our numbers, which stand first on the page, and `tables` those in the
+    text, by file name; `numbers` are records of `reports/results.csv`; `metrics` are by run, for `dvc metrics`;
+    `figures` are by MLflow run ID.
+    """
+
+    text: Markdown
+    assigned: dict[str, Table] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
+    numbers: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     figures: dict[str | None, list[Path]] = field(default_factory=dict)
 
 
-def link(path: str | Path) -> str:
-    """The path of a figure relative to the page's folder."""
-    return Path(path).relative_to(ROOT).as_posix()
+def link(path: str | Path) -> Markdown:
+    """The URL of a figure relative to the page's folder."""
+    return Markdown(quote(Path(path).relative_to(ROOT).as_posix()))
 
 
-def render(template: str, **context: Any) -> str:
-    """The markdown of `templates/TEMPLATE`; more than one empty line in a row becomes one."""
-    folder = Path(__file__).with_name("templates")
+def render(template: str, **context: Any) -> Markdown:
+    """The markdown of `templates/TEMPLATE`; more than one empty line in a row becomes one.
+
+    Text that a template prints with `{{ }}` is escaped, unless it is `Markdown`, as the results of `render`, of tables
+    and of the filters `code`, `prose`, `link` and `join` are.
+    """
+    text = _environment().get_template(template).render(context)
+    return Markdown(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(folder), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: escape(value) if isinstance(value, str) else value,
     )
-    environment.filters |= {"display_name": display_name, "link": link}
-    text = environment.get_template(template).render(context)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    environment.filters |= {"code": code, "display_name": display_name, "join": join, "link": link, "prose": prose}
+    return environment
 
 
 def select_metrics(results: Iterable[Result], *keys: str) -> dict[str, dict[str, Any]]:
-    """The metrics `keys` of every run that has them, by run name."""
-    return {result.run.name: {key: result.metrics[key] for key in keys if key in result.metrics} for result in results}
+    """The metrics `keys` of every result that has them, by name."""
+    selected = {}
+    for result in results:
+        metrics = result.metrics
+        selected[result.name] = {key: metrics[key] for key in keys if key in metrics}
+    return selected

@@ -1,53 +1,83 @@
-"""A table of text cells: as markdown, as CSV, and aligned for the terminal."""
+"""A table of the report: one DataFrame of printed cells, as markdown, CSV and LaTeX, and aligned for the terminal."""
 
-import csv
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from stages.core.atomic import atomic_write
+import pandas as pd
+
+from stages.core.atomic import write_text
+from stages.report.markdown import Markdown, escape
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "\n": " ",
+}
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` hold text as it is printed; the first `left` columns are aligned to the left, the others to the right."""
+    """`frame` holds text as it is printed; the columns `left` are aligned to the left, the others to the right."""
 
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    left: int = 1
+    frame: pd.DataFrame
+    left: tuple[str, ...]
 
     @classmethod
-    def from_dicts(cls, caption: str, rows: list[dict[str, str]], left: int = 1) -> Self:
-        """A table with the rows' keys as columns; all rows have the same keys."""
-        columns = tuple(rows[0]) if rows else ()
-        return cls(caption, columns, tuple(tuple(row.values()) for row in rows), left)
+    def from_rows(cls, caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Self:
+        """A table of rows of cells, whose first `left` columns are aligned to the left."""
+        return cls(caption, pd.DataFrame(rows, columns=list(columns), dtype=object), tuple(columns[:left]))
 
-    def markdown(self) -> str:
+    def __bool__(self) -> bool:
+        """Whether the table has rows."""
+        return len(self.frame) > 0
+
+    def markdown(self) -> Markdown:
         """A GitHub table under its caption."""
-        rules = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
-        lines = [_markdown_row(cells) for cells in (self.columns, rules, *self.rows)]
-        return "\n".join([f"**{self.caption}**", "", *lines])
+        # Bold by underscores: the star in a caption would end bold by stars.
+        return Markdown(f"__{self.caption}__\n\n{self._layout(self.frame.map(escape).rename(columns=escape), 'pipe')}")
 
     def plain(self) -> str:
         """Aligned columns under the caption, for a terminal."""
-        rows = (self.columns, *self.rows)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [self.caption]
-        for row in rows:
-            padded = [
-                cell.ljust(width) if index < self.left else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(padded).rstrip())
-        return "\n".join(lines)
+        return f"{self.caption}\n{self._layout(self.frame, 'simple')}"
 
-    def write_csv(self, path: Path) -> None:
-        """Write the same cells, comma-separated."""
-        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
+    def latex(self, name: str) -> str:
+        """A LaTeX table for the package booktabs, with the label `tab:NAME`."""
+        alignment = "".join("l" if column in self.left else "r" for column in self.frame)
+        frame = self.frame.map(escape_latex).rename(columns=escape_latex)
+        return frame.to_latex(
+            index=False,
+            escape=False,  # pandas' own escaping leaves `|` and `<`, which many fonts print as other characters
+            caption=escape_latex(self.caption),
+            label=f"tab:{name}",
+            column_format=alignment,
+        )
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write `NAME.md`, `NAME.csv` and `NAME.tex` to `folder`."""
+        write_text(folder / f"{name}.md", f"{self.markdown()}\n")
+        write_text(folder / f"{name}.csv", self.frame.to_csv(index=False))
+        write_text(folder / f"{name}.tex", self.latex(name))
+
+    def _layout(self, frame: pd.DataFrame, style: str) -> str:
+        alignment = ["left" if column in self.left else "right" for column in self.frame]
+        # Cells are text already: tabulate must not round them, or read a name such as `1e5` as a number.
+        return frame.to_markdown(index=False, tablefmt=style, colalign=alignment, disable_numparse=True)
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def escape_latex(text: str) -> str:
+    """LaTeX that prints `text` as it is."""
+    return "".join(LATEX.get(character, character) for character in text)

@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -17,7 +19,8 @@ def build_run(**changes):
         "name": "linear",
         "stage": "train_head@linear",
         "params": {"lr": 0.001, "kind": "linear"},
-        "metrics": {"miou": 31.25, "absent_classes": ["boat"]},
+        "metrics": {"miou": 31.25, "best_epoch": 2},
+        "details": {"absent_classes": ["boat"]},
         "history": [
             {"epoch": 1, "train_loss": 2.0, "miou": 10.0, "iou": {"a (b)": 1.0, "boat": None}},
             {"epoch": 2, "train_loss": 1.0, "miou": 31.25, "iou": {"a (b)": 2.0, "boat": None}},
@@ -72,11 +75,11 @@ def test_nan_is_never_written():
 
 def test_run_is_registered_once_with_metrics_params_tags_and_record():
     (run,) = write_runs(build_run())
-    tracked = tracking.register([run])[run.identity]
-    assert tracking.register([run]) == {run.identity: tracked}
+    frame = tracking.register([run])
+    pd.testing.assert_frame_equal(tracking.register([run]), frame)
     assert len(runs_in_store()) == 1
-    assert tracked.metrics["miou"] == 31.25
-    run_id = tracked.run_id
+    assert (frame.loc[run.identity, "miou"], frame.loc[run.identity, "best_epoch"]) == (31.25, 2)
+    run_id = frame.loc[run.identity, "run_id"]
     client = MlflowClient(tracking.store_uri())
     curve = client.get_metric_history(run_id, "epoch/miou")
     assert [(metric.step, metric.value) for metric in curve] == [(1, 10.0), (2, 31.25)]
@@ -89,6 +92,26 @@ def test_run_is_registered_once_with_metrics_params_tags_and_record():
     assert [file.path for file in client.list_artifacts(run_id)] == ["linear.json"]
 
 
+def test_metrics_of_all_tasks_are_one_frame():
+    seeds = [build_run(seed=seed, params={"seed": seed}, metrics={"miou": 30.0 + seed}) for seed in (1, 2)]
+    runs = write_runs(*seeds, build_run(task="captioning", name="greedy", metrics={"bleu": 20.125}, history=[]))
+    frame = tracking.register(runs)
+    assert set(frame.columns) == {"run_id", "miou", "bleu"}
+    assert frame.loc[[run.identity for run in seeds], "miou"].tolist() == [31.0, 32.0]
+    assert frame.loc[runs[2].identity, "bleu"] == 20.125
+    assert np.isnan(frame.loc[runs[2].identity, "miou"])
+    data = MlflowClient(tracking.store_uri()).get_run(frame.loc[seeds[1].identity, "run_id"]).data
+    assert (data.tags["name"], data.tags["seed"], data.params["seed"]) == ("linear", "2", "2")
+    assert data.tags["mlflow.runName"] == "linear-seed2"
+
+
+def test_more_metrics_than_a_request_holds_are_registered(project):
+    history = [{"epoch": epoch, "loss": 1.0 / epoch} for epoch in range(1, 2101)]
+    (run,) = write_runs(build_run(history=history))
+    run_id = tracking.register([run]).loc[run.identity, "run_id"]
+    assert len(MlflowClient(tracking.store_uri()).get_metric_history(run_id, "epoch/loss")) == 2100
+
+
 def test_changed_metrics_are_another_run():
     for miou in (1.0, 2.0):
         tracking.register(write_runs(build_run(metrics={"miou": miou})))
@@ -98,8 +121,7 @@ def test_changed_metrics_are_another_run():
 def test_runs_of_a_stage_share_its_duration():
     runs = write_runs(build_run(name="first"), build_run(name="second"))
     TIMINGS.write_text(json.dumps({"train_head@linear": {"seconds": 8.0}}))
-    tracked = tracking.register(runs)
-    assert list(tracked) == [run.identity for run in runs]
+    assert set(tracking.register(runs).index) == {run.identity for run in runs}
     infos = [run.info for run in runs_in_store()]
     assert {info.run_name for info in infos} == {"first", "second"}
     assert all(3900 <= info.end_time - info.start_time < 8000 for info in infos)
@@ -120,14 +142,14 @@ def test_interrupted_registration_is_repeated(monkeypatch):
     (run,) = write_runs(build_run())
     with monkeypatch.context() as context:
         context.setattr(MlflowClient, "log_batch", fail)
-        assert tracking.register([run]) == {}
-    assert tracking.register([run])
+        assert tracking.register([run]) is None
+    assert tracking.register([run]) is not None
     assert sorted(run.info.status for run in runs_in_store()) == ["FAILED", "FINISHED"]
 
 
 def test_unreachable_store_is_one_line_of_warning(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert tracking.register([build_run(), build_run(name="second")]) == {}
+    assert tracking.register([build_run(), build_run(name="second")]) is None
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "http://127.0.0.1:9 not usable, linear and 1 more not registered" in lines[0]
@@ -135,7 +157,7 @@ def test_unreachable_store_is_one_line_of_warning(monkeypatch, capsys):
 
 def test_figures_are_attached_and_replaced(project):
     (run,) = write_runs(build_run())
-    run_id = tracking.register([run])[run.identity].run_id
+    run_id = tracking.register([run]).loc[run.identity, "run_id"]
     figure = project / "curve.png"
     for content in (b"first", b"second"):
         figure.write_bytes(content)
@@ -150,6 +172,10 @@ def test_store_is_in_the_project_root_even_from_a_temporary_copy(project, monkey
 
 
 def test_class_names_that_mlflow_rejects_are_replaced():
-    (run,) = write_runs(build_run(metrics={"class_accuracy": {"cats/": 1.0, "a//b": 2.0, "..": 3.0, "dogs": 4.0}}))
-    names = set(tracking.register([run])[run.identity].metrics)
-    assert {f"class_accuracy/{name}" for name in ("cats_", "a__b", "_", "dogs")} <= names
+    classes = {"cats/": 1.0, "a//b": 2.0, "..": 3.0, "dogs": 4.0}
+    (run,) = write_runs(build_run(history=[{"epoch": 1, "iou": classes}]))
+    run_id = tracking.register([run]).loc[run.identity, "run_id"]
+    client = MlflowClient(tracking.store_uri())
+    for name, value in {"cats_": 1.0, "a__b": 2.0, "_": 3.0, "dogs": 4.0}.items():
+        (metric,) = client.get_metric_history(run_id, f"epoch/iou/{name}")
+        assert metric.value == value

@@ -1,67 +1,601 @@
-"""The report prints what the runs hold, next to the original's numbers."""
+"""The report prints what the runs hold, in the original's tables, and next to the original's numbers."""
 
 import csv
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from jinja2 import Environment
+from markdown_it import MarkdownIt
 
-from stages.core.runs import RUNS, Run
+from stages.core import tracking
+from stages.core.runs import RUNS, Run, write_run
 from stages.core.skipped import mark_skipped
 from stages.data.manifest import Manifest, Row
 from stages.params.experiment import load_experiment
-from stages.report import attention, captioning, classification, retrieval, segmentation
-from stages.report.__main__ import skip_reasons
-from stages.report.claims import Claim, claim_lines
+from stages.report import attention, captioning, classification, comparison, retrieval, segmentation
+from stages.report.__main__ import expected_runs, skip_reasons
 from stages.report.colors import class_colors
-from stages.report.curves import write_curves
-from stages.report.numbers import format_scientific
+from stages.report.comparison import original_value
+from stages.report.curves import seed_curves, write_curves
+from stages.report.markdown import Markdown, code, escape, prose
+from stages.report.numbers import format_scientific, star_highest
 from stages.report.original import load_original
 from stages.report.overlays import overlay
 from stages.report.page import build_page
-from stages.report.results import Result
-from stages.report.section import Inputs, Section, render
+from stages.report.results import Result, load_results
+from stages.report.section import TEMPLATES, Inputs, Section, link, render
+from stages.report.significance import Metric
 from stages.report.tables import Table
 
-
-def result(task, name, metrics, params=None, **fields):
-    return Result(Run(task, name, task, params or {}, metrics, **fields), metrics)
-
-
-def head(name, miou):
-    return result("segmentation", name, {"miou": miou, "miou_low": miou - 1, "miou_high": miou + 1})
+EXPERIMENT = load_experiment(ROOT / "params.yaml")
+ASSIGNMENT = Path("/work/shared/assignment/tables.json")
+NASTY = "<script>alert('x')</script> | `a` \"b\" *c* [d](e)\n# f $g$ &amp; _h_"
 
 
-def test_table_1_has_the_originals_rows_in_its_order_and_two_decimals():
-    heads = [head("mine", 1.0), head("transformer_shared_qk", 20.004), head("linear", 12.345), head("transformer", 60)]
-    table = segmentation.table(heads)
-    assert table.columns == ("Head", "Validation mIoU", "95 % interval", "Original", "Difference")
-    assert table.rows == (
-        ("Linear", "12.35", "11.35 to 13.35", "45.48", "-33.13"),
-        ("Transformer", "60.00", "59.00 to 61.00", "63.33", "-3.33"),
-        ("Transformer with shared Q-K", "20.00", "19.00 to 21.00", "62.44", "-42.44"),
-        ("mine", "1.00", "0.00 to 2.00", "-", "-"),
+@dataclass(frozen=True)
+class WithoutDraws(Metric):
+    """A metric whose interval is one point to each side of the mean."""
+
+    def interval(self, result):
+        mean = result.metrics[self.key]
+        return mean - 1, mean + 1
+
+
+def metric(key):
+    return WithoutDraws(key, key, lambda run: np.full(10, run.metrics[key]))
+
+
+def result(task, name, *metrics, params=None, seeds=None, **fields):
+    """A result with one run for each of `metrics`, which have no seeds unless given."""
+    params = {"profile": "embedded"} | (params or {})
+    seeds = seeds or [None] * len(metrics)
+    runs = [
+        Run(task, name, task, params, values, seed=seed, **fields) for values, seed in zip(metrics, seeds, strict=True)
+    ]
+    frame = pd.DataFrame([run.metrics for run in runs], index=[run.key for run in runs], dtype=float)
+    return Result(tuple(runs), frame, (None,) * len(runs))
+
+
+def text(table):
+    """A table's cells, header included."""
+    return [tuple(table.frame.columns), *table.frame.itertuples(index=False, name=None)]
+
+
+# ---- The original's tables ----
+
+
+def head(name, *mious):
+    settings = EXPERIMENT.segmentation.model_dump(exclude={"heads", "seeds"})
+    kind = EXPERIMENT.segmentation.heads.get(name)
+    options = kind.model_dump() if kind else {"kind": "mine"}
+    metrics = [{"miou": miou, "best_miou": miou + 1, "best_epoch": 3, "train_loss": 0.25} for miou in mious]
+    seeds = list(range(1, len(mious) + 1))
+    return result("segmentation", name, *metrics, params={**settings, **options}, seeds=seeds)
+
+
+def cell(name, *bleus, **changes):
+    cells = EXPERIMENT.captioning.cells
+    params = cells[name].model_dump(exclude_none=True) if name in cells else {}
+    lengths = EXPERIMENT.captioning.model_dump(exclude={"cells", "seeds"})
+    metrics = [{"bleu": bleu} for bleu in bleus]
+    seeds = None if params.get("type") == "greedy" else list(range(1, len(bleus) + 1))
+    return result("captioning", name, *metrics, params=lengths | params | changes, seeds=seeds)
+
+
+def recall(task, name, *values, **changes):
+    rows = {**EXPERIMENT.retrieval.table4, **EXPERIMENT.retrieval.grid}
+    row = rows.get(name)
+    params = row.model_dump() if row else {"init": "provided"}
+    keys = ("image_to_text_r_at_1", *retrieval.MORE)
+    metrics = [dict.fromkeys(keys, value) for value in values]
+    seeds = list(range(1, len(values) + 1)) if row else None
+    return result(task, name, *metrics, params=params | changes, seeds=seeds)
+
+
+def finetuned(name, accuracy, losses=(2.0, 1.5), **changes):
+    classifier = EXPERIMENT.active.classifier
+    setting = EXPERIMENT.classification.settings[name].resolved(classifier)
+    metrics = {"accuracy": accuracy, "best_epoch": 4, "best_accuracy": accuracy + 2, "steps": 15, "train_loss": 1.5}
+    history = [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate(losses, 1)]
+    details = {"confusion": [[]] * 20, "untrained_labels": []}
+    params = setting.model_dump() | changes
+    return result("classification", name, metrics, params=params, seeds=[1], history=history, details=details)
+
+
+def assigned_tables():
+    """All of the original's tables, from runs with the committed params. Rows come in another order than printed."""
+    heads = [head(name, 20.004 + index) for index, name in enumerate(reversed(EXPERIMENT.segmentation.heads))]
+    cells = [cell(name, 10.0 + index, 11.0 + index) for index, name in enumerate(EXPERIMENT.captioning.cells)]
+    recipes = [recall("retrieval", name, 40.0 + index) for index, name in enumerate(EXPERIMENT.retrieval.table4)]
+    grid = [recall("retrieval_grid", name, 30.0 + index) for index, name in enumerate(EXPERIMENT.retrieval.grid)]
+    settings = [finetuned(name, 60.0 + index) for index, name in enumerate(EXPERIMENT.classification.settings)]
+    recall_metric = metric("image_to_text_r_at_1")
+    return [
+        segmentation.build_table(heads, metric("miou"), EXPERIMENT),
+        *captioning.build_tables(cells[::-1], metric("bleu"), EXPERIMENT),
+        retrieval.build_table(retrieval.TABLE4, recipes[::-1], recall_metric, EXPERIMENT),
+        retrieval.build_table(retrieval.TABLE5, grid[::-1], recall_metric, EXPERIMENT, starred=True),
+        classification.build_table(settings[::-1], metric("accuracy"), EXPERIMENT),
+    ]
+
+
+def parse_tables(page):
+    """The tables of a page in markdown by caption, as rows of cells; the header is the first row."""
+    tables = {}
+    caption = None
+    for line in page.splitlines():
+        if re.fullmatch("__.*__", line):
+            caption = line.strip("_")
+            tables[caption] = []
+        elif line.startswith("|") and caption is not None:
+            tables[caption].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif line:
+            caption = None
+    return {caption: [rows[0], *rows[2:]] for caption, rows in tables.items()}
+
+
+def printed(value, column):
+    """A cell of the original as the tables print it."""
+    if value is None:
+        return "-"
+    return format_scientific(value) if column in ("Learning Rate", "Weight Decay") else str(value)
+
+
+def check_against(original, parsed):
+    """Compare caption, columns, labels, order and decimals."""
+    matches = [(caption, rows) for caption, rows in parsed.items() if caption.endswith(original["caption"])]
+    ((caption, (columns, *rows)),) = matches
+    assert re.fullmatch(r"(Table \d|Classification)\. ", caption.removesuffix(original["caption"]))
+    assert columns == original["columns"]
+    values = original["rows"]
+    values = list(values.values()) if isinstance(values, dict) else values
+    expected = [[printed(*cell) for cell in zip(row[:-1], columns[:-1], strict=True)] for row in values]
+    assert [row[:-1] for row in rows] == expected
+    numbers = [row[-1] for row in rows]
+    assert all(re.fullmatch(r"\d+\.\d\d\*?", number) for number in numbers)
+    if "*" in original["caption"]:
+        highest = max(float(number.strip("*")) for number in numbers)
+        assert all(number.endswith("*") == (float(number.strip("*")) == highest) for number in numbers)
+    else:
+        assert not any("*" in number for number in numbers)
+
+
+def originals():
+    tables = {"original.json": load_original()}
+    if ASSIGNMENT.is_file():
+        tables["the assignment"] = json.loads(ASSIGNMENT.read_text())
+    return tables
+
+
+@pytest.mark.parametrize("source", originals())
+def test_the_tables_are_the_originals(tmp_path, source):
+    """Parsed from the files and from the page, where they stand first, with nothing but captions between them."""
+    tables = {table.name: table.assigned() for table in assigned_tables()}
+    for name, table in tables.items():
+        table.write(tmp_path, name)
+    manifest = Manifest((Row("a", "train", "a.jpg"), Row("b", "val", "b.jpg")), "somewhere", ())
+    sections = [Section(Markdown("## Task\n"), assigned=tables)]
+    page = build_page([manifest], "embedded", sections, Markdown("## Claims\n"), True, [])
+    top = page.split("## Data")[0]
+    parsed = parse_tables(top)
+    assert list(parsed) == [table.caption for table in tables.values()]
+    lines = [line for line in top.splitlines()[4:] if line and not line.startswith("|")]
+    assert lines == [f"__{caption}__" for caption in parsed]
+    for name in tables:
+        original = originals()[source][name]
+        check_against(original, parsed)
+        file = (tmp_path / f"{name}.md").read_text()
+        check_against(original, parse_tables(file))
+        assert file.strip() in page
+        rows = list(csv.reader((tmp_path / f"{name}.csv").open()))
+        assert rows == next(iter(parse_tables(file).values()))
+
+
+def test_a_table_has_the_originals_rows_only_and_the_comparison_has_all():
+    heads = [head("mine", 1.0), head("convolutional_5x5", 2.0), head("linear", 12.0, 13.0), head("transformer", 60)]
+    table = segmentation.build_table(heads, metric("miou"), EXPERIMENT)
+    assert text(table.assigned())[1:] == [("Linear", "12.50"), ("Transformer", "60.00")]
+    header, *rows = text(table.comparison())
+    assert header == (
+        "Head",
+        "Validation mIoU",
+        "Seeds",
+        "95 % interval",
+        "Original",
+        "Best epoch",
+        "Train loss",
     )
+    assert rows == [
+        ("Linear", "12.50 +/- 0.71", "2", "11.50 to 13.50", "45.48", "13.50 (3)", "0.250"),
+        ("Transformer", "60.00", "1", "59.00 to 61.00", "63.33", "61.00 (3)", "0.250"),
+        ("mine", "1.00", "1", "0.00 to 2.00", "-", "2.00 (3)", "0.250"),
+        ("convolutional_5x5", "2.00", "1", "1.00 to 3.00", "-", "3.00 (3)", "0.250"),
+    ]
 
 
-def test_a_table_prints_as_markdown_csv_and_text(tmp_path):
-    table = Table("Caption", ("Head", "a|b"), (("one", "1.00"), ("three", "10.00")))
-    assert table.markdown().splitlines()[2:4] == ["| Head | a\\|b |", "| --- | ---: |"]
-    assert table.plain().splitlines()[1:] == ["Head     a|b", "one     1.00", "three  10.00"]
-    table.write_csv(tmp_path / "t.csv")
-    assert (tmp_path / "t.csv").read_text() == "Head,a|b\none,1.00\nthree,10.00\n"
+def test_differences_are_printed_for_the_originals_data_and_models_only():
+    experiment = EXPERIMENT.model_copy(update={"profile": "paper"})
+    heads = [head("linear", 40.0), head("mine", 1.0)]
+    table = segmentation.build_table(heads, metric("miou"), experiment).comparison()
+    assert table.frame["Difference"].tolist() == ["-5.48", "-"]
+    assert "Difference" not in segmentation.build_table(heads, metric("miou"), EXPERIMENT).comparison().frame
+    settings = [finetuned("base", 90.0), finetuned("accumulated", 95.0)]
+    accuracies = classification.build_table(settings, metric("accuracy"), experiment).comparison().frame
+    assert accuracies["Difference"].tolist() == ["+1.00", "-"]
+    assert accuracies["Original"].tolist() == ["89", "over 94"]
 
 
-def test_every_run_with_epochs_gets_a_csv_of_its_history(tmp_path, monkeypatch):
+def test_rows_with_other_settings_than_the_originals_have_no_original():
+    cells = [cell("k1_t01", 3.0, temperature=0.3), cell("k5_t01", 4.0), cell("p", 5.0, type="top_p", p=0.9, prompt="")]
+    cells.append(cell("beam", 6.0, type="beam", beams=3, prompt=""))
+    _, third = captioning.build_tables(cells, metric("bleu"), EXPERIMENT)
+    assert [row[:4] for row in text(third.assigned())[1:]] == [
+        ("Top-K sampling", "5", "0.1", "a picture of"),
+        ("Top-K sampling", "1", "0.3", "a picture of"),
+    ]
+    assert third.comparison().frame["Original"].tolist() == ["28.14", "-", "-", "-"]
+    assert third.comparison().frame["K"].tolist() == ["5", "1", "p = 0.9", "3 beams"]
+    changed = recall("retrieval", "scratch", 40.0, lr=3e-3)
+    fourth = retrieval.build_table(retrieval.TABLE4, [changed], metric("image_to_text_r_at_1"), EXPERIMENT)
+    assert text(fourth.assigned())[1][1] == "3e-3"
+    assert fourth.comparison().frame["Original"].tolist() == ["-"]
+
+
+def test_a_setting_that_is_not_the_originals_has_its_name_for_a_label():
+    base = EXPERIMENT.classification.settings["base"].model_copy(update={"epochs": 9})
+    settings = EXPERIMENT.classification.model_copy(update={"settings": {"base": base}})
+    experiment = EXPERIMENT.model_copy(update={"classification": settings})
+    table = classification.build_table([finetuned("base", 70.0, epochs=9)], metric("accuracy"), experiment)
+    assert text(table.assigned())[1:] == [("base", "70.00")]
+
+
+def test_the_comparison_of_settings_has_what_they_were_trained_with():
+    table = classification.build_table([finetuned("accumulated", 80.0)], metric("accuracy"), EXPERIMENT)
+    (row,) = table.comparison().frame.to_dict("records")
+    assert row["Learning Rate"] == "5e-4"
+    assert row["Input"] == "88x88, augmented"
+    assert (row["Effective batch size"], row["Steps"], row["Best epoch"]) == ("120", "15", "82.00 (4)")
+
+
+def test_the_committed_params_are_the_originals_grid():
+    """Every row of the original's tables is a run with the original's settings."""
+    tables = assigned_tables()
+    for table in tables:
+        names = load_original()[table.name]["rows"]
+        assert [row.result.name for row in table.assigned_rows] == list(names)
+        assert all(original_value(row.result, EXPERIMENT) is not None for row in table.assigned_rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(1e-3, "1e-3"), (5e-4, "5e-4"), (0.05, "5e-2"), (0, "0"), (1.5e-5, "1.5e-5"), (None, "-")]
+)
+def test_learning_rates_are_printed_as_in_the_original(value, words):
+    assert format_scientific(value) == words
+
+
+def test_all_rows_that_print_the_highest_number_have_a_star():
+    assert star_highest([20.004, 20.001, 3.0]) == ["20.00*", "20.00*", "3.00"]
+    assert star_highest([]) == []
+
+
+def test_the_page_says_whether_a_star_is_significant(monkeypatch):
+    @dataclass
+    class Margin:
+        difference: float
+        low: float
+        high: float
+        significant: bool
+
+    tables = captioning.build_tables([cell("k5_t01", 4.0), cell("k10_t01", 3.8)], metric("bleu"), EXPERIMENT)
+    for margin, words in (
+        (
+            Margin(0.21, -0.3, 0.7, False),
+            "not significant: +0.21 over the next row, 95 % CI -0.30 to +0.70, which incl",
+        ),
+        (
+            Margin(1.0, 0.5, 1.5, True),
+            "significant: +1.00 over the next row, 95 % CI +0.50 to +1.50, which does not incl",
+        ),
+        (None, None),
+    ):
+        monkeypatch.setattr(comparison, "star_margin", lambda results, metric, margin=margin: margin)
+        sentence = tables[1].star_sentence()
+        assert sentence is None if words is None else f"The star in Table 3 is {words}" in sentence
+    assert tables[0].star_sentence() is None
+
+
+# ---- Numbers of all runs ----
+
+
+def test_results_csv_is_numbers_by_run_and_their_means():
+    bounds = {"bleu_low": 1.0, "bleu_high": 5.0}
+    runs = [{"bleu": value, "words": 7.0, **bounds} for value in (2.0, 4.0)]
+    params = cell("k5_t01", 1.0).run.params
+    sampled = result("captioning", "k5_t01", *runs, params=params, seeds=[1, 2])
+    greedy = result("captioning", "greedy", {"bleu": 9.0, **bounds}, params=cell("greedy", 1.0).run.params)
+    tables = captioning.build_tables([sampled, greedy], metric("bleu"), EXPERIMENT)
+    content = comparison.write_numbers([record for table in tables for record in table.numbers()])
+    frame = pd.read_csv(io.StringIO(content))
+    columns = ["table", "run", "metric", "value", "low", "high", "original", "profile", "seed"]
+    assert list(frame.columns) == columns
+    assert all(frame[key].dtype == float for key in ("value", "low", "high", "original", "seed"))
+    assert len(frame) == 1 + 2 * 3
+    bleu = frame[frame.metric == "bleu"]
+    pooled = bleu[bleu.seed.isna()].set_index("run")
+    assert pooled.loc["k5_t01", ["table", "value", "low", "high"]].tolist() == [captioning.TABLE3, 3.0, 2.0, 4.0]
+    assert pooled["original"].to_dict() == {"greedy": 27.9, "k5_t01": 28.14}
+    single = bleu[bleu.seed.notna()]
+    assert single[["value", "low", "high", "seed"]].values.tolist() == [[2.0, 1.0, 5.0, 1.0], [4.0, 1.0, 5.0, 2.0]]
+    assert single["original"].isna().all()
+
+
+def test_metrics_are_the_same_from_the_store_and_from_the_records(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    history = [{"epoch": 1, "loss": 0.5, "score": 10.25}, {"epoch": 2, "loss": 0.25, "score": 1e-05}]
-    runs = [result("task", "trained", {}, history=history), result("task", "provided", {})]
-    write_curves("task", runs, {"epoch": "epoch", "r_at_1": "score"})
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for seed in (1, 2):
+        write_run(Run("segmentation", "linear", "s", {}, {"miou": seed / 3, "val_images": 7}, seed=seed))
+    write_run(Run("position_similarity", "rotary", "s", {}, {}))
+    names = {"segmentation": [("linear", 1), ("linear", 2)], "position_similarity": [("rotary", None)]}
+    stored, from_store = load_results(names)
+    assert from_store
+    monkeypatch.setattr(tracking, "register", lambda runs: None)
+    recorded, from_store = load_results(names)
+    assert not from_store
+    for task in names:
+        (first,), (second,) = stored[task], recorded[task]
+        pd.testing.assert_frame_equal(first.frame, second.frame)
+        assert all(first.run_ids)
+        assert not any(second.run_ids)
+    assert stored["segmentation"][0].metrics == {"miou": 0.5, "val_images": 7.0}
+    assert list(stored["segmentation"][0].frame.index) == ["linear-seed1", "linear-seed2"]
+    assert stored["position_similarity"][0].metrics == {}
+
+
+def test_runs_are_expected_with_every_seed_of_their_task():
+    runs = expected_runs(EXPERIMENT)
+    seeds = EXPERIMENT.captioning.seeds
+    assert [seed for name, seed in runs["captioning"] if name == "k5_t01"] == seeds
+    assert [seed for name, seed in runs["captioning"] if name == "greedy"] == [None]
+    assert [seed for name, seed in runs["retrieval"] if name == "provided"] == [None]
+    assert [seed for name, seed in runs["retrieval"] if name == "scratch"] == EXPERIMENT.retrieval.seeds
+    assert ("linear", EXPERIMENT.segmentation.seeds[0]) in runs["segmentation"]
+
+
+def test_skipped_tasks_give_their_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mark_skipped("x has no captions", RUNS / "captioning")  # one stage makes all runs
+    mark_skipped("x has no labels", RUNS / "classification/base-seed1.json")  # one stage per run
+    runs = {"captioning": [("greedy", None)], "classification": [("base", 1)], "retrieval": [("scratch", 1)]}
+    assert skip_reasons(runs) == {"captioning": "x has no captions", "classification": "x has no labels"}
+
+
+def test_every_row_with_epochs_gets_a_csv_of_its_mean_history(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [
+        Run("task", "trained", "s", {}, {}, [{"epoch": 1, "score": 10.0}, {"epoch": 2, "score": shift}], seed=seed)
+        for seed, shift in ((1, 1.0), (2, 2.5))
+    ]
+    trained = Result(tuple(runs), pd.DataFrame(index=[0, 1]), (None, None))
+    write_curves("task", [trained, result("task", "provided", {})], {"epoch": "epoch", "r_at_1": "score"})
     (path,) = (tmp_path / "reports/curves/task").iterdir()
     assert path.name == "trained.csv"
-    assert list(csv.reader(path.open())) == [["epoch", "r_at_1"], ["1", "10.25"], ["2", "1e-05"]]
+    assert list(csv.reader(path.open())) == [["epoch", "r_at_1"], ["1", "10.0"], ["2", "1.75"]]
+    assert seed_curves(trained, "score").loc[2].tolist() == [1.0, 2.5]
+
+
+# ---- Markdown and LaTeX ----
+
+
+def plain_text(markdown):
+    """What a reader of rendered markdown sees, tags removed; `Markup` would unescape too late."""
+    html = MarkdownIt("commonmark").enable("table").render(markdown)
+    assert "<script" not in html
+    without_tags = re.sub(r"<[^>]+>", "", html)
+    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
+        without_tags = without_tags.replace(entity, character)
+    return without_tags
+
+
+def test_text_appears_in_markdown_as_it_is():
+    line = NASTY.replace("\n", " ")
+    assert plain_text(escape(NASTY)).strip() == line
+    assert plain_text(f"before {code(NASTY)} after").strip() == f"before {line} after"
+    assert escape(escape(NASTY)) == escape(NASTY)
+    assert escape("scratch_lr1e-3") == "scratch_lr1e-3"
+    assert prose("`<end>` < *a*, `k5_t01`") == r"`<end>` &lt; \*a\*, `k5_t01`"
+
+
+def test_a_table_prints_any_text_as_markdown_csv_and_latex(tmp_path):
+    table = Table("Caption (* of a table)", pd.DataFrame({"Head": [NASTY, "1e5"], "a|b_%": ["1.00", "-"]}), ("Head",))
+    rendered = plain_text(table.markdown())
+    assert "Caption (* of a table)" in rendered
+    assert NASTY.replace("\n", " ") in rendered
+    assert "a|b_%" in rendered
+    html = MarkdownIt("commonmark").enable("table").render(table.markdown())
+    assert html.count("<tr>") == 3
+    assert html.count("<td") == 4
+    assert "<strong>" in html
+    table.write(tmp_path, "name_1")
+    assert list(csv.reader((tmp_path / "name_1.csv").open(newline=""))) == [
+        ["Head", "a|b_%"],
+        [NASTY, "1.00"],
+        ["1e5", "-"],
+    ]
+    latex = (tmp_path / "name_1.tex").read_text()
+    assert r"Head & a\textbar{}b\_\% \\" in latex
+    assert r"\textless{}script\textgreater{}alert" in latex
+    assert r"\$g\$ \&amp; \_h\_ & 1.00 \\" in latex
+    assert r"\caption{Caption (* of a table)}" in latex
+    assert r"\label{tab:name_1}" in latex
+    assert table.plain().splitlines()[0] == table.caption
+
+
+def test_a_page_prints_names_and_reasons_as_they_are():
+    rows = (Row("a", "train", "a.jpg", height=20, width=30), Row("b", "val", "b.jpg", height=40, width=25))
+    inputs = {"backbone": NASTY, "weights": "ab" * 32}
+    run = Run("task", "name", "s", {}, {}, inputs=inputs)
+    skipped = render("skipped.md", title="Task", tables="Table 1 is", reason=NASTY)
+    manifest = Manifest(rows, NASTY, (NASTY, "star"), license=NASTY)
+    page = build_page([manifest], "folder", [Section(skipped)], Markdown("## Claims\n"), False, [run])
+    line = NASTY.replace("\n", " ")
+    rendered = plain_text(page)
+    assert rendered.count(line) == 5
+    assert "Table 1 is left out:" in rendered
+
+
+def test_links_to_figures_are_urls():
+    assert link("reports/figures/my head (1).png") == "figures/my%20head%20%281%29.png"
+
+
+# Words of the templates that contain digits and are no results.
+WORDS_WITH_DIGITS = re.compile(
+    r"\b(95 % CI|95 % interval|BLEU-4|BLEU-1 to 3|R@(1|5|10)|from 0|to 0|(in|ex)cludes? 0)\b"
+)
+FORMATS = re.compile(r"%[+.\d]*[dfg]|[a-z_]+_at_\d+")
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.md")), ids=lambda path: path.name)
+def test_no_result_is_typed_in_a_template(path):
+    """Prose holds no digits but those of fixed terms; neither do the strings that a template prints."""
+    source = path.read_text()
+    assert not re.search(r"`[^`\n]*\{\{", re.sub(r"```.*?```|`[^`{]*`", "", source)), "use the filter `code`"
+    for line, kind, value in Environment(trim_blocks=True, lstrip_blocks=True).lex(source):
+        if kind == "data":
+            value = WORDS_WITH_DIGITS.sub("", re.sub(r"\]\(.*?\)", "", value))  # without links
+        elif kind == "string":
+            value = FORMATS.sub("", value)
+        if kind in ("data", "string"):
+            assert not re.search(r"\d", value), f"{path.name}:{line}: {value.strip()}"
+
+
+# ---- The page and its sections ----
+
+
+def test_the_page_describes_images_of_different_sizes_and_a_source_without_masks():
+    rows = (Row("a", "train", "a.jpg", height=20, width=30), Row("b", "val", "b.jpg", height=40, width=25))
+    run = Run("task", "name", "s", {}, {}, inputs={"backbone": "vit", "weights": "ab" * 32})
+    sections = [Section(Markdown("## Task\n"))]
+    page = build_page([Manifest(rows, "somewhere", ())], "folder", sections, Markdown("## Claims\n"), False, [run])
+    assert (
+        """
+- Source: `somewhere`; license: unknown
+- Images: 1 train, 1 val; 30x20 to 25x40 pixels
+- No masks
+- Captions: none; labels: none
+
+## Task
+
+## Claims
+
+---
+
+Packages: """
+        in page
+    )
+    assert "tables are read from the run records" in page
+    assert "Weights: vit `abababababab`." in page
+
+
+def captioning_page(**params):
+    run = cell("greedy", 1.0, **params).run
+    run.inputs["backbone"] = "blip"
+    context = {"images": 7.0, "named": False, "seeds": 3, "overruns": captioning.overrun_rows()}
+    tables = captioning.build_tables([cell("greedy", 1.0)], metric("bleu"), EXPERIMENT)
+    return render("captioning.md", run=run, tables=tables, **context)
+
+
+def test_the_captioning_section_says_how_the_originals_captions_end():
+    page = captioning_page(stop="end_token")
+    assert "6.8 (K = 50, T = 1.0) and 11.7 (K = 50, T = 0.7)" in page
+    assert "Here a caption ends at its end token; `captioning.stop: batch`" in page
+    assert "The captions here run on in the same way" in captioning_page(stop="batch")
+
+
+@pytest.mark.parametrize(
+    ("share", "words", "line"),
+    [
+        (
+            "0.2222",
+            "bus street",
+            "\n22.2 % of the words in the captions are unknown to this BLIP, such as bus, street.\n",
+        ),
+        ("0.0000", "", None),
+    ],
+)
+def test_the_page_names_words_that_blip_does_not_know(share, words, line):
+    inputs = {"backbone": "blip", "unknown_share": share, "unknown_words": words}
+    provided = result("retrieval", "provided", {}, params={"views": 4}, inputs=inputs)
+    table = retrieval.build_table(
+        retrieval.TABLE4, [recall("retrieval", "provided", 1.0)], metric("image_to_text_r_at_1"), EXPERIMENT
+    )
+    page = render("retrieval.md", run=provided.run, gallery=7.0, tables=[table], seeds=5)
+    assert "share of 7 validation images" in page
+    assert (line in page) if line else ("unknown" not in page)
+
+
+def test_settings_that_were_still_learning_are_named():
+    (setting,) = classification.still_learning([finetuned("base", 70.0)])
+    assert setting == {"name": "base", "loss": 1.5, "steps": 15.0, "images": 8}
+
+
+@pytest.mark.parametrize(
+    "losses", [(2.0, 0.01), (2.0, 2.1), (3.2, 3.1), (1.5,)], ids=["trained", "rising", "no better than chance", "one"]
+)
+def test_settings_that_were_not_learning_at_the_end_are_not_named(losses):
+    assert classification.still_learning([finetuned("base", 70.0, losses)]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (2.5, 3.5, "more than uniform attention"),
+        (0.9, 1.1, "not significantly different from uniform attention"),
+        (0.7, 0.9, "less than uniform attention"),
+    ],
+)
+def test_attention_on_the_object_is_compared_with_uniform_attention_by_its_interval(low, high, words):
+    metrics = {"x_mass": 30.0, "x_area": 10.0, "x_times_low": low, "x_times_high": high}
+    assert attention.attention_verdict(metrics, "x") == f"30 % on 10 % of the area, {words}"
+
+
+def test_skipped_attention_stages_give_their_reason_and_the_others_stay():
+    rotary = result("position_similarity", "rotary", {}, inputs={"backbone": "rotary"})
+    skipped = {"class_attention": "x has no class token", "caption_attention": "y has no captions"}
+    manifest = Manifest((), "somewhere", ())
+    section = attention.section(Inputs({"position_similarity": [rotary]}, skipped, manifest, manifest, EXPERIMENT), {})
+    assert "`rotary` has no learned position embeddings to show." in section.text
+    assert "Left out: x has no class token." in section.text
+    assert "Left out: y has no captions." in section.text
+    assert not section.tables
+    assert not section.metrics
+    assert not section.numbers
+
+
+def test_captions_are_read_by_cell_and_seed(tmp_path):
+    columns = {
+        "cell": ["greedy", "k", "k"],
+        "seed": pa.array([None, 1, 2], pa.int64()),
+        "image_id": ["a", "a", "a"],
+        "caption": ["x", "y", "z"],
+        "reference": ["r", "r", "r"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "captions.parquet")
+    captions = captioning.read_captions(tmp_path / "captions.parquet")
+    assert captions["greedy", None] == {"a": ("x", "r")}
+    assert captions["k", 2] == {"a": ("z", "r")}
+
+
+# ---- Figures ----
 
 
 def test_an_overlay_paints_neither_void_nor_background():
@@ -84,239 +618,3 @@ def test_an_overlay_paints_class_0_if_it_is_not_background():
 def test_no_two_classes_share_a_color(count):
     colors = class_colors(tuple(f"class {index}" for index in range(count)))
     assert len({tuple(np.round(color, 3)) for color in colors.values()}) == count + 1
-
-
-def test_a_claim_gets_its_direction_and_whether_it_is_significant():
-    claim = Claim("More is better", "more", "less", +1)
-    draws = np.linspace(1.0, 5.0, 1001)
-    assert claim.line("+3.00", 1.5, draws) == (
-        "- *More is better* (original: +3.00): +1.50 here, 95 % CI +1.10 to +4.90: same direction."
-    )
-    assert claim.line("+3.00", -1.5, -draws).endswith("opposite direction.")
-    assert claim.line("+3.00", 0.1, draws - 1.5).endswith("not significant (95 % CI includes 0).")
-
-
-def test_only_claims_about_runs_with_the_originals_settings_are_checked():
-    claims = [Claim("More is better", "more", "less", +1), Claim("Most is better still", "most", "more", +1)]
-    runs = [result("task", name, {"score": score}) for name, score in (("less", 1.0), ("more", 3.0), ("most", 4.0))]
-    originals = {"less": 10.0, "more": 12.5, "most": None}
-
-    def draw_differences(first, second):
-        return np.full(3, first.metrics["score"] - second.metrics["score"])
-
-    (line,) = claim_lines(claims, runs, originals, "score", draw_differences)
-    assert line == "- *More is better* (original: +2.50): +2.00 here, 95 % CI +2.00 to +2.00: same direction."
-    assert claim_lines(claims[1:], runs, originals, "score", draw_differences) == []
-
-
-def cell(name, bleu, **params):
-    metrics = {"bleu": bleu, "bleu_low": bleu - 1, "bleu_high": bleu + 1, "images": 7}
-    return result("captioning", name, metrics, {**params, "min_length": 10, "max_length": 30})
-
-
-def test_tables_2_and_3_have_the_originals_layout():
-    cells = [
-        cell("mine", 9.0, type="top_p", p=0.9, temperature=1.0, prompt=""),
-        cell("k5_t01", 20.004, type="top_k", k=5, temperature=0.1, prompt="a picture of"),
-        cell("k50_t01", 20.001, type="top_k", k=50, temperature=0.1, prompt="a picture of"),
-        cell("k1_t01", 3.0, type="top_k", k=1, temperature=0.3, prompt="a picture of"),
-        cell("greedy", 12.0, type="greedy", prompt="a picture of"),
-        cell("k50_t1", 2.0, type="top_k", k=50, temperature=1.0, prompt="a picture of"),
-    ]
-    second = captioning.table2(cells)
-    assert second.columns[:5] == ("Type", "K", "Temperature (T)", "prompt", "BLEU Score (%)")
-    assert [row[:5] + row[6:] for row in second.rows] == [
-        ("Greedy search", "-", "-", '"a picture of"', "12.00", "27.90", "-15.90"),
-        ("Top-K sampling", "50", "1.0", '"a picture of"', "2.00", "6.80", "-4.80"),
-    ]
-    third = captioning.table3(cells)
-    assert [row[:5] + row[6:] for row in third.rows] == [
-        ("Top-K sampling", "50", "0.1", '"a picture of"', "20.00*", "26.29", "-6.29"),
-        ("Top-K sampling", "5", "0.1", '"a picture of"', "20.00*", "28.14", "-8.14"),
-        ("Top-K sampling", "1", "0.3", '"a picture of"', "3.00", "-", "-"),  # another temperature than the original's
-        ("Top-p sampling", "p = 0.9", "1.0", '""', "9.00", "-", "-"),
-    ]
-
-
-def recall(name, value, **params):
-    metrics = {
-        f"image_to_text_r_at_1{suffix}": value + shift for suffix, shift in (("", 0), ("_low", -1), ("_high", 1))
-    }
-    return result("retrieval", name, metrics, params)
-
-
-def test_tables_4_and_5_have_the_originals_layout():
-    rows = [
-        recall("finetuned", 41.0, init="provided", lr=1e-5, weight_decay=0.0, temperature=0.1, epochs=3),
-        recall("scratch", 40.0, init="scratch", lr=1e-3, weight_decay=1e-3, temperature=0.1, epochs=5),
-        recall("provided", 39.0, init="provided"),
-    ]
-    fourth = retrieval.table4(rows)
-    assert fourth.columns[:6] == ("Mode", "Learning Rate", "Weight Decay", "Temperature", "Epochs", "R@1 (%)")
-    assert [row[:6] + row[7:] for row in fourth.rows] == [
-        ("Evaluating with the provided checkpoint", "-", "-", "-", "-", "39.00", "53.89", "-14.89"),
-        ("Training from scratch", "1e-3", "1e-3", "0.1", "5", "40.00", "43.96", "-3.96"),
-        ("Finetuning checkpoint", "1e-5", "0", "0.1", "3", "41.00", "58.94", "-17.94"),
-    ]
-    changed = recall("scratch", 40.0, init="scratch", lr=3e-3, weight_decay=1e-3, temperature=0.1, epochs=5)
-    (row,) = retrieval.table5([changed]).rows
-    assert row[5:] == ("40.00*", "39.00 to 41.00", "-", "-")
-
-
-def test_the_committed_params_are_the_originals_grid():
-    """Every row of the original's tables is a run with the original's settings, and every claim is about such runs."""
-    experiment = load_experiment(ROOT / "params.yaml")
-    lengths = experiment.captioning.model_dump(exclude={"cells"})
-    cells = [
-        result("captioning", name, {}, lengths | params.model_dump(exclude_none=True))
-        for name, params in experiment.captioning.cells.items()
-    ]
-    task = experiment.retrieval
-    recipes = {
-        "provided": {"init": "provided"},
-        "scratch": {"init": "scratch", **task.recipe.model_dump()},
-        "finetuned": {"init": "provided", **task.finetune.model_dump()},
-        **{name: params.model_dump() for name, params in task.grid.items()},
-    }
-    rows = [result("retrieval", name, {}, params) for name, params in recipes.items()]
-    heads = list(experiment.segmentation.heads)
-    settings = experiment.classification.settings
-    assert len(cells) == 11
-    assert len(rows) == 12
-    assert list(settings) == list(load_original()["classification"]["rows"])
-    assert all(segmentation.original_miou(name) is not None for name in heads)
-    assert all(captioning.original_bleu(cell) is not None for cell in cells)
-    assert all(retrieval.original_recall(row) is not None for row in rows)
-    assert all(classification.original_row(name, settings) for name in settings)
-    names = {*heads, *settings, *(row.run.name for row in [*cells, *rows])}
-    for module in (segmentation, captioning, retrieval, classification):
-        assert all({claim.first, claim.second} <= names for claim in module.CLAIMS)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(1e-3, "1e-3"), (5e-4, "5e-4"), (0.05, "5e-2"), (0, "0"), (1.5e-5, "1.5e-5"), (None, "-")]
-)
-def test_learning_rates_are_printed_as_in_the_original(value, text):
-    assert format_scientific(value) == text
-
-
-@pytest.mark.parametrize(
-    ("share", "words", "line"),
-    [
-        (
-            "0.2222",
-            "bus street",
-            "\n22.2 % of the words in the captions are unknown to this BLIP, such as bus, street.\n",
-        ),
-        ("0.0000", "", None),
-    ],
-)
-def test_the_page_names_words_that_blip_does_not_know(share, words, line):
-    inputs = {"backbone": "blip", "unknown_share": share, "unknown_words": words}
-    provided = result("retrieval", "provided", {"gallery": 7}, {"views": 4}, inputs=inputs)
-    page = render("retrieval.md", run=provided.run, tables=[], claims=[])
-    assert (line in page) if line else ("unknown" not in page)
-
-
-def test_the_page_describes_images_of_different_sizes_and_a_source_without_masks():
-    rows = (Row("a", "train", "a.jpg", height=20, width=30), Row("b", "val", "b.jpg", height=40, width=25))
-    run = result("task", "name", {}, inputs={"backbone": "vit", "weights": "ab" * 32}).run
-    page = build_page([Manifest(rows, "somewhere", ())], "folder", [Section("## Task\n")], False, [run])
-    assert (
-        """
-- Source: `somewhere`; license: unknown
-- Images: 1 train, 1 val; 30x20 to 25x40 pixels
-- No masks
-- Captions: none; labels: none
-
-## Task
-
----
-
-Packages: """
-        in page
-    )
-    assert "tables are read from the run records" in page
-    assert "Weights: vit `abababababab`." in page
-
-
-def test_skipped_tasks_give_their_reason(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    mark_skipped("x has no captions", RUNS / "captioning")  # one stage makes all runs
-    mark_skipped("x has no labels", RUNS / "classification/base.json")  # one stage per run
-    runs = {"captioning": ["greedy"], "classification": ["base"], "retrieval": ["scratch"]}
-    assert skip_reasons(runs) == {"captioning": "x has no captions", "classification": "x has no labels"}
-
-
-def finetuned(name, accuracy, folder, losses=(2.0, 1.5), **settings):
-    """A setting's result whose first `accuracy` percent of ten images are right."""
-    params = {"lr": 5e-4, "augment": False, "size": 80, "batch_size": 8, "accumulate": 1, "epochs": 5} | settings
-    predicted = ["cat" if index < accuracy // 10 else "dog" for index in range(10)]
-    path = folder / f"{name}.parquet"
-    pq.write_table(pa.table({"label": ["cat"] * 10, "predicted": predicted}), path)
-    metrics = {"accuracy": accuracy, "accuracy_low": accuracy - 1, "accuracy_high": accuracy + 1, "best_epoch": 4}
-    metrics |= {"best_accuracy": accuracy + 2, "steps": 15, "train_loss": 1.5, "confusion": [[]] * 20}
-    history = [{"epoch": epoch, "train_loss": loss} for epoch, loss in enumerate(losses, 1)]
-    return result("classification", name, metrics, params, history=history, artifacts={"predictions": str(path)})
-
-
-def test_the_classification_table_has_the_originals_words_next_to_our_numbers(tmp_path):
-    settings = load_experiment(ROOT / "params.yaml").classification.settings
-    results = [
-        finetuned("augmented", 80.0, tmp_path, augment=True, size=88, accumulate=15),
-        finetuned("base", 70.0, tmp_path),
-    ]
-    first, second = classification.table(results, settings).rows
-    assert first[:5] == ("Adam, lr 1e-6, 5 epochs", "5e-4", "80x80", "8", "15")
-    assert first[6:] == ("70.00", "69.00 to 71.00", "72.00 (4)", "89", "-19.00")
-    assert second[2:4] == ("88x88, augmented", "120")
-    assert second[-2:] == ("2 to 3 points above the 89", "-")
-    changed = {**settings, "base": settings["base"].model_copy(update={"epochs": 9})}
-    assert classification.table(results, changed).rows[0][0] == "base"
-    assert classification.table(results, changed).rows[0][-2:] == ("-", "-")
-
-
-def test_the_originals_claims_about_settings_are_checked_on_paired_images(tmp_path):
-    settings = load_experiment(ROOT / "params.yaml").classification.settings
-    results = [finetuned("base", 70.0, tmp_path), finetuned("high_lr", 0.0, tmp_path)]
-    (line,) = classification.claims(results, settings, seed=0)
-    assert "accuracy collapses* (original: -86): -70.00 here" in line
-    assert line.endswith("same direction.")
-
-
-def test_settings_that_were_still_learning_are_named(tmp_path):
-    (setting,) = classification.still_learning([finetuned("base", 70.0, tmp_path)])
-    assert setting == "`base`, training loss 1.50 after 15 steps of 8 images"
-
-
-@pytest.mark.parametrize(
-    "losses", [(2.0, 0.01), (2.0, 2.1), (3.2, 3.1), (1.5,)], ids=["trained", "rising", "no better than chance", "one"]
-)
-def test_settings_that_were_not_learning_at_the_end_are_not_named(tmp_path, losses):
-    assert classification.still_learning([finetuned("base", 70.0, tmp_path, losses)]) == []
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "comparison"),
-    [
-        (2.5, 3.5, "more than uniform attention"),
-        (0.9, 1.1, "not significantly different from uniform attention"),
-        (0.7, 0.9, "less than uniform attention"),
-    ],
-)
-def test_attention_on_the_object_is_compared_with_uniform_attention_by_its_interval(low, high, comparison):
-    metrics = {"x_mass": 30.0, "x_area": 10.0, "x_times_low": low, "x_times_high": high}
-    assert attention.attention_verdict(metrics, "x") == f"30 % on 10 % of the area, {comparison}"
-
-
-def test_skipped_attention_stages_give_their_reason_and_the_others_stay():
-    rotary = result("position_similarity", "rotary", {}, inputs={"backbone": "rotary"})
-    skipped = {"class_attention": "x has no class token", "caption_attention": "y has no captions"}
-    manifest = Manifest((), "somewhere", ())
-    experiment = load_experiment(ROOT / "params.yaml")
-    section = attention.section(Inputs({"position_similarity": [rotary]}, skipped, manifest, manifest, experiment))
-    assert "`rotary` has no learned position embeddings to show." in section.text
-    assert "Left out: x has no class token." in section.text
-    assert "Left out: y has no captions." in section.text
-    assert not section.tables
-    assert not section.metrics
