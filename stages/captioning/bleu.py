@@ -5,6 +5,9 @@
 `p_n` is the share of the captions' n-grams that match a reference, `c` the captions' and `r` the references' total
 length in words. All of it follows from counts that add up over captions, so a bootstrap sample is a weighted sum.
 
+nltk counts a caption of fewer than n words as one n-gram without a match, pycocoevalcap's scorer as none: the two
+differ where captions are that short, and agree elsewhere.
+
     python -m stages.captioning.bleu PREDICTIONS REFERENCES [REFERENCES ...]
 
 scores a text file against one or more reference files, one caption per line.
