@@ -1,17 +1,22 @@
 """Bootstrap confidence intervals over images: how much a metric would vary with other validation images."""
 
+from functools import lru_cache
+
 import numpy as np
 
 DRAWS = 1000  # 95 % percentile intervals vary little between seeds at this number
 
 
+@lru_cache(maxsize=1)  # the runs of a task share the samples
 def resample_counts(images: int, *, seed: int) -> np.ndarray:
     """How often each of `images` occurs in each bootstrap sample: `(draws, images)`.
 
     The same seed gives the same samples, so the difference of two runs is a paired comparison.
     """
     # Drawing n images with replacement is one multinomial draw of their counts.
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=DRAWS)
+    counts = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=DRAWS)
+    counts.flags.writeable = False
+    return counts
 
 
 def bootstrap_means(values: np.ndarray, images: np.ndarray | None = None, *, seed: int) -> np.ndarray:
