@@ -5,6 +5,9 @@
 `p_n` is the share of the captions' n-grams that match a reference, `c` the captions' and `r` the references' total
 length in words. All of it follows from counts that add up over captions, so a bootstrap sample is a weighted sum.
 
+nltk counts a caption of fewer than n words as one n-gram without a match, pycocoevalcap's scorer as none: the two
+differ where captions are that short, and agree elsewhere.
+
     python -m stages.captioning.bleu PREDICTIONS REFERENCES [REFERENCES ...]
 
 scores a text file against one or more reference files, one caption per line.
@@ -13,6 +16,7 @@ scores a text file against one or more reference files, one caption per line.
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +43,23 @@ def count_ngrams(predictions: Sequence[str], references: Sequence[Sequence[str]]
 
     An n-gram matches as often as the reference that has it most often. The reference length is the closest one.
     """
-    matches, totals, lengths, reference_lengths = [], [], [], []
-    for prediction, texts in zip(predictions, references, strict=True):
-        words = prediction.lower().split()
-        reference_words = [text.lower().split() for text in texts]
-        precisions = [modified_precision(reference_words, words, order) for order in range(1, ORDERS + 1)]
-        # nltk returns fractions that are not reduced, so numerators and denominators are the counts.
-        matches.append([precision.numerator for precision in precisions])
-        totals.append([precision.denominator for precision in precisions])
-        lengths.append(len(words))
-        reference_lengths.append(closest_ref_length(reference_words, len(words)))
-    return NgramCounts(np.array(matches), np.array(totals), np.array(lengths), np.array(reference_lengths))
+    counts = [
+        _count_caption(prediction, tuple(texts)) for prediction, texts in zip(predictions, references, strict=True)
+    ]
+    matches, totals, lengths, reference_lengths = map(np.array, zip(*counts, strict=True))
+    return NgramCounts(matches, totals, lengths, reference_lengths)
+
+
+@cache  # cells and seeds share many captions: at low temperatures, most
+def _count_caption(prediction: str, references: tuple[str, ...]) -> tuple[list[int], list[int], int, int]:
+    """A caption's row of each field of `NgramCounts`."""
+    words = prediction.lower().split()
+    reference_words = [text.lower().split() for text in references]
+    precisions = [modified_precision(reference_words, words, order) for order in range(1, ORDERS + 1)]
+    # nltk returns fractions that are not reduced, so numerators and denominators are the counts.
+    matches = [precision.numerator for precision in precisions]
+    totals = [precision.denominator for precision in precisions]
+    return matches, totals, len(words), closest_ref_length(reference_words, len(words))
 
 
 def bleu(counts: NgramCounts, order: int = ORDERS) -> float:
