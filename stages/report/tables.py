@@ -28,7 +28,8 @@ class Table:
         """A GitHub table under its caption."""
         rules = ["---"] * self.left + ["---:"] * (len(self.columns) - self.left)
         lines = [_markdown_row(cells) for cells in (self.columns, rules, *self.rows)]
-        return "\n".join([f"**{self.caption}**", "", *lines])
+        caption = self.caption.replace("*", "\\*")  # "(* indicates ...)" would end the bold text
+        return "\n".join([f"**{caption}**", "", *lines])
 
     def plain(self) -> str:
         """Aligned columns under the caption, for a terminal."""
@@ -50,4 +51,5 @@ class Table:
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    # A line break would end the row.
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
