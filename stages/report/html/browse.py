@@ -154,7 +154,7 @@ def _captioning(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]]:
 
 def _read_captions(cell: Result) -> dict[str, dict[str, Any]]:
     """Rows of the captions' file by image ID: those of the cell's first run."""
-    filters = [("cell", "==", cell.name)]
+    filters: list[tuple[str, str, Any]] = [("cell", "==", cell.name)]
     if cell.run.seed is not None:  # a cell without randomness has no seed, and one row per image
         filters.append(("seed", "==", cell.run.seed))
     table = pq.read_table(cell.predictions, columns=["image_id", "caption", "reference"], filters=filters)
@@ -257,4 +257,10 @@ def unique_labels(results: list[Result], describe: Callable[[Result], str]) -> l
 
 def _image_json(row: Row) -> dict[str, Any]:
     classes = np.unique(read_mask(Path(row.mask))).tolist() if row.mask else []
-    return {"id": row.image_id, "source": embed_image(row), "width": row.width, "height": row.height, "classes": classes}
+    return {
+        "id": row.image_id,
+        "source": embed_image(row),
+        "width": row.width,
+        "height": row.height,
+        "classes": classes,
+    }

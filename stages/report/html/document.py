@@ -8,6 +8,7 @@ from typing import ClassVar
 from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markdown_it.tree import SyntaxTreeNode
 from markupsafe import Markup, escape
 
@@ -207,7 +208,7 @@ def _inline_html(inline: SyntaxTreeNode) -> Markup:
     """The HTML of what is inside a paragraph, heading, cell or emphasis."""
     parser = _parser()
     tokens = [token for child in inline.children for token in child.to_tokens()]
-    return Markup(parser.renderer.renderInline(tokens, parser.options, {}))
+    return Markup(parser.renderer.render([Token("inline", "", 0, children=tokens)], parser.options, {}))
 
 
 def _text(inline: SyntaxTreeNode) -> str:

@@ -16,7 +16,7 @@ from stages.report.section import Inputs
 TEMPLATES = Path(__file__).with_name("templates")
 SCRIPTS = ("theme.js", "contents.js", "tables.js", "enlarge.js", "cards.js", "browse.js")
 # IDs that the template itself gives, besides those of the browsing views.
-IDS = ("main", "iou-per-class", "browse", "browse-data", "theme")
+IDS = ("main", "iou-per-class", "browse", "browse-data", "needs-script", "theme", "iou-caption")
 
 
 def build_html(page: str, inputs: Inputs) -> str:
@@ -28,7 +28,9 @@ def build_html(page: str, inputs: Inputs) -> str:
     blocks, footer = _split_footer(blocks)
     title = next((block.html.striptags() for block in blocks if isinstance(block, Heading)), "Report")
     script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    iou = class_iou(inputs.results["segmentation"], inputs.manifest.classes) if "segmentation" in inputs.results else None
+    iou = (
+        class_iou(inputs.results["segmentation"], inputs.manifest.classes) if "segmentation" in inputs.results else None
+    )
     return _render(
         title=title,
         blocks=blocks,

@@ -35,18 +35,15 @@ class Figure:
 
 
 def embed_figure(path: Path) -> Figure:
-    """A figure, as WebP if that is much smaller."""
+    """A figure (PNG), as WebP if that is much smaller."""
     png = path.read_bytes()
     with Image.open(path) as file:
         dpi, _ = file.info.get("dpi", (CSS_DPI, CSS_DPI))
-        media_type = file.get_format_mimetype()
     image = read_image(path)
     is_chart = image.getcolors(CHART_COLORS) is not None
     webp = _encode(image, "WEBP", lossless=True) if is_chart else _encode(image, "WEBP", quality=FIGURE_QUALITY)
-    if len(webp) <= MUCH_SMALLER * len(png):
-        source = _data_uri("image/webp", webp)
-    else:
-        source = _data_uri(media_type, png)
+    is_smaller = len(webp) <= MUCH_SMALLER * len(png)
+    source = _data_uri("image/webp", webp) if is_smaller else _data_uri("image/png", png)
     return Figure(source, image.width, image.height, round(image.width * CSS_DPI / dpi))
 
 

@@ -63,8 +63,12 @@ function selectIndices(view, kind, state) {
   });
 }
 
-function labeled(label, control) {
-  return element("label", {}, element("span", {}, label), control);
+let controls = 0; // for IDs
+
+function labeled(text, control) {
+  controls += 1;
+  control.id = `control-${controls}`;
+  return element("div", { className: "field" }, element("label", { htmlFor: control.id }, text), control);
 }
 
 function dropdown(options, value, onChange) {
@@ -159,10 +163,13 @@ function setUpBrowser(container) {
   if (kind.isMistake) {
     const box = element("input", { type: "checkbox", checked: state.mistakes });
     box.addEventListener("change", () => change("mistakes", box.checked));
-    toolbar.append(element("label", { className: "check" }, box, element("span", {}, "Mistakes only")));
+    const field = labeled("Mistakes only", box);
+    field.classList.add("check");
+    toolbar.append(field);
   }
   container.append(toolbar, element("div", { className: "bar-above" }, status, pagers[0].node), cards, pagers[1].node);
   update();
 }
 
+document.getElementById("needs-script").remove();
 for (const container of document.querySelectorAll(".browser")) setUpBrowser(container);
