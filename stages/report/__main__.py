@@ -44,22 +44,15 @@ TASK_TABLES = {
 }
 
 
-SAMPLING = ("top_k", "top_p")  # types of captioning cells that are repeated with every seed
-
-
 def expected_runs(experiment: Experiment) -> dict[str, RunNames]:
     """Names and seeds of the runs that the params ask for, by task."""
     vits = [experiment.active.classifier.backbone, *experiment.attention.positions.others]
-    task = experiment.captioning
-    cells: RunNames = []
-    for name, cell in task.cells.items():
-        cells += _with_seeds([name], task.seeds) if cell.type in SAMPLING else [(name, None)]
     recipes: RunNames = []
     for name, row in experiment.retrieval.table4.items():
         recipes += _with_seeds([name], experiment.retrieval.seeds) if row else [(name, None)]
     return {
         "segmentation": _with_seeds(experiment.segmentation.heads, experiment.segmentation.seeds),
-        "captioning": cells,
+        "captioning": experiment.captioning.runs,
         "retrieval": recipes,
         "retrieval_grid": _with_seeds(experiment.retrieval.grid, experiment.retrieval.seeds),
         "classification": _with_seeds(experiment.classification.settings, experiment.classification.seeds),
