@@ -54,7 +54,7 @@ def _page(folder: Path) -> str:
         (CLASSES[1], "-", "2 to 3"),
         (CLASSES[2], "1e-3", "over 94"),
     )
-    table = Table("Table 1. Scores (* is the highest)", ("Head", "Score", "Original"), rows)
+    table = Table.from_rows("Table 1. Scores (* is the highest)", ("Head", "Score", "Original"), rows)
     return f"""# A report
 
 Made from `runs`.

@@ -163,7 +163,7 @@ def analyze(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
         task=TASK,
         name=model.name,
         stage=TASK,
-        params={"profile": experiment.profile, "seed": experiment.seed, "short_side": side, **params.model_dump()},
+        params={"profile": experiment.profile, "base_seed": experiment.seed, "short_side": side, **params.model_dump()},
         metrics=compute_metrics(measurements, experiment.seed_for(BOOTSTRAP)) if measurements else {},
         inputs={
             **model.inputs,

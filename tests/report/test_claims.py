@@ -265,7 +265,7 @@ def test_claims_render_as_tables_with_equal_columns():
     assert f"Holds: 1, does not hold: 0, not significant here: 0, not checked: {len(verdicts) - 1}." in text
     for statement in STATEMENTS:
         assert text.count(f"| {statement.sentence} |") == 1  # before its first comparison only
-    assert "| `transformer` > `linear` | segmentation score | +10.00 |" in text
+    assert "| `transformer` &gt; `linear` | segmentation score | +10.00 |" in text
 
 
 def write_rows(path, rows):
