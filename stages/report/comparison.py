@@ -173,9 +173,9 @@ def write_numbers(records: list[dict[str, Any]]) -> str:
 
 
 def _mean_and_deviation(result: Result, key: str) -> str:
-    """`53.20`; with several seeds `53.20 +/- 0.45`, the standard deviation over the seeds."""
+    """`53.20`; with several seeds `53.20 ± 0.45`, the standard deviation over the seeds."""
     mean = f"{result.metrics[key]:.2f}"
-    return mean if len(result.runs) == 1 else f"{mean} +/- {result.frame[key].std():.2f}"
+    return mean if len(result.runs) == 1 else f"{mean} ± {result.frame[key].std():.2f}"
 
 
 def _format_original(value: float | str | None) -> str:

@@ -95,6 +95,15 @@ def test_a_cells_number_is_the_one_that_it_starts_with(text, number):
     assert parse_number(text) == number
 
 
+def test_a_table_sorts_unless_some_rows_belong_to_the_row_above():
+    header = "| a | b |\n| --- | --- |\n"
+    separate, grouped = read_document(
+        f"{header}| x | 1 |\n| y | 2 |\n\ntext\n\n{header}| x | 1 |\n|  | 2 |", IdRegistry()
+    )[::2]
+    assert separate.sortable
+    assert not grouped.sortable
+
+
 def test_a_figure_has_its_caption_alt_text_and_size(report):
     page, _ = report
     (block,) = [block for block in read_document(page, IdRegistry()) if block.kind == "figures"]

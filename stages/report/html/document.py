@@ -54,6 +54,11 @@ class HtmlTable:
     numeric: tuple[bool, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def sortable(self) -> bool:
+        """Whether rows can be read in any order: a row without a name belongs to the row above it."""
+        return all(row[0].html for row in self.rows)
+
 
 @dataclass(frozen=True)
 class CaptionedFigure:
