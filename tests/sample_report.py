@@ -140,7 +140,9 @@ def _head(folder: Path, index: int, name: str, scenes: Manifest) -> Result:
     iou = {class_name: 90.0 - 10 * number for number, class_name in enumerate(CLASSES)} | {CLASSES[3]: None}
     history = [{"epoch": 1, "miou": 80.0, "iou": iou}]
     predictions = _write(folder, f"segmentation-{index}", rows)
-    return _result("segmentation", name, predictions, (1, 2), {"miou": 80.0}, history=history)
+    return _result(
+        "segmentation", name, predictions, (1, 2), {"miou": 80.0}, history=history, params={"kind": "linear"}
+    )
 
 
 def _cells(folder: Path, scenes: Manifest) -> list[Result]:

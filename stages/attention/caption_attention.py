@@ -134,10 +134,15 @@ def plot_caption(
     plot_rows(path, [(image, "image\n", panels)], title, shared_scale=True)
 
 
+def caption_seed(experiment: Experiment) -> int | None:
+    """The seed of the captions that are explained: the cell's first; None for a cell that does not sample."""
+    return next(seed for name, seed in experiment.captioning.runs if name == experiment.attention.captions.cell)
+
+
 def read_tokens(experiment: Experiment, end: int) -> dict[str, list[int]]:
     """Caption tokens by image ID of `attention.captions.cell`, up to the end token; a cell that samples, first seed."""
     cell = experiment.attention.captions.cell
-    seed = next(seed for name, seed in experiment.captioning.runs if name == cell)
+    seed = caption_seed(experiment)
     of_seed = pc.field("seed").is_null() if seed is None else pc.field("seed") == seed
     rows = pq.read_table(PREDICTIONS, filters=(pc.field("cell") == cell) & of_seed).to_pylist()
     # With `captioning.stop: batch`, tokens follow the end; they are no words of the caption.
@@ -186,6 +191,7 @@ def analyze(experiment: Experiment) -> Run:
     shares = SHARES / TASK / "words.parquet"
     with atomic_write(shares) as temporary:
         pq.write_table(pa.Table.from_pylist(measurements), temporary, compression="zstd")
+    seed = caption_seed(experiment)
     run = Run(
         task=TASK,
         name=params.cell,
@@ -194,6 +200,8 @@ def analyze(experiment: Experiment) -> Run:
             "profile": experiment.profile,
             "base_seed": experiment.seed,
             "model": experiment.captioning.model,
+            "stop": experiment.captioning.stop,
+            **({} if seed is None else {"caption_seed": seed}),
             **params.model_dump(),
         },
         metrics=compute_metrics(measurements, experiment.seed_for(BOOTSTRAP)) if measurements else {},

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from stages.captioning import BOOTSTRAP, PREDICTIONS
 from stages.captioning.bleu import ORDERS, bleu, bootstrap_bleu, count_ngrams
 from stages.captioning.captioner import caption_text, load_captioner
-from stages.captioning.decoding import CaptionGenerator, Lengths
+from stages.captioning.decoding import CaptionGenerator, Lengths, caption_tokens
 from stages.captioning.naming_accuracy import naming_accuracy
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.bootstrap import confidence_interval
@@ -35,7 +35,7 @@ from stages.params.experiment import Experiment, load_experiment
 
 TASK = "captioning"
 IMAGES = 64  # per batch, each with all cells and seeds whose prompts have the same length
-# Images per batch where `captioning.stop` is `batch`: that of the original's captioning code (report A), whose captions
+# Images per batch where `captioning.stop` is `batch`: that of the original's captioning code, whose captions
 # depend on it.
 ORIGINAL_BATCH = 16
 
@@ -101,6 +101,10 @@ class CaptionScorer:
     def image_ids(self) -> list[str]:
         return [row.image_id for row in self.rows]
 
+    def bleu(self, captions: Sequence[str]) -> float:
+        """BLEU-4 of captions, in the order of `rows`, in percent."""
+        return bleu(count_ngrams(captions, [[reference] for reference in self.references]))
+
     def metrics(self, captions: Sequence[str]) -> dict[str, float]:
         """Metrics of one cell's captions, in the order of `rows`; scores are percentages."""
         counts = count_ngrams(captions, [[reference] for reference in self.references])
@@ -157,11 +161,18 @@ def run_cells(experiment: Experiment) -> None:
     tokens = decode(generator, table, prompts, experiment)
     scorer = build_scorer(manifest, experiment)
     captions = {}
+    metrics = {}
     for (name, seed), run_tokens in tokens.items():
         prompt = prompts[task.cells[name].prompt]
-        captions[name, seed] = [
-            caption_text(captioner.tokenizer, prompt, run_tokens[image_id]) for image_id in scorer.image_ids
-        ]
+        sequences = [run_tokens[image_id] for image_id in scorer.image_ids]
+        texts = [caption_text(captioner.tokenizer, prompt, sequence) for sequence in sequences]
+        captions[name, seed] = texts
+        metrics[name, seed] = scorer.metrics(texts)
+        if task.stop == "batch":
+            # The same captions, each cut at its end token: the difference is what running on is worth.
+            cut = [caption_tokens(sequence, 0, captioner.decoder.end) for sequence in sequences]
+            texts = [caption_text(captioner.tokenizer, prompt, sequence) for sequence in cut]
+            metrics[name, seed]["bleu_end_token"] = scorer.bleu(texts)
     write_captions(scorer, captions, tokens)
     for name, seed in task.runs:
         params = {
@@ -180,7 +191,7 @@ def run_cells(experiment: Experiment) -> None:
             seed=seed,
             stage="caption",
             params=params,
-            metrics=scorer.metrics(captions[name, seed]),
+            metrics=metrics[name, seed],
             inputs={"source": manifest.source, **vars(table.metadata)},
             artifacts={"predictions": str(PREDICTIONS)},
             versions=package_versions("torch", "transformers", "nltk", "numpy"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-WEIGHTS = Path("data/models/classification")  # / NAME / best.safetensors, last.safetensors
-PREDICTIONS = Path("data/predictions/classification")  # / NAME.parquet
+WEIGHTS = Path("data/models/classification")  # / KEY / best.safetensors, last.safetensors
+PREDICTIONS = Path("data/predictions/classification")  # / KEY.parquet
 # Names the seed of all bootstrap samples. All settings share them, so differences between settings are paired.
 BOOTSTRAP = "classification/bootstrap"

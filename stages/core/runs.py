@@ -84,11 +84,15 @@ def read_run(task: str, key: str) -> Run:
     if reason:
         raise InputError(f"{path}: the run was skipped: {reason}")
     try:
-        return Run(**json.loads(path.read_text(encoding="utf-8")))
+        run = Run(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"no run record at {path}; run `dvc repro` to create it") from None
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} is not a run record: {error}") from error
+    for name, value in run.metrics.items():
+        if not isinstance(value, int | float):
+            raise InputError(f"{path} is not a run record of this version: metric {name} is no number; run `dvc repro`")
+    return run
 
 
 def _to_json(run: Run) -> str:

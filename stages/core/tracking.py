@@ -30,18 +30,28 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from stages.core.atomic import atomic_write
 from stages.core.messages import join_names
 from stages.core.runs import RUNS, Run, read_run
 from stages.core.skipped import skip_reason
 from stages.core.stage import first_line, git_revision, read_timings
 
 # Database migrations and connection retries are logged line by line otherwise.
-for logger, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("urllib3", logging.ERROR)):
+# A store that cannot be used is reported in one line, below, so MLflow's own tracebacks are left out.
+LOG_LEVELS = {
+    "alembic": logging.WARNING,
+    "mlflow": logging.WARNING,
+    "mlflow.store": logging.CRITICAL,
+    "urllib3": logging.ERROR,
+}
+for logger, level in LOG_LEVELS.items():
     logging.getLogger(logger).setLevel(level)
 
 IDENTITY = "vitlab.identity"  # a tag: the SHA-256 of the record from which the run was registered
 ENTITIES_PER_REQUEST = 1000  # MLflow's limit for metrics, and for metrics, params and tags together
 EPOCH = "epoch/"  # starts the names of metrics that have a value per epoch
+SQLITE_TIMEOUT = 5.0  # seconds to wait for another process that writes
+SQLITE = "sqlite:///"  # starts the URI of a database file
 METRIC_COLUMN = "metrics."  # starts the columns of metrics in MLflow's DataFrame of runs
 
 
@@ -54,20 +64,29 @@ def register(runs: list[Run]) -> pd.DataFrame | None:
     """Register every run that the store lacks; return all of them as the store holds them, or None if it fails.
 
     The DataFrame has one row per run, indexed by the run's identity: the column `run_id`, then final metrics by name,
-    NaN where a run has no such metric. A run is in the store if a finished MLflow run has its identity. Records hold
-    no durations: a stage's duration on this machine is divided evenly among its runs.
+    NaN where a run has no such metric. A run is in the store if a finished MLflow run has its identity; if its metrics
+    are not the record's, somebody has changed them, and it is registered anew. Records hold no durations: a stage's
+    duration on this machine is divided evenly among its runs.
     """
     with _store_errors_as_warning(f"{join_names([run.name for run in runs], limit=1)} not registered"):
         client = _connect()
         durations = _durations(runs)
         experiments = {task: _experiment_id(client, task) for task in dict.fromkeys(run.task for run in runs)}
         revision = git_revision()
-        run_ids = []
-        for run in runs:
-            experiment = experiments[run.task]
-            run_id = _find_run(client, run, experiment)
-            run_ids.append(run_id or _create_run(client, run, experiment, durations[run.stage], revision))
-        return _read_runs(run_ids)
+
+        def create(run: Run) -> str:
+            return _create_run(client, run, experiments[run.task], durations[run.stage], revision)
+
+        run_ids = {run.identity: _find_run(client, run, experiments[run.task]) or create(run) for run in runs}
+        stored = _read_runs(list(run_ids.values()))
+        changed = [run for run in runs if not _equals_record(stored.loc[run.identity], run)]
+        for run in changed:
+            run_id = run_ids[run.identity]
+            print(f"MLflow run {run_id}: its metrics differ from {run.path}; it is deleted and registered anew")
+            client.delete_run(run_id)
+            run_ids[run.identity] = create(run)
+        stored = _read_runs(list(run_ids.values())) if changed else stored
+        return stored.loc[list(run_ids)]
     return None
 
 
@@ -101,21 +120,32 @@ def _store_errors_as_warning(consequence: str) -> Iterator[None]:
 
 
 def _connect() -> MlflowClient:
-    # The first access creates the database of a new local store; two processes at once would corrupt it.
-    with FileLock(_root() / "mlflow.db.lock", timeout=120):
-        client = MlflowClient(store_uri())
-        client.search_experiments(max_results=1)
-    return client
+    """A client of the store. The database of a new local store is created whole or not at all."""
+    if store_uri().startswith(SQLITE):
+        database = Path(store_uri().removeprefix(SQLITE))
+        # MLflow creates a database in some forty steps. Two processes at once, or a process that is killed, would
+        # leave one that MLflow can neither use nor repair.
+        with FileLock(f"{database}.lock", timeout=120):
+            if not database.exists():
+                with atomic_write(database) as temporary:
+                    MlflowClient(f"{SQLITE}{temporary}").search_experiments(max_results=1)
+    return MlflowClient(store_uri())
+
+
+def _equals_record(stored: pd.Series, run: Run) -> bool:
+    """Whether the store's final metrics of a run are those of its record."""
+    return stored.drop("run_id").dropna().to_dict() == {key: float(value) for key, value in run.metrics.items()}
 
 
 @event.listens_for(Engine, "connect")
-def _do_not_wait_for_disk(connection: Any, _: Any) -> None:
+def _configure_sqlite(connection: Any, _: Any) -> None:
     """Let SQLite write without waiting for the disk: a new store with 108 runs takes 13 s instead of 26 s.
 
     A power failure may then damage the file; the records from which it is made again are safe.
     """
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(f"PRAGMA busy_timeout = {int(1000 * SQLITE_TIMEOUT)}")
 
 
 def _durations(runs: list[Run]) -> dict[str, float]:
@@ -172,7 +202,7 @@ def _experiment_id(client: MlflowClient, task: str) -> str:
     if experiment is not None:
         return experiment.experiment_id
     location = None  # a server decides where artifacts go
-    if store_uri().startswith("sqlite:"):
+    if store_uri().startswith(SQLITE):
         location = (_root() / "mlartifacts" / task).as_uri()
     return client.create_experiment(name, artifact_location=location)
 

@@ -129,7 +129,7 @@ def main() -> None:
     claims = render("claims.md", verdicts=evaluate_claims(inputs, metrics))
     write_text(ROOT / "claims.md", f"# What the original says, and what the runs show\n\n{claims}")
 
-    assigned = {name: table for section in sections.values() for name, table in section.assigned.items()}
+    assigned = {name: table for section in sections.values() for name, table in section.assigned.items() if table}
     tables = assigned | {name: table for section in sections.values() for name, table in section.tables.items()}
     for name, table in tables.items():
         table.write(TABLES, name)

@@ -32,26 +32,6 @@ def position_runs(sources: list[str]) -> list[str]:
     return list(dict.fromkeys(short_name(source) for source in sources))
 
 
-def grid_verdict(metrics: dict[str, float]) -> str:
-    """Whether position embeddings show the image's grid; the thresholds are our reading of "clearly" and "at all"."""
-    if metrics["neighbors"] > 90 and metrics["rank_correlation"] < -0.5:
-        return "these do"
-    if metrics["neighbors"] > 2 * metrics["by_chance"] and metrics["rank_correlation"] < 0:
-        return "these do, faintly"
-    return "these do not"
-
-
-def attention_verdict(metrics: dict[str, float], key: str) -> str:
-    """The attention on the object in words, compared with uniform attention by its interval."""
-    if metrics[f"{key}_times_low"] > 1:
-        comparison = "more than uniform attention"
-    elif metrics[f"{key}_times_high"] < 1:
-        comparison = "less than uniform attention"
-    else:
-        comparison = "not significantly different from uniform attention"
-    return f"{metrics[f'{key}_mass']:.0f} % on {metrics[f'{key}_area']:.0f} % of the area, {comparison}"
-
-
 def _attention_cells(metrics: dict[str, float], key: str) -> dict[str, str]:
     """The cells that both tables have, by column."""
     return {
@@ -83,7 +63,7 @@ def word_table(metrics: dict[str, float]) -> Table:
     rows = []
     for kind, label in WORD_KINDS.items():
         if f"{kind}_mass" in metrics:
-            difference = metrics[f"{kind}_mass"] - metrics[f"{kind}_others"]
+            difference = metrics[f"{kind}_more"]
             low = metrics[f"{kind}_more_low"]
             high = metrics[f"{kind}_more_high"]
             row = {
@@ -103,25 +83,16 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     positions, class_tokens, captions = (inputs.results.get(task, []) for task in TASKS)
     measured = [result for result in class_tokens if "mean_mass" in result.metrics]
     word_metrics = captions[0].metrics if captions else {}
-    kinds = {"class": "class names", "color": "colors", "end": "<end> on all objects"}
     tables = {CLASS_TABLE: class_table(measured), WORD_TABLE: word_table(word_metrics)}
     text = render(
         "attention.md",
         skipped=inputs.skipped,
-        positions=[
-            (result.run, result.metrics, grid_verdict(result.metrics) if result.metrics else "") for result in positions
-        ],
+        positions=positions,
         class_tokens=class_tokens,
         class_table=tables[CLASS_TABLE],
         class_images=measured[0].metrics["images"] if measured else 0,
-        class_verdicts=[f"{result.name}: {attention_verdict(result.metrics, 'mean')}" for result in measured],
         captions=captions,
         word_table=tables[WORD_TABLE],
-        word_verdicts=[
-            f"{label}: {attention_verdict(word_metrics, kind)}"
-            for kind, label in kinds.items()
-            if f"{kind}_mass" in word_metrics
-        ],
     )
     results = [*positions, *class_tokens, *captions]
     return Section(

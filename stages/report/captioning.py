@@ -11,9 +11,9 @@ from stages.params.experiment import Experiment
 from stages.report.comparison import OriginalTable, Row, original_value
 from stages.report.contact_sheets import plot_captions
 from stages.report.curves import plot_bleu
-from stages.report.numbers import format_optional
+from stages.report.numbers import MISSING, format_optional
 from stages.report.original import load_original
-from stages.report.results import Result
+from stages.report.results import Result, unique_labels
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.significance import Metric
 
@@ -45,9 +45,13 @@ def build_tables(cells: list[Result], metric: Metric, experiment: Experiment) ->
                 metrics = cell.metrics
                 # Only generated scenes tell what their captions should name.
                 more = {column: f"{metrics[key]:.1f}" for key, column in NAMING.items() if key in metrics}
+                if "bleu_end_token" in metrics:
+                    more["BLEU of captions cut at the end token (%)"] = f"{metrics['bleu_end_token']:.2f}"
                 original = original_value(cell, experiment)
                 rows.append(Row(cell, settings(cell), original, metric.interval(cell), more))
-        tables.append(OriginalTable(table, rows, metric, experiment.profile, ("Type", "prompt"), starred))
+        if rows:
+            left = ("Type", "prompt")
+            tables.append(OriginalTable(table, rows, metric, experiment.profile, "sampling", left, starred))
     return tables
 
 
@@ -84,7 +88,6 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         images=cells[0].metrics["images"],
         tables=tables,
         named="class_named" in cells[0].metrics,
-        seeds=max(len(cell.runs) for cell in cells),
         overruns=overrun_rows(),
     )
     headline = {name: values for table in tables for name, values in table.headline().items()}
@@ -101,22 +104,20 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
 def _example_captions(cells: list[Result], best: Result) -> dict[str, dict[str, tuple[str, str]]]:
     """Captions and references by image ID of `EXAMPLES` and the best cell, each with its first seed, by title."""
     captions = read_captions(best.predictions)
-    cells_by_name = {cell.name: cell for cell in cells}
-    columns = {}
-    for name in dict.fromkeys((*EXAMPLES, best.name)):
-        if name in cells_by_name:
-            cell = cells_by_name[name]
-            title = describe(cell)
-            columns[f"{title} (best)" if cell is best else title] = captions[name, cell.run.seed]
-    return columns
+    examples = [cell for cell in cells if cell is best or cell.name in EXAMPLES]
+    labels = unique_labels(examples, describe)
+    return {
+        f"{label} (best)" if cell is best else label: captions[cell.name, cell.run.seed]
+        for label, cell in zip(labels, examples, strict=True)
+    }
 
 
 def describe(cell: Result) -> str:
     """A cell in a few words, such as `Top-K sampling, K = 5, T = 0.1, "a picture of"`."""
-    params = cell.run.params
-    parts = [LABELS[params["type"]]]
-    if "k" in params:
-        parts.append(f"K = {params['k']}")
-    if "temperature" in params:
-        parts.append(f"T = {params['temperature']}")
-    return ", ".join([*parts, f'"{params["prompt"]}"'])
+    label, width, temperature, prompt = settings(cell)
+    parts = [label]
+    if width != MISSING:
+        parts.append(f"K = {width}" if "k" in cell.run.params else width)
+    if temperature != MISSING:
+        parts.append(f"T = {temperature}")
+    return ", ".join([*parts, f'"{prompt}"'])

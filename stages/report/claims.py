@@ -2,31 +2,37 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal
 
 import numpy as np
+from scipy.stats import binomtest
 
 from stages.core.bootstrap import confidence_interval
-from stages.report.original_settings import changed_settings, original_number
+from stages.report.original_settings import changed_settings, deviations, original_number
 from stages.report.results import Result
 from stages.report.section import Inputs
 from stages.report.significance import Metric
 from stages.report.statements import (
     HIGHER,
     LOWER,
+    NOT_LOWER,
     STATEMENTS,
     BestRow,
     Claim,
     Comparison,
     Direction,
     EffectComparison,
+    EpochAgainst,
     MeasuredAgainst,
+    NotMeasured,
     OriginalLevel,
     Statement,
 )
 
 Outcome = Literal["holds", "does not hold", "not significant here", "not checked"]
-ORIGINAL_PROFILE = "paper"  # the profile with the original's images
+NORMAL_95 = 1.96  # standard errors to either side of a 95 % interval
+NOT_SIGNIFICANT: Outcome = "not significant here"
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,22 @@ class Measurement:
 
     @property
     def outcome(self) -> Outcome:
-        """Whether the value is on the claimed side of the reference; not significant if its interval includes it."""
-        if self.interval and self.interval[0] <= self.reference <= self.interval[1]:
-            return "not significant here"
-        return "holds" if (self.value - self.reference) * self.direction > 0 else "does not hold"
+        """Whether the value is on the claimed side of the reference; not significant if its interval includes it.
+
+        "Not higher" and "not lower" hold unless the interval is all on the other side.
+        """
+        low, high = self.interval or (self.value, self.value)
+        is_higher = low > self.reference
+        is_lower = high < self.reference
+        match self.direction:
+            case ">":
+                return "holds" if is_higher else "does not hold" if is_lower or not self.interval else NOT_SIGNIFICANT
+            case "<":
+                return "holds" if is_lower else "does not hold" if is_higher or not self.interval else NOT_SIGNIFICANT
+            case "≤":
+                return "does not hold" if is_higher else "holds"
+            case "≥":
+                return "does not hold" if is_lower else "holds"
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,10 @@ class Evaluator:
                 return self._measure_against(claim)
             case OriginalLevel():
                 return self._compare_with_original(claim)
+            case EpochAgainst():
+                return self._compare_epoch(claim)
+            case NotMeasured():
+                raise NotCheckedError(claim.reason)
 
     def _compare_rows(self, claim: Comparison) -> Measurement:
         left = self._row(claim.left)
@@ -160,7 +182,7 @@ class Evaluator:
             interval=confidence_interval(metric.draws(left) - metric.draws(right)),
             direction=claim.direction,
             original=original,
-            note=_describe_spreads((left, right), metric),
+            note=_describe_values((left, right), metric),
         )
 
     def _compare_effects(self, claim: EffectComparison) -> Measurement:
@@ -210,10 +232,8 @@ class Evaluator:
 
     def _compare_with_original(self, claim: OriginalLevel) -> Measurement:
         row = self._row(claim.row)
-        if row.run.params["profile"] != ORIGINAL_PROFILE:
-            raise NotCheckedError(
-                "the original's number is that of its own images and classes, which are those of profile `paper`"
-            )
+        if deviations(row.run):
+            raise NotCheckedError(f"not the original's data and model: {', '.join(deviations(row.run))}")
         metric = self.metrics[row.run.task]
         number = _original_number(row)
         assert number is not None  # a row with the original's settings, which has a number
@@ -223,8 +243,32 @@ class Evaluator:
             metric=metric.label,
             value=row.metrics[metric.key],
             interval=metric.interval(row),
-            direction=HIGHER,
+            direction=NOT_LOWER,
             reference=number,
+        )
+
+    def _compare_epoch(self, claim: EpochAgainst) -> Measurement:
+        row = self._row(claim.row)
+        best, last = row.metrics["best_accuracy"] / 100, row.metrics["accuracy"] / 100
+        images = round(row.metrics["images"])
+        reference = 0.0
+        if claim.last:
+            value = last - best
+            error = NORMAL_95 * sqrt((best * (1 - best) + last * (1 - last)) / images)
+            low, high = value - error, value + error
+        else:
+            value = best
+            reference = 100 / len(row.run.details["confusion"])
+            interval = binomtest(round(best * images), images).proportion_ci(0.95, method="wilson")
+            low, high = interval.low, interval.high
+        return Measurement(
+            rows=(row,),
+            compared=describe(claim),
+            metric=self.metrics[row.run.task].label,
+            value=100 * value,
+            interval=(100 * low, 100 * high),
+            direction=LOWER if claim.last else HIGHER,
+            reference=reference,
         )
 
     def _row(self, name: str) -> Result:
@@ -273,38 +317,44 @@ def describe(claim: Claim, name: str | None = None) -> str:
             right_label = f"`{name or _run_name(right)}`" if isinstance(right, str) else right.label
             if isinstance(right, BestRow) and name:
                 right_label = f"{right.label}, `{name}`"
-            return f"`{_run_name(left)}` {_sign(direction)} {right_label}"
+            return f"`{_run_name(left)}` {direction} {right_label}"
         case EffectComparison():
             small, large = (" to ".join(f"`{_run_name(row)}`" for row in rows) for rows in (claim.small, claim.large))
             return f"{claim.small_label}, {small} < {claim.large_label}, {large}"
         case MeasuredAgainst():
-            return f"`{name or _run_name(claim.row)}` {_sign(claim.direction)} {claim.reference_label}"
+            return f"`{name or _run_name(claim.row)}` {claim.direction} {claim.reference_label}"
         case OriginalLevel():
-            return f"`{_run_name(claim.row)}` > the original"
+            return f"`{_run_name(claim.row)}` {NOT_LOWER} the original"
+        case EpochAgainst(row, last):
+            return (
+                f"`{_run_name(row)}`, last epoch < best epoch" if last else f"`{_run_name(row)}`, best epoch > chance"
+            )
+        case NotMeasured():
+            return claim.compared
 
 
 def _run_name(row: str) -> str:
     return row.rpartition("/")[2]
 
 
-def _sign(direction: Direction) -> str:
-    return ">" if direction == HIGHER else "<"
-
-
-def _explain(claim: Claim, measurement: Measurement) -> str | None:
+def _explain(claim: Claim, measurement: Measurement) -> str:
     """Measurements that belong to a comparison that does not hold, in a sentence or two."""
+    default = f"{measurement.metric} is {measurement.value:.2f}, the reference {measurement.reference:.2f}."
     measured = None
     match claim:
-        case Comparison() | MeasuredAgainst() if claim.explain:
+        case Comparison() | MeasuredAgainst() | EpochAgainst() if claim.explain:
             measured = claim.explain(*measurement.rows)
-    return " ".join(text for text in (measured, measurement.note) if text) or None
+    return " ".join(text for text in (measured, measurement.note) if text) or default
 
 
-def _describe_spreads(rows: Iterable[Result], metric: Metric) -> str | None:
-    """The rows' standard deviations over their seeds; None if each has one seed."""
-    spreads = [(row, metric.spread(row)) for row in rows]
-    texts = [f"{spread:.2f} (`{row.name}`, {len(row.runs)} seeds)" for row, spread in spreads if spread is not None]
-    return f"Standard deviation over seeds: {', '.join(texts)}." if texts else None
+def _describe_values(rows: Iterable[Result], metric: Metric) -> str:
+    """The rows' values of the metric, with the standard deviation over their seeds."""
+    texts = []
+    for row in rows:
+        spread = metric.spread(row)
+        deviation = "" if spread is None else f" ± {spread:.2f} over {len(row.runs)} seeds"
+        texts.append(f"{row.metrics[metric.key]:.2f}{deviation} (`{row.name}`)")
+    return f"{metric.label} is {' and '.join(texts)}."
 
 
 def _original_number(row: Result) -> float | None:

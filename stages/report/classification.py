@@ -12,7 +12,7 @@ from stages.report.comparison import OriginalTable, Row, original_value
 from stages.report.confusion_matrix import plot_confusion_matrix
 from stages.report.contact_sheets import plot_mistakes
 from stages.report.curves import plot_accuracy, write_curves
-from stages.report.numbers import format_scientific
+from stages.report.numbers import format_best, format_scientific
 from stages.report.original import load_original
 from stages.report.results import Result
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
@@ -39,10 +39,10 @@ def build_table(results: list[Result], metric: Metric, experiment: Experiment) -
             "Effective batch size": str(effective_batch_size(result)),
             "Steps": f"{metrics['steps']:.0f}",
             "Train loss": f"{metrics['train_loss']:.2f}",
-            "Best epoch": f"{metrics['best_accuracy']:.2f} ({metrics['best_epoch']:g})",
+            "Best epoch": format_best(result.frame["best_accuracy"], result.frame["best_epoch"]),
         }
         rows.append(Row(result, (label,), original, metric.interval(result), more))
-    return OriginalTable(TABLE, rows, metric, experiment.profile, left=("Setting",))
+    return OriginalTable(TABLE, rows, metric, experiment.profile, "training", left=("Setting",))
 
 
 def effective_batch_size(result: Result) -> int:
@@ -97,8 +97,6 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         labels=len(best.run.details["confusion"]),
         untrained=best.run.details["untrained_labels"],
         table=table,
-        source=load_original()[TABLE]["source"],
-        seeds=len(best.runs),
         learning=still_learning(results),
         wrong=wrong,
     )

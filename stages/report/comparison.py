@@ -10,13 +10,12 @@ from stages.params.experiment import Experiment
 from stages.report.markdown import Markdown
 from stages.report.numbers import format_range, star_highest
 from stages.report.original import load_original
-from stages.report.original_settings import changed_settings, original_number
+from stages.report.original_settings import ORIGINAL_PROFILE, changed_settings, deviations, original_number
 from stages.report.results import Result
 from stages.report.section import render
 from stages.report.significance import Metric, star_margin
 from stages.report.tables import Table
 
-ORIGINAL_PROFILE = "paper"  # the original's data and models: differences from its numbers mean something
 # Further columns of text; all others hold numbers.
 TEXT_COLUMNS = ("Input",)
 
@@ -63,6 +62,7 @@ class OriginalTable:
     rows: list[Row]
     metric: Metric
     profile: str
+    randomness: str  # what seeds vary, in words
     left: tuple[str, ...]  # columns that are aligned to the left
     starred: bool = False
 
@@ -85,12 +85,12 @@ class OriginalTable:
         numbers = star_highest(means) if self.starred else [f"{mean:.2f}" for mean in means]
         cells = [(*row.cells, number) for row, number in zip(rows, numbers, strict=True)]
         frame = pd.DataFrame(cells, columns=original["columns"], dtype=object)
-        return Table(f"{self.title}. {original['caption']}", frame, self.left)
+        return Table(original["caption"], frame, self.left, self.title)
 
     def comparison(self) -> Table:
         """All rows, the original's first, with intervals, the original's numbers and further columns.
 
-        Our number minus the original's is printed only where both are of the same data and models.
+        Our number minus the original's is printed only where data, models and protocol are the original's.
         """
         *label_columns, number_column = load_original()[self.name]["columns"]
         rows = []
@@ -102,16 +102,36 @@ class OriginalTable:
             cells["95 % interval"] = format_range(*row.interval)
             cells["Original"] = _format_original(row.original)
             if self.profile == ORIGINAL_PROFILE:
-                cells["Difference"] = "-" if row.number is None else f"{mean - row.number:+.2f}"
+                number = None if deviations(row.result.run) else row.number
+                cells["Difference"] = "-" if number is None else f"{mean - number:+.2f}"
             rows.append(cells | row.more)
         frame = pd.DataFrame(rows, dtype=object)
         return Table(f"{self.title}, compared with the original", frame, (*self.left, *TEXT_COLUMNS))
+
+    def explanation(self) -> Markdown:
+        """What the columns of the comparison mean."""
+        return render(
+            "comparison.md",
+            source=load_original()[self.name]["source"],
+            is_original=self.profile == ORIGINAL_PROFILE,
+            deviations=list(dict.fromkeys(text for row in self.rows for text in deviations(row.result.run))),
+            seeds=max(len(row.result.runs) for row in self.rows),
+            randomness=self.randomness,
+        )
 
     def star_sentence(self) -> Markdown | None:
         """Whether the star is significant; None for a table without a star, or with fewer than two rows."""
         results = [row.result for row in self.assigned_rows]
         margin = star_margin(results, self.metric) if self.starred else None
-        return render("star.md", title=self.title, margin=margin) if margin else None
+        if margin is None:
+            return None
+        return render(
+            "star.md",
+            title=self.title,
+            margin=margin,
+            seeds=max(len(row.result.runs) for row in self.rows),
+            randomness=self.randomness,
+        )
 
     def numbers(self) -> list[dict[str, Any]]:
         """All metrics of all rows for `reports/results.csv`."""

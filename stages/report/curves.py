@@ -19,8 +19,8 @@ from stages.data.voc import BACKGROUND
 from stages.report.colors import class_colors
 from stages.report.results import Result
 from stages.report.section import CURVES
+from stages.retrieval import RECALL
 
-RECALL = "image_to_text_r_at_1"
 OUTSIDE_RIGHT = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 
 

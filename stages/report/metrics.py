@@ -12,9 +12,9 @@ from stages.core.bootstrap import bootstrap_means
 from stages.core.runs import Run
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest
-from stages.report.curves import RECALL
 from stages.report.section import Inputs
 from stages.report.significance import Metric
+from stages.retrieval import RECALL
 from stages.segmentation.iou import confusion, mean_iou_draws
 
 
@@ -36,7 +36,7 @@ def task_metrics(inputs: Inputs) -> dict[str, Metric]:
 
 
 def miou_metric(manifest: Manifest, seed: int) -> Metric:
-    """Mean IoU of the predicted masks."""
+    """The metric of segmentation: mean IoU of the predicted masks."""
 
     @cache  # the masks are the same for all heads
     def read_truths() -> dict[str, np.ndarray]:
@@ -51,11 +51,11 @@ def miou_metric(manifest: Manifest, seed: int) -> Metric:
             matrices.append(confusion(truth[None], predicted, len(manifest.classes)))
         return mean_iou_draws(np.concatenate(matrices), seed=seed)
 
-    return Metric("miou", "mIoU", draw_run)
+    return Metric("miou", "mIoU", draw_run, seed)
 
 
 def bleu_metric(seed: int) -> Metric:
-    """BLEU-4 of the captions."""
+    """The metric of captioning: BLEU-4."""
 
     @cache  # all cells and seeds are in one file
     def read_captions(path: str) -> dict[tuple[str, int | None], tuple[list[str], list[list[str]]]]:
@@ -70,27 +70,27 @@ def bleu_metric(seed: int) -> Metric:
         predictions, references = read_captions(run.artifacts["predictions"])[run.name, run.seed]
         return bootstrap_bleu(count_ngrams(predictions, references), seed=seed)
 
-    return Metric("bleu", "BLEU", draw_run)
+    return Metric("bleu", "BLEU", draw_run, seed)
 
 
 def recall_metric(seed: int) -> Metric:
-    """R@1 from image to text: the share of images whose own caption is ranked first."""
+    """The metric of retrieval, R@1 from image to text: the share of images whose own caption is ranked first."""
 
     def draw_run(run: Run) -> np.ndarray:
         hits = [100.0 * (row["image_to_text_rank"] == 1) for row in _read_predictions(run)]
         return bootstrap_means(np.array(hits), seed=seed)
 
-    return Metric(RECALL, "R@1", draw_run)
+    return Metric(RECALL, "R@1", draw_run, seed)
 
 
 def accuracy_metric(seed: int) -> Metric:
-    """The share of images whose label is predicted."""
+    """The metric of classification: the share of images whose label is predicted."""
 
     def draw_run(run: Run) -> np.ndarray:
         hits = [100.0 * (row["predicted"] == row["label"]) for row in _read_predictions(run)]
         return bootstrap_means(np.array(hits), seed=seed)
 
-    return Metric("accuracy", "Accuracy", draw_run)
+    return Metric("accuracy", "Accuracy", draw_run, seed)
 
 
 def _read_predictions(run: Run) -> list[dict]:

@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 
+import pandas as pd
+
 from stages.report.markdown import Markdown
+
+MISSING = "-"  # the original's cell without a value
 
 
 def format_scientific(value: float | None) -> str:
     """`1e-3`, `5e-4`, `0`; `-` for None."""
     if value is None:
-        return "-"
+        return MISSING
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:e}".split("e")
@@ -17,7 +21,7 @@ def format_scientific(value: float | None) -> str:
 
 def format_optional(value: float | None) -> str:
     """`50`, `0.7`, `1.0`; `-` for None."""
-    return "-" if value is None else str(value)
+    return MISSING if value is None else str(value)
 
 
 def format_range(low: float, high: float, digits: int = 2) -> str:
@@ -28,6 +32,12 @@ def format_range(low: float, high: float, digits: int = 2) -> str:
 def format_interval(metrics: Mapping[str, float], key: str, digits: int = 2) -> str:
     """The 95 % interval of a metric that the run itself has measured, `59.40 to 61.03`."""
     return format_range(metrics[f"{key}_low"], metrics[f"{key}_high"], digits)
+
+
+def format_best(values: pd.Series, epochs: pd.Series) -> str:
+    """The mean over seeds of the best epoch's values, and the epochs: `49.23 (13)`, `49.23 (9 to 13)`."""
+    first, last = int(epochs.min()), int(epochs.max())
+    return f"{values.mean():.2f} ({first if first == last else f'{first} to {last}'})"
 
 
 def star_highest(values: list[float]) -> list[str]:

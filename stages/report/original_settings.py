@@ -1,7 +1,13 @@
-"""The settings behind the original's numbers: only rows with the same ones are compared with it."""
+"""The settings behind the original's numbers.
+
+A row of a table has settings of its own, such as a learning rate: only a row with the original's is compared with the
+original's number. The whole task has a protocol, models and data: only where these are the original's, too, does the
+difference of two numbers mean anything.
+"""
 
 from typing import Any
 
+from stages.core.runs import Run
 from stages.params.experiment import Experiment
 from stages.report.original import load_original
 from stages.report.results import Result
@@ -49,6 +55,44 @@ ATTENTION: dict[str, dict[str, Any]] = {
 }
 
 
+ORIGINAL_PROFILE = "paper"  # the original's images
+# What all rows of a task share, in their records' params.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "segmentation": {"views": 15},
+    "captioning": {"model": "blip", "stop": "batch"},
+    "retrieval": {"views": 8, "augment_probability": 0.5},
+    "retrieval_grid": {"views": 8, "augment_probability": 0.5},
+    "classification": {},
+}
+# Parts of the names under which the original's models can be had.
+BLIP = ("model_base_capfilt_large", "blip-image-captioning-base")
+MODELS = {
+    "segmentation": ("vit_small_patch16_224.dino", "dino_deitsmall16_pretrain"),
+    "captioning": BLIP,
+    "retrieval": BLIP,
+    "retrieval_grid": BLIP,
+    "classification": ("vit_base_patch16_224.augreg_in1k", "vit_base_patch16_224.orig_in21k_ft_in1k"),
+}
+
+
+def deviations(run: Run) -> list[str]:
+    """What keeps a run's number from being subtracted from the original's, besides the settings of its row."""
+    if run.params["profile"] != ORIGINAL_PROFILE:
+        return [f"profile = {run.params['profile']}"]
+    differences = list_changes(PROTOCOLS[run.task], run.params)
+    backbone = run.inputs["backbone"]
+    if not any(name in backbone for name in MODELS[run.task]):
+        differences.append(f"model = {backbone}")
+    return differences
+
+
+def list_changes(expected: dict[str, Any], params: dict[str, Any]) -> list[str]:
+    """The params that differ from the expected ones, such as `epochs = 3 instead of 5`."""
+    return [
+        f"{key} = {params.get(key)} instead of {value}" for key, value in expected.items() if params.get(key) != value
+    ]
+
+
 def original_number(task: str, name: str) -> float | str | None:
     """What the original prints for a row: a number, or words such as "over 94"; None for a row that it lacks."""
     row = _original_row(task, name)
@@ -84,9 +128,7 @@ def changed_settings(result: Result, experiment: Experiment) -> list[str]:
     params = result.run.params
     if task == "classification":
         params = experiment.classification.settings[result.name].model_dump()  # with names of rates and sizes
-    return [
-        f"{key} = {params.get(key)} instead of {value}" for key, value in expected.items() if params.get(key) != value
-    ]
+    return list_changes(expected, params)
 
 
 def _original_row(task: str, name: str) -> list | None:

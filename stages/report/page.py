@@ -31,7 +31,7 @@ def build_page(
         "page.md",
         profile=profile,
         from_store=from_store,
-        tables=[table for section in sections for table in section.assigned.values()],
+        tables=[table for section in sections for table in section.assigned.values() if table],
         data=[describe_data(manifest) for manifest in manifests],
         sections=sections,
         claims=claims,

@@ -1,7 +1,9 @@
 """Results: the runs of a name, one per seed, with their final metrics as a DataFrame."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +41,7 @@ class Result:
         """The first run's ID in MLflow."""
         return self.run_ids[0]
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """Means over the seeds, by metric."""
         return self.frame.mean().dropna().to_dict()
@@ -48,6 +50,16 @@ class Result:
     def predictions(self) -> Path:
         """The first run's predictions on the validation images (parquet)."""
         return Path(self.run.artifacts["predictions"])
+
+
+def unique_labels(results: Sequence[Result], describe: Callable[[Result], str]) -> list[str]:
+    """The labels of results; where several share a label, their names are added."""
+    labels = [describe(result) for result in results]
+    counts = Counter(labels)
+    return [
+        label if counts[label] == 1 else f"{label} ({result.name})"
+        for label, result in zip(labels, results, strict=True)
+    ]
 
 
 def load_results(names: dict[str, RunNames]) -> tuple[dict[str, list[Result]], bool]:

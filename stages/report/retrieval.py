@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 from stages.params.experiment import Experiment
 from stages.report.comparison import OriginalTable, Row, original_value
 from stages.report.contact_sheets import plot_retrieved
-from stages.report.curves import RECALL, plot_recall, write_curves
+from stages.report.curves import plot_recall, write_curves
 from stages.report.numbers import format_optional, format_scientific
-from stages.report.results import Result
+from stages.report.results import Result, unique_labels
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.significance import Metric
+from stages.retrieval import RECALL
 
 TABLE4 = "table4_retrieval"
 TABLE5 = "table5_retrieval_grid"
@@ -40,7 +41,7 @@ def build_table(
         metrics = result.metrics
         more = {column: f"{metrics[key]:.2f}" for key, column in MORE.items()}
         rows.append(Row(result, settings(result), original_value(result, experiment), metric.interval(result), more))
-    return OriginalTable(name, rows, metric, experiment.profile, ("Mode",), starred)
+    return OriginalTable(name, rows, metric, experiment.profile, "training", ("Mode",), starred)
 
 
 @cache
@@ -59,7 +60,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         build_table(TABLE5, grid, metrics["retrieval_grid"], inputs.experiment, starred=True),
     ]
     figures = [FIGURES / "retrieval/r_at_1_per_epoch.png", FIGURES / "retrieval/retrieved.png"]
-    plot_recall(figures[0], {describe(result): result for result in results})
+    plot_recall(figures[0], dict(zip(unique_labels(results, describe), results, strict=True)))
     best = max(results, key=lambda result: result.metrics[RECALL])
     rows = inputs.manifest.split("val")
     plot_retrieved(figures[1], describe(best), rows, read_predictions(best.predictions))
@@ -69,7 +70,6 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         run=recipes[0].run,
         gallery=recipes[0].metrics["gallery"],
         tables=tables,
-        seeds=max(len(result.runs) for result in results),
     )
     headline = {name: values for table in tables for name, values in table.headline().items()}
     selected = select_metrics(results, *MORE)

@@ -1,6 +1,5 @@
 """The segmentation section: Table 1, its comparison with the original, curves and masks."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,11 @@ from stages.data.manifest import Manifest, evenly_spaced
 from stages.params.experiment import Experiment
 from stages.report.comparison import OriginalTable, Row, original_value
 from stages.report.curves import plot_class_iou, plot_miou, write_curves
+from stages.report.numbers import format_best
 from stages.report.original import load_original
+from stages.report.original_settings import HEADS, list_changes
 from stages.report.overlays import plot_masks
-from stages.report.results import Result
+from stages.report.results import Result, unique_labels
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.significance import Metric
 
@@ -21,10 +22,10 @@ TABLE = "table1_segmentation"
 EXAMPLES = 6  # validation images with masks, per head
 
 
-def head_label(name: str) -> str:
-    """The original's label of a head; the run's name for a head that the original does not have."""
-    row = load_original()[TABLE]["rows"].get(name)
-    return row[0] if row else name
+def head_label(head: Result) -> str:
+    """The original's label of a head; the run's name for a head that the original does not have, or has otherwise."""
+    row = load_original()[TABLE]["rows"].get(head.name)
+    return row[0] if row and not list_changes(HEADS[head.name], head.run.params) else head.name
 
 
 def build_table(heads: list[Result], metric: Metric, experiment: Experiment) -> OriginalTable:
@@ -33,26 +34,26 @@ def build_table(heads: list[Result], metric: Metric, experiment: Experiment) -> 
     for head in heads:
         metrics = head.metrics
         more = {
-            "Best epoch": f"{metrics['best_miou']:.2f} ({metrics['best_epoch']:g})",
+            "Best epoch": format_best(head.frame["best_miou"], head.frame["best_epoch"]),
             "Train loss": f"{metrics['train_loss']:.3f}",
         }
-        label = (head_label(head.name),)
+        label = (head_label(head),)
         rows.append(Row(head, label, original_value(head, experiment), metric.interval(head), more))
-    return OriginalTable(TABLE, rows, metric, experiment.profile, left=("Head",))
+    return OriginalTable(TABLE, rows, metric, experiment.profile, "training", left=("Head",))
 
 
-@cache
-def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """Predicted masks `(H, W)` uint8 by image ID."""
+def read_predictions(path: Path, image_ids: list[str] | None = None) -> dict[str, np.ndarray]:
+    """Predicted masks `(H, W)` uint8 by image ID, of all images or of those in `image_ids`."""
+    filters = None if image_ids is None else [("image_id", "in", image_ids)]
     return {
         row["image_id"]: np.frombuffer(row["mask"], np.uint8).reshape(row["height"], row["width"])
-        for row in pq.read_table(path).to_pylist()
+        for row in pq.read_table(path, filters=filters).to_pylist()
     }
 
 
 def plot_head(head: Result, manifest: Manifest) -> dict[str, Path]:
     """Write the figures of one head; returns their paths by caption. IoU by class and masks are of its first seed."""
-    label = head_label(head.name)
+    label = head_label(head)
     miou, class_iou, masks = (
         FIGURES / "segmentation" / f"{head.name}_{kind}.png" for kind in ("miou", "class_iou", "masks")
     )
@@ -60,7 +61,8 @@ def plot_head(head: Result, manifest: Manifest) -> dict[str, Path]:
     plot_class_iou(class_iou, label, head.run)
     examples = evenly_spaced(manifest.split("val"), EXAMPLES)
     truths = {row.image_id: read_mask(Path(row.mask)) for row in examples if row.mask}
-    plot_masks(masks, label, examples, truths, read_predictions(head.predictions), manifest.classes)
+    predictions = read_predictions(head.predictions, [row.image_id for row in examples])
+    plot_masks(masks, label, examples, truths, predictions, manifest.classes)
     return {
         "Validation mIoU per epoch": miou,
         "Validation IoU of every class per epoch": class_iou,
@@ -72,19 +74,18 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     """Table 1, its comparison and figures."""
     heads = inputs.results["segmentation"]
     table = build_table(heads, metrics["segmentation"], inputs.experiment)
-    plot_miou(FIGURES / "segmentation/miou_per_epoch.png", {head_label(head.name): head for head in heads})
+    labels = unique_labels(heads, head_label)
+    plot_miou(FIGURES / "segmentation/miou_per_epoch.png", dict(zip(labels, heads, strict=True)))
     write_curves("segmentation", heads, {"epoch": "epoch", "train_loss": "train_loss", "miou": "miou"})
     figures = [plot_head(head, inputs.manifest) for head in heads]
     text = render(
         "segmentation.md",
         run=heads[0].run,
         table=table,
-        source=load_original()["source"],
         absent=sorted({name for head in heads for name in head.run.details["absent_classes"]}),
-        seeds=len(heads[0].runs),
         heads=[
-            {"label": head_label(head.name), "kernel": head.run.params.get("kernel", 1), "figures": paths}
-            for head, paths in zip(heads, figures, strict=True)
+            {"label": label, "kernel": head.run.params.get("kernel", 1), "figures": paths}
+            for label, head, paths in zip(labels, heads, figures, strict=True)
         ],
     )
     headline = table.headline()

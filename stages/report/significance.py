@@ -1,6 +1,5 @@
 """Bootstrap draws of a table's number over images and seeds: intervals, and differences of two rows."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -22,8 +21,9 @@ class Metric:
     key: str
     label: str
     draw_run: Callable[[Run], np.ndarray]
+    seed: int  # of the resampling of seeds
     # Draws by task and key of the run: a row may be in several comparisons, and some bootstraps take seconds.
-    _draws_by_run: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _draws_by_run: dict[tuple[str, str], np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     def draws(self, result: Result) -> np.ndarray:
         """Draws `(DRAWS,)` of the mean over the result's seeds, with both images and seeds resampled.
@@ -40,8 +40,7 @@ class Metric:
         seeds, draws = run_draws.shape
         if seeds == 1:
             return run_draws[0]
-        digest = hashlib.sha256(f"{result.run.task}/{result.name}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:4]))
+        rng = np.random.default_rng([self.seed, *f"{result.run.task}/{result.name}".encode()])
         counts = rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=draws)  # (DRAWS, S)
         return (counts.T * run_draws).sum(0) / (seeds - 1)
 

@@ -30,11 +30,15 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Table:
-    """`frame` holds text as it is printed; the columns `left` are aligned to the left, the others to the right."""
+    """`frame` holds text as it is printed; the columns `left` are aligned to the left, the others to the right.
+
+    `title` is the table's number, such as `Table 1`. LaTeX counts its tables itself.
+    """
 
     caption: str
     frame: pd.DataFrame
     left: tuple[str, ...]
+    title: str | None = None
 
     @classmethod
     def from_rows(cls, caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> Self:
@@ -45,14 +49,19 @@ class Table:
         """Whether the table has rows."""
         return len(self.frame) > 0
 
+    @property
+    def heading(self) -> str:
+        """The caption after the title, if the table has one."""
+        return f"{self.title}. {self.caption}" if self.title else self.caption
+
     def markdown(self) -> Markdown:
         """A GitHub table under its caption."""
         # Bold by underscores: the star in a caption would end bold by stars.
-        return Markdown(f"__{self.caption}__\n\n{self._layout(self.frame.map(escape).rename(columns=escape), 'pipe')}")
+        return Markdown(f"__{self.heading}__\n\n{self._layout(self.frame.map(escape).rename(columns=escape), 'pipe')}")
 
     def plain(self) -> str:
         """Aligned columns under the caption, for a terminal."""
-        return f"{self.caption}\n{self._layout(self.frame, 'simple')}"
+        return f"{self.heading}\n{self._layout(self.frame, 'simple')}"
 
     def latex(self, name: str) -> str:
         """A LaTeX table for the package booktabs, with the label `tab:NAME`."""

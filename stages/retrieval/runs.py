@@ -16,7 +16,7 @@ from stages.data import manifest as manifests
 from stages.image_text import RETRIEVAL_VECTORS
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.retrieval import GridRow
-from stages.retrieval import BOOTSTRAP, PREDICTIONS, WEIGHTS
+from stages.retrieval import BOOTSTRAP, PREDICTIONS, RECALL, WEIGHTS
 from stages.retrieval.dataset import RetrievalData, recall_metrics
 from stages.retrieval.projections import Projections, save_projections
 from stages.retrieval.training import DivergedError, ProjectionTraining, train
@@ -87,7 +87,7 @@ def _evaluate_and_write(run: Run, projections: Projections, data: RetrievalData,
         pq.write_table(pa.table(columns), temporary)
     hits = (ranks["image_to_text"] == 1) * 100.0  # their mean is R@1 in percent
     low, high = confidence_interval(bootstrap_means(hits, seed=experiment.seed_for(BOOTSTRAP)))
-    interval = {"image_to_text_r_at_1_low": low, "image_to_text_r_at_1_high": high}
+    interval = {f"{RECALL}_low": low, f"{RECALL}_high": high}
     run = replace(
         run,
         metrics={**recall_metrics(ranks), **interval, "gallery": len(hits)},

@@ -23,7 +23,7 @@ from stages.params.experiment import Experiment, load_experiment
 from stages.params.segmentation import Segmentation
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.dataset import TrainViews, ValImages
-from stages.segmentation.heads import build_head, check_heads
+from stages.segmentation.heads import build_head, check_heads, resolve_options
 from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import mean_iou_draws
 from stages.segmentation.training import predict, train
@@ -67,7 +67,7 @@ def run_head(experiment: Experiment, name: str, seed: int) -> Run:
     val_table = FeatureTable(FEATURES / "val", **expect)
 
     kind = task.heads[name].kind
-    options = task.heads[name].options
+    options = resolve_options(kind, task.heads[name].options, name)
     features = train_table.metadata
     classes = len(manifest.classes)
     shape = {"dim": features.dim, "classes": classes, "attention_heads": features.heads}

@@ -1,10 +1,15 @@
 """Runs are registered in MLflow once, from their records; a failing store costs nothing."""
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from mlflow import MlflowClient
 
 from stages.core import tracking
@@ -179,3 +184,57 @@ def test_class_names_that_mlflow_rejects_are_replaced():
     for name, value in {"cats_": 1.0, "a__b": 2.0, "_": 3.0, "dogs": 4.0}.items():
         (metric,) = client.get_metric_history(run_id, f"epoch/iou/{name}")
         assert metric.value == value
+
+
+def test_a_run_whose_metrics_were_changed_in_the_store_is_registered_anew(project, capsys):
+    first, second = write_runs(build_run(name="first"), build_run(name="second"))
+    frame = tracking.register([first, second])
+    with sqlite3.connect(project / "mlflow.db") as database:
+        database.execute(
+            "UPDATE latest_metrics SET value = 99.99 WHERE key = 'miou' AND run_uuid = ?", [frame.run_id.iloc[0]]
+        )
+        database.execute("DELETE FROM latest_metrics WHERE key = 'best_epoch' AND run_uuid = ?", [frame.run_id.iloc[1]])
+    repaired = tracking.register([first, second])
+    assert repaired.loc[first.identity, "miou"] == 31.25
+    assert repaired.loc[second.identity, "best_epoch"] == 2
+    assert not set(repaired["run_id"]) & set(frame["run_id"])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in printed] == [f"MLflow run {run_id}" for run_id in frame["run_id"]]
+    assert len(runs_in_store()) == 2
+
+
+def test_a_kill_while_the_database_is_created_leaves_no_broken_store(project):
+    (run,) = write_runs(build_run())
+    kill = (
+        "import os; from mlflow.store.db import utils; utils._upgrade_db = lambda engine: os._exit(9);"
+        "from stages.core import tracking; tracking._connect()"
+    )
+    killed = subprocess.run([sys.executable, "-c", kill], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert killed.returncode == 9  # after the tables of MLflow's first version, before the later ones
+    assert not (project / "mlflow.db").exists()
+    assert tracking.register([run]) is not None
+
+
+def test_a_locked_store_is_one_line_of_warning(project, monkeypatch, capfd):
+    monkeypatch.setattr(tracking, "SQLITE_TIMEOUT", 0.05)
+    (run,) = write_runs(build_run())
+    tracking.register([run])
+    capfd.readouterr()
+    lock = sqlite3.connect(project / "mlflow.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    try:
+        assert tracking.register([build_run(name="second")]) is None
+    finally:
+        lock.close()
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "not usable, second not registered" in lines[0]
+    assert "database is locked" in lines[0]
+
+
+def test_a_record_of_another_version_is_named():
+    (run,) = write_runs(build_run(metrics={"confusion": [[1]]}))
+    with pytest.raises(
+        InputError, match=rf"{run.path} is not a run record of this version: metric confusion is no number"
+    ):
+        read_run("segmentation", "linear")

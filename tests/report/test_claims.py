@@ -24,11 +24,14 @@ from stages.report.significance import Metric
 from stages.report.statements import (
     HIGHER,
     LOWER,
+    NOT_HIGHER,
     STATEMENTS,
     BestRow,
     Comparison,
     EffectComparison,
+    EpochAgainst,
     MeasuredAgainst,
+    NotMeasured,
     OriginalLevel,
     Statement,
 )
@@ -86,7 +89,7 @@ def build_metrics(noise=0.1):
         rng = np.random.default_rng(len(run.task + run.name))
         return run.metrics[KEYS[run.task]] + rng.normal(0, noise, DRAWS)
 
-    return {task: Metric(key, f"{task} score", draw_run) for task, key in KEYS.items()}
+    return {task: Metric(key, f"{task} score", draw_run, seed=1) for task, key in KEYS.items()}
 
 
 def evaluate(claim, inputs, metrics=None):
@@ -140,7 +143,9 @@ def test_the_rows_of_all_statements_are_in_the_params_with_the_originals_setting
                     rows = [row for row in (left, right) if isinstance(row, str)]
                 case EffectComparison(small=small, large=large):
                     rows = [*small, *large]
-                case MeasuredAgainst(row=row) | OriginalLevel(row=row):
+                case NotMeasured():
+                    rows = []
+                case MeasuredAgainst(row=row) | OriginalLevel(row=row) | EpochAgainst(row=row):
                     rows = [row] if row.partition("/")[0] in KEYS else []  # attention runs are not in the params
             for row in rows:
                 task, _, name = row.partition("/")
@@ -227,8 +232,55 @@ def test_a_level_of_the_original_is_compared_on_its_own_images_only():
     claim = OriginalLevel("classification/base")
     assert evaluate(claim, build_inputs({"classification/base": 95.0})).outcome == "not checked"
     paper = {"classification/base": {"profile": "paper"}}
-    verdict = evaluate(claim, build_inputs({"classification/base": 95.0}, changed=paper))
-    assert (verdict.outcome, verdict.here, verdict.interval) == ("holds", "95.00 (against 89.00)", "94.00 to 96.00")
+    for accuracy, outcome in ((95.0, "holds"), (88.5, "holds"), (87.0, "does not hold")):  # intervals are +-1
+        inputs = build_inputs({"classification/base": accuracy}, changed=paper)
+        inputs.results["classification"][0].run.inputs["backbone"] = "vit_base_patch16_224.augreg_in1k@revision"
+        verdict = evaluate(claim, inputs)
+        assert (verdict.outcome, verdict.here) == (outcome, f"{accuracy:.2f} (against 89.00)")
+
+
+@pytest.mark.parametrize(("convolutional", "outcome"), [(40.0, "holds"), (50.1, "holds"), (60.0, "does not hold")])
+def test_no_better_is_refuted_by_a_significantly_better_row_only(convolutional, outcome):
+    claim = Comparison("segmentation/convolutional", "segmentation/linear", NOT_HIGHER)
+    inputs = build_inputs({"segmentation/linear": 50.0, "segmentation/convolutional": convolutional})
+    assert evaluate(claim, inputs).outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "rises", "collapses"),
+    [
+        (5.0, 5.0, "not significant here", "not significant here"),  # chance is 5 %
+        (60.0, 4.0, "holds", "holds"),
+        (60.0, 60.0, "holds", "not significant here"),
+    ],
+)
+def test_a_training_that_never_rose_has_not_collapsed(best, last, rises, collapses):
+    inputs = build_inputs({"classification/high_lr": last})
+    (row,) = inputs.results["classification"]
+    row.frame["best_accuracy"], row.frame["images"] = best, 300
+    row.run.details["confusion"] = [[0]] * 20
+    row.run.history.append({"accuracy": last})
+    (statement,) = [statement for statement in STATEMENTS if "collapses" in statement.sentence]
+    rise, collapse, _ = statement.claims
+    assert (evaluate(rise, inputs).outcome, evaluate(collapse, inputs).outcome) == (rises, collapses)
+    # Newcombe's and Wald's intervals of 4 % and 60 % of 300 images differ by less than half a point.
+    if last == 4.0:
+        low, high = (float(number) for number in evaluate(collapse, inputs).interval.split(" to "))
+        assert (low, high) == pytest.approx((-61.97, -50.03), abs=0.01)  # -56 +- 1.96 sqrt((.24 + .0384) / 300)
+
+
+def test_every_comparison_that_fails_says_what_was_measured():
+    inputs = build_inputs({f"{task}/{name}": 50.0 for task, name in params_of_runs()})
+    for results in inputs.results.values():
+        for row in results:
+            for key in ("train_loss", "words", "steps", "best_accuracy", "images"):
+                row.frame[key] = 3.0
+            row.run.details["confusion"] = [[0]] * 2
+            row.run.history.extend([{"train_loss": 1.0, "accuracy": 1.0, "image_to_text_r_at_1": 1.0}] * 2)
+    verdicts = evaluate_claims(inputs, build_metrics())
+    failing = [verdict for verdict in verdicts if verdict.outcome not in ("holds", "not checked")]
+    assert len(failing) > 10
+    assert all(verdict.explanation and verdict.explanation.endswith(".") for verdict in failing)
 
 
 def test_an_explanation_is_given_only_where_a_comparison_does_not_hold():
@@ -240,7 +292,7 @@ def test_an_explanation_is_given_only_where_a_comparison_does_not_hold():
         for score in (60.0, 40.0)
     )
     assert holds.explanation is None
-    assert fails.explanation == "2 losses."
+    assert fails.explanation == "2 losses. segmentation score is 40.00 (`transformer`) and 50.00 (`linear`)."
 
 
 def test_the_spread_over_seeds_explains_a_difference_that_is_not_significant():
@@ -251,7 +303,8 @@ def test_the_spread_over_seeds_explains_a_difference_that_is_not_significant():
     inputs.results["segmentation"] = [linear, several]
     verdict = evaluate(TRANSFORMER_IS_BETTER, inputs)
     assert verdict.outcome == "not significant here"
-    assert verdict.explanation == "Standard deviation over seeds: 1.41 (`transformer`, 2 seeds)."
+    values = "50.00 ± 1.41 over 2 seeds (`transformer`) and 50.00 (`linear`)"
+    assert verdict.explanation == f"segmentation score is {values}."
 
 
 def test_claims_render_as_tables_with_equal_columns():
@@ -266,6 +319,12 @@ def test_claims_render_as_tables_with_equal_columns():
     for statement in STATEMENTS:
         assert text.count(f"| {statement.sentence} |") == 1  # before its first comparison only
     assert "| `transformer` &gt; `linear` | segmentation score | +10.00 |" in text
+    fails = evaluate(
+        TRANSFORMER_IS_BETTER, build_inputs({"segmentation/linear": 60.0, "segmentation/transformer": 50.0})
+    )
+    worse = build_inputs({"segmentation/linear": 60.0, "segmentation/transformer": 50.0})
+    fails = evaluate(TRANSFORMER_IS_BETTER, worse)
+    assert "| +17.85 | **does not hold** |" in render("claims.md", verdicts=[fails])
 
 
 def write_rows(path, rows):

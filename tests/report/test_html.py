@@ -192,8 +192,8 @@ def test_skipped_tasks_give_their_reason(report):
     results = {"segmentation": inputs.results["segmentation"]}
     skipped = {"captioning": "no captions", "retrieval": "no <captions>", "classification": "no labels"}
     html = build_html(page, replace(inputs, results=results, skipped=skipped))
-    assert "Skipped: no captions" in html
-    assert "Skipped: no &lt;captions&gt;" in html
+    assert "Left out: no captions" in html
+    assert "Left out: no &lt;captions&gt;" in html
     assert list(Page(html).json["views"]) == ["segmentation"]
     everything = dict.fromkeys(browse.TASKS, "nothing to do")
     html = build_html(page, replace(inputs, results={}, skipped=everything))

@@ -25,7 +25,7 @@ def build_result(name, scores):
 
 
 def build_metric():
-    return Metric("score", "Score", lambda run: WEIGHTS @ run.details["scores"])
+    return Metric("score", "Score", lambda run: WEIGHTS @ run.details["scores"], seed=1)
 
 
 def difference_interval(left, right):
@@ -125,7 +125,7 @@ def test_no_run_is_bootstrapped_twice():
         calls.append(run.key)
         return WEIGHTS @ run.details["scores"]
 
-    metric = Metric("score", "Score", draw_run)
+    metric = Metric("score", "Score", draw_run, seed=1)
     results = [build_result(name, np.random.default_rng(7).normal(size=(3, IMAGES))) for name in ("first", "second")]
     star_margin(results, metric)
     metric.interval(results[0])

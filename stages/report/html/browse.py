@@ -4,7 +4,6 @@ The page's script reads this as JSON. Images are referred to by their index in a
 the first seed are shown.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from stages.data.manifest import Manifest, Row, evenly_spaced
 from stages.report import captioning, classification, retrieval, segmentation
 from stages.report.html.caption_score import score_captions
 from stages.report.html.pictures import color_codes, embed_image, embed_mask, mask_palette
-from stages.report.results import Result
+from stages.report.results import Result, unique_labels
 from stages.report.section import Inputs
 from stages.segmentation.iou import confusion, iou
 
@@ -115,7 +114,7 @@ def _segmentation(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]
             masks.append({"source": embed_mask(mask, palette), **_image_iou(truth, mask, len(classes))})
         predictions.append(masks)
     return len(rows), {
-        "runs": unique_labels(heads, lambda head: segmentation.head_label(head.name)),
+        "runs": unique_labels(heads, segmentation.head_label),
         "images": [gallery.index(row.image_id) for row in rows],
         "truths": [embed_mask(truth, palette) for truth in truths],
         "predictions": predictions,
@@ -220,8 +219,8 @@ TASKS = {
     "segmentation": _Task(
         "Segmentation masks",
         "Each image with its true mask and the mask of every head. IoU of an image: the mean over the classes in "
-        "either mask, in percent; with a class chosen, that class's IoU. White pixels of a true mask are void and not "
-        "counted.",
+        "either mask, background included, in percent; with a class chosen, that class's IoU. White pixels of a true "
+        "mask are void and not counted.",
         _segmentation,
     ),
     "captioning": _Task(
@@ -233,7 +232,8 @@ TASKS = {
     "retrieval": _Task(
         "Retrieved images",
         "A caption, its own image, and the images nearest to the caption, nearest first. Rank 1: no other image is as "
-        "near to the caption (text to image), or no other caption as near to the image (image to text).",
+        "near to the caption (text to image), or no other caption as near to the image (image to text: the R@1 of the "
+        "tables). The order is by the rank of text to image.",
         _retrieval,
     ),
     "classification": _Task(
@@ -243,16 +243,6 @@ TASKS = {
         _classification,
     ),
 }
-
-
-def unique_labels(results: list[Result], describe: Callable[[Result], str]) -> list[str]:
-    """The labels of results; where several share a label, their names are added."""
-    labels = [describe(result) for result in results]
-    counts = Counter(labels)
-    return [
-        label if counts[label] == 1 else f"{label} ({result.name})"
-        for label, result in zip(labels, results, strict=True)
-    ]
 
 
 def _image_json(row: Row) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stages.report.results import Result
+from stages.report.results import Result, unique_labels
 from stages.report.segmentation import head_label
 
 
@@ -23,7 +23,7 @@ class ClassIou:
 def class_iou(heads: list[Result], classes: tuple[str, ...]) -> ClassIou:
     """IoU by class and head, and every head's mIoU."""
     values = tuple(tuple(_mean_over_seeds(head, name) for head in heads) for name in classes)
-    labels = tuple(head_label(head.name) for head in heads)
+    labels = tuple(unique_labels(heads, head_label))
     return ClassIou(labels, classes, values, tuple(head.metrics["miou"] for head in heads), len(heads[0].runs))
 
 

@@ -39,17 +39,19 @@ def _params_model(kind: str) -> type[_HeadParams]:
     return create_model(f"{HEADS[kind].__name__}Params", __base__=_HeadParams, **options)
 
 
-def _check_head(kind: str, options: Mapping[str, Any], name: str) -> None:
+def resolve_options(kind: str, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """All options of a head, with the defaults of its kind for those that params leave out. Raises `InputError`."""
     key = f"segmentation.heads.{name}"
     if kind not in HEADS:
         raise InputError(f"params.yaml: {key}.kind = '{kind}': must be one of: {', '.join(HEADS)}")
-    validate_params(_params_model(kind), {"kind": kind, **options}, f"{key}.")
+    params = validate_params(_params_model(kind), {"kind": kind, **options}, f"{key}.")
+    return params.model_dump(exclude={"kind"})
 
 
 def check_heads(heads: Mapping[str, Head]) -> None:
     """Raise `InputError` for the first head of an unknown kind, or with an unknown, missing or invalid option."""
     for name, head in heads.items():
-        _check_head(head.kind, head.options, name)
+        resolve_options(head.kind, head.options, name)
 
 
 def build_head(
@@ -60,5 +62,5 @@ def build_head(
     `dim` is the width of a patch token and `attention_heads` the backbone's. `name` is the key in `segmentation.heads`
     for error messages.
     """
-    _check_head(kind, options, name or kind)
-    return HEADS[kind](HeadShape(dim, classes, attention_heads), **options)
+    resolved = resolve_options(kind, options, name or kind)
+    return HEADS[kind](HeadShape(dim, classes, attention_heads), **resolved)

@@ -43,15 +43,14 @@ class SelfAttention(nn.Module):
 class TransformerHead(SegmentationHead):
     """One block over patch tokens and one learned embedding per class.
 
-    `shared_qk` and `qkv_bias` are those of `SelfAttention`. Class embeddings start from a normal distribution with
-    standard deviation `class_std`, truncated at 2, as in timm.
+    `shared_qk` and `qkv_bias` are those of `SelfAttention`. Class embeddings start from N(0, class_std^2).
     """
 
     def __init__(self, shape: HeadShape, *, shared_qk: bool, qkv_bias: bool = False, class_std: Rate = 0.02):
         super().__init__()
         dim = shape.dim
         self.class_embeddings = nn.Parameter(torch.empty(1, shape.classes, dim))
-        nn.init.trunc_normal_(self.class_embeddings, std=class_std)
+        nn.init.normal_(self.class_embeddings, std=class_std)
         self.norm_attention = nn.LayerNorm(dim)
         self.attention = SelfAttention(dim, heads=shape.attention_heads, shared_qk=shared_qk, qkv_bias=qkv_bias)
         self.norm_mlp = nn.LayerNorm(dim)

@@ -35,7 +35,7 @@ function setUpFigures() {
     figure.prepend(enlargeButton(image, figure.querySelector("figcaption").textContent));
   }
   enlarged.addEventListener("click", (event) => {
-    if (event.target === enlarged) enlarged.close(); // beside the picture
+    if (!event.target.closest("img, button, .caption")) enlarged.close(); // beside the picture
   });
 }
 

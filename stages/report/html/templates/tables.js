@@ -1,4 +1,4 @@
-// Tables sort by a column when its header is clicked, or Enter is pressed on it: upwards first, then downwards.
+// Tables sort by a column when its header is clicked, or Enter is pressed on it: upwards, then downwards, then as it was.
 function sortRows(table, column, descending) {
   const isNumber = table.tHead.rows[0].cells[column].classList.contains("number");
   const rows = [...table.tBodies[0].rows];
@@ -20,6 +20,7 @@ function sortRows(table, column, descending) {
 function setUpTables() {
   for (const table of document.querySelectorAll("table.sortable")) {
     const headers = [...table.tHead.rows[0].cells];
+    const original = [...table.tBodies[0].rows];
     headers.forEach((header, column) => {
       const button = document.createElement("button");
       button.type = "button";
@@ -27,10 +28,14 @@ function setUpTables() {
       button.append(...header.childNodes);
       header.append(button);
       button.addEventListener("click", () => {
-        const descending = header.getAttribute("aria-sort") === "ascending";
+        const current = header.getAttribute("aria-sort");
         for (const other of headers) other.removeAttribute("aria-sort");
-        header.setAttribute("aria-sort", descending ? "descending" : "ascending");
-        sortRows(table, column, descending);
+        if (current === "descending") {
+          table.tBodies[0].append(...original);
+          return;
+        }
+        header.setAttribute("aria-sort", current === "ascending" ? "descending" : "ascending");
+        sortRows(table, column, current === "ascending");
       });
     });
   }
