@@ -32,8 +32,6 @@ def stage(name: str, record: bool = True) -> Iterator[None]:
             # Denormal floats are up to 100 times slower on a CPU, and too small to matter here.
             sys.modules["torch"].set_flush_denormal(True)
         yield
-        if record:
-            write_duration(name, time.perf_counter() - start)
     except InputError as error:
         _exit(name, str(error))
     except OSError as error:
@@ -46,6 +44,11 @@ def stage(name: str, record: bool = True) -> Iterator[None]:
             raise
         # torch's workers pass tensors through shared memory; in containers, it is small by default.
         _exit(name, f"{first_line(error)} Fewer compute.workers need less shared memory (/dev/shm).")
+    if record:
+        try:
+            write_duration(name, time.perf_counter() - start)
+        except OSError as error:  # the stage's work is done: a file about it must not undo that
+            print(f"{name}: duration not recorded: {error}", file=sys.stderr)
 
 
 def first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ seconds. `python -m stages.core.tracking` (and `make ui`) registers every record
 import logging
 import os
 import re
+import signal
 import sqlite3
 import sys
 import time
@@ -50,6 +51,7 @@ for logger, level in LOG_LEVELS.items():
 IDENTITY = "vitlab.identity"  # a tag: the SHA-256 of the record from which the run was registered
 ENTITIES_PER_REQUEST = 1000  # MLflow's limit for metrics, and for metrics, params and tags together
 EPOCH = "epoch/"  # starts the names of metrics that have a value per epoch
+STORE_SECONDS = 600.0  # for all runs; a hundred take ten seconds in a local store
 SQLITE_TIMEOUT = 5.0  # seconds to wait for another process that writes
 SQLITE = "sqlite:///"  # starts the URI of a database file
 METRIC_COLUMN = "metrics."  # starts the columns of metrics in MLflow's DataFrame of runs
@@ -114,9 +116,26 @@ def _root() -> Path:
 def _store_errors_as_warning(consequence: str) -> Iterator[None]:
     """Print any error of the body in one line, with its consequence, and continue: the record is the result."""
     try:
-        yield
+        with _deadline(STORE_SECONDS):
+            yield
     except Exception as error:  # noqa: BLE001 - any store and transport; none may lose a training result
         print(f"MLflow store {store_uri()} not usable, {consequence}: {first_line(error)[:200]}", file=sys.stderr)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` in the body after `seconds`: a server that sends a byte now and then never times out."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not finished within {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _connect() -> MlflowClient:

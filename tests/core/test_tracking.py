@@ -1,10 +1,14 @@
 """Runs are registered in MLflow once, from their records; a failing store costs nothing."""
 
+import contextlib
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
@@ -238,3 +242,27 @@ def test_a_record_of_another_version_is_named():
         InputError, match=rf"{run.path} is not a run record of this version: metric confusion is no number"
     ):
         read_run("segmentation", "linear")
+
+
+def test_a_server_that_never_finishes_its_answer_is_given_up(monkeypatch, capsys):
+    class Drip(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Drip) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(tracking, "STORE_SECONDS", 0.5)
+        assert tracking.register([build_run()]) is None
+        server.shutdown()
+    assert "not registered: not finished within 0.5 s" in capsys.readouterr().err
