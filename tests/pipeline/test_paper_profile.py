@@ -71,7 +71,12 @@ def test_the_report_needs_no_network(project, site):
         assert title in report
     tables = {path.stem for path in (project.root / "reports/tables").iterdir()}
     assert {"classification", "class_token_attention"} <= tables
-    assert len([name for name in tables if name.startswith("table")]) == 5
+    # The shrunk params have no row of Tables 3 and 5; theirs are in the comparisons.
+    assert {name for name in tables if name.startswith("table")} == {
+        "table1_segmentation",
+        "table2_captioning",
+        "table4_retrieval",
+    }
     images = re.findall(r"\]\(((?:figures|pictures)/[^)]+\.png)\)", report)
     assert len(images) > 10
     assert all((project.root / "reports" / path).stat().st_size > 2000 for path in images)
