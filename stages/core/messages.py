@@ -1,10 +1,20 @@
 """Parts of messages that several stages share."""
 
+import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
 QUOTED_LENGTH = 100
+# `NAME:PASSWORD@` before a host. A password in a database's URL may hold "/", which otherwise ends the host; digits
+# and "/" after the colon are a port. Lengths are bounded, so that matching takes linear time.
+USER_INFO = re.compile(
+    r"\b([a-z][a-z0-9+.-]{0,30}://)(?:[^\s/?#]{0,500}|[^\s:/?#@]{0,200}:(?!\d+[/?#])\S{0,300})@", re.IGNORECASE
+)
+SECRET_KEYS = "token|secret|password|passwd|pwd|signature|credential|api_?key|access_?key|auth|sig|key"
+# A value in a URL's query whose key ends in such a word: `?access_token=...`, `&X-Amz-Signature=...`.
+SECRET_PARAMETER = re.compile(rf"([?&](?:[^\s=&#?]{{0,100}}[-_.])?(?:{SECRET_KEYS})=)[^\s&#'\"]+", re.IGNORECASE)
+HIDDEN = "***"
 
 
 class _BoundedRepr(reprlib.Repr):
@@ -33,6 +43,12 @@ def quote_value(value: object) -> str:
     # The `repr` of classes other than `str` may contain any character.
     text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
     return text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 3] + "..."
+
+
+def hide_credentials(text: str) -> str:
+    """`text` with `***` in place of user names, passwords and tokens in the URLs that it holds."""
+    text = USER_INFO.sub(rf"\1{HIDDEN}@", text)
+    return SECRET_PARAMETER.sub(rf"\1{HIDDEN}", text)
 
 
 def join_names(names: Sequence[str], limit: int = 12) -> str:

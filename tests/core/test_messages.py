@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.messages import quote_value
+from stages.core.messages import hide_credentials, quote_value
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,49 @@ def test_a_value_of_many_aliases_is_quoted_at_once() -> None:
         value = [value] * 9
     start = time.perf_counter()
     assert len(quote_value(value)) <= 100
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("https://user:pa55@host.org/a/b.pth?v=1#sha256=00", "https://***@host.org/a/b.pth?v=1#sha256=00"),
+        ("https://pa55@host.org:8080/x", "https://***@host.org:8080/x"),
+        ("http://user:pa55@pa55@[::1]/x", "http://***@[::1]/x"),
+        ("HTTP://user:pa55@host", "HTTP://***@host"),
+        ("postgresql+psycopg2://user:pa55/pa55@db/runs", "postgresql+psycopg2://***@db/runs"),
+        (
+            "no store at mysql://u:pa55@h/d; nor 'https://u:pa55@h/x'",
+            "no store at mysql://***@h/d; nor 'https://***@h/x'",
+        ),
+        ("https://h/x?v=2&access_token=pa55&b=3#size=1", "https://h/x?v=2&access_token=***&b=3#size=1"),
+        (
+            "https://h/x?X-Amz-Credential=pa55&X-Amz-Signature=pa55",
+            "https://h/x?X-Amz-Credential=***&X-Amz-Signature=***",
+        ),
+    ],
+)
+def test_credentials_in_urls_are_hidden(text, hidden):
+    assert hide_credentials(text) == hidden
+    assert hide_credentials(hidden) == hidden
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////tmp/a@b/mlflow.db",
+        "https://host:8080/models/vit@main/x.pth",
+        "https://host.org/x?monkey=1&v=2",
+        "timm/vit_small@0123",
+        "name@host.org, see https://host.org/",
+        "",
+    ],
+)
+def test_text_without_credentials_stays(text):
+    assert hide_credentials(text) == text
+
+
+def test_hiding_credentials_takes_linear_time():
+    start = time.perf_counter()
+    hide_credentials("a://u:p" * 20_000 + "a." * 20_000 + "?key" * 20_000 + "u:" * 20_000)
     assert time.perf_counter() - start < 1
