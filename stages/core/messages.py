@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 QUOTED_LENGTH = 100
+LINE_BREAK = re.compile(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")  # as `str.splitlines` knows them
 # `NAME:PASSWORD@` before a host. A password in a database's URL may hold "/", which otherwise ends the host; digits
 # and "/" after the colon are a port. Lengths are bounded, so that matching takes linear time.
 USER_INFO = re.compile(
@@ -40,9 +41,18 @@ def quote_value(value: object) -> str:
     Control characters, such as newlines and a terminal's escape sequences, are escaped. A path is quoted as a string.
     """
     text = _BOUNDED_REPR.repr(str(value) if isinstance(value, Path) else value)
-    # The `repr` of classes other than `str` may contain any character.
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    text = escape_controls(text)  # the `repr` of classes other than `str` may contain any character
     return text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 3] + "..."
+
+
+def escape_controls(text: str) -> str:
+    """`text` with an escape sequence, as in source code, in place of every character that cannot be printed."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def join_lines(text: str) -> str:
+    """`text` in one line: a space in place of each line break and the white space around it."""
+    return LINE_BREAK.sub(" ", text)
 
 
 def hide_credentials(text: str) -> str:
