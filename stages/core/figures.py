@@ -17,7 +17,7 @@ matplotlib.use("Agg")  # before pyplot is imported: a backend that needs no disp
 import matplotlib.pyplot as plt
 
 from stages.core.atomic import atomic_write
-from stages.core.messages import escape_controls, join_lines
+from stages.core.messages import printable_line
 
 # A dollar sign is a dollar sign: as a formula, `$x` may not even be drawable.
 matplotlib.rcParams["text.parse_math"] = False
@@ -27,7 +27,7 @@ LABEL_LENGTH = 60  # characters that leave room for a plot beside its legend
 
 def short_text(text: str, length: int = LABEL_LENGTH) -> str:
     """`text` in one line of at most `length` characters."""
-    text = escape_controls(join_lines(text))
+    text = printable_line(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
@@ -40,7 +40,7 @@ def label_text(text: str, length: int = LABEL_LENGTH) -> str:
 
 def wrap_text(text: str, width: int, lines: int) -> str:
     """`text` in at most `lines` lines of at most `width` characters."""
-    return "\n".join(textwrap.wrap(escape_controls(join_lines(text)), width, max_lines=lines, placeholder=" …"))
+    return "\n".join(textwrap.wrap(printable_line(text), width, max_lines=lines, placeholder=" …"))
 
 
 @contextmanager

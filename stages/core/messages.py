@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 QUOTED_LENGTH = 100
-LINE_BREAK = re.compile(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")  # as `str.splitlines` knows them
+LINE_BREAK = re.compile(r"\s*[\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]\s*")  # tabs, and what `str.splitlines` splits at
+# A terminal's, those that change the direction of the text after them, and lone surrogates, which no file can hold.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # `NAME:PASSWORD@` before a host. A password in a database's URL may hold "/", which otherwise ends the host; digits
 # and "/" after the colon are a port. Lengths are bounded, so that matching takes linear time.
 USER_INFO = re.compile(
@@ -41,18 +43,17 @@ def quote_value(value: object) -> str:
     Control characters, such as newlines and a terminal's escape sequences, are escaped. A path is quoted as a string.
     """
     text = _BOUNDED_REPR.repr(str(value) if isinstance(value, Path) else value)
-    text = escape_controls(text)  # the `repr` of classes other than `str` may contain any character
+    # The `repr` of classes other than `str` may contain any character.
+    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
     return text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 3] + "..."
 
 
-def escape_controls(text: str) -> str:
-    """`text` with an escape sequence, as in source code, in place of every character that cannot be printed."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+def printable_line(text: str) -> str:
+    """`text` in one line for figures and pages: no line breaks and tabs, control characters escaped.
 
-
-def join_lines(text: str) -> str:
-    """`text` in one line: a space in place of each line break and the white space around it."""
-    return LINE_BREAK.sub(" ", text)
+    Unlike `quote_value`, it leaves all other characters as they are, such as those that join an emoji.
+    """
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], LINE_BREAK.sub(" ", text))
 
 
 def hide_credentials(text: str) -> str:
