@@ -59,6 +59,11 @@ def _render(**context: Any) -> str:
     return environment.get_template("page.html").render(context)
 
 
+def _printable(value: Any) -> Any:
+    """A value of the template; names in it without the control characters that a file may have brought in."""
+    return printable_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _split_footer(blocks: list[Block]) -> tuple[list[Block], list[Block]]:
     """The blocks before and after the last rule, if no heading comes after it: versions and hashes."""
     for index in reversed(range(len(blocks))):
