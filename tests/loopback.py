@@ -20,8 +20,9 @@ class Failure:
     """What goes wrong for the next `times` GET requests of a path; for all of them if None.
 
     `cut` bytes of the promised body are sent; `status` replaces the response; `no_range` sends the whole file whatever
-    range is requested; `corrupt` flips the first byte of the file; `slow` is seconds after each `BLOCK`; `headers` are
-    added.
+    range is requested; `corrupt` flips the first byte of the file; `slow` is seconds after each `block` bytes of the
+    body; `headers` are added; `chunked` sends the body in chunks instead of its length; `endless` sends it over and
+    over, in place of the headers if "headers", in chunks if "body".
     """
 
     times: int | None = None
@@ -30,6 +31,9 @@ class Failure:
     no_range: bool = False
     corrupt: bool = False
     slow: float = 0.0
+    block: int = BLOCK
+    chunked: bool = False
+    endless: str | None = None
     headers: Mapping[str, str] | None = None
 
 
@@ -176,14 +180,22 @@ class _Handler(BaseHTTPRequestHandler):
         failure = site.record(Request(self.command, path, dict(self.headers)))
         status, headers, body = self._reply(path, failure)
         extra = {**site.headers.get(path, {}), **(failure.headers or {})}
+        is_chunked = failure.chunked or failure.endless == "body"
+        if is_chunked:
+            extra |= {"Content-Length": None, "Transfer-Encoding": "chunked"}
         headers = {"Content-Length": str(len(body)), **headers, **extra}
         self.send_response(status)
+        if failure.endless == "headers":
+            self.flush_headers()
+            self.wfile.write(b"X-Header: ")
+            self._send(path, body, failure)
+            return
         for name, value in headers.items():
             if value is not None:
                 self.send_header(name, value)
         self.end_headers()
         if with_body:
-            self._send(path, body, failure)
+            self._send(path, body, failure, is_chunked)
 
     def _reply(self, path: str, failure: Failure) -> Reply:
         if failure.status is not None:
@@ -215,13 +227,18 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
         return 206, headers, content[start : end + 1]
 
-    def _send(self, path: str, body: bytes, failure: Failure) -> None:
+    def _send(self, path: str, body: bytes, failure: Failure, is_chunked: bool = False) -> None:
         if failure.cut is not None:
             body = body[: failure.cut]
             self.close_connection = True
-        for start in range(0, len(body), BLOCK):
-            block = body[start : start + BLOCK]
-            self.wfile.write(block)
-            self.server.site.sent[path] = self.server.site.sent.get(path, 0) + len(block)
-            if failure.slow and self.server.dead.wait(failure.slow):
-                return
+        is_first = True
+        while is_first or failure.endless:
+            is_first = False
+            for start in range(0, len(body), failure.block):
+                block = body[start : start + failure.block]
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block) if is_chunked else block)
+                self.server.site.sent[path] = self.server.site.sent.get(path, 0) + len(block)
+                if failure.slow and self.server.dead.wait(failure.slow):
+                    return
+        if is_chunked:
+            self.wfile.write(b"0\r\n\r\n")

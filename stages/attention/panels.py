@@ -1,7 +1,6 @@
 """Plot attention over images, and position embeddings as a grid of grids."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from stages.attention.maps import relative_to_uniform, upsample
-from stages.core.figures import figure
+from stages.core.figures import figure, label_text, wrap_text
 
 COLOR_MAP = plt.get_cmap("jet")  # as in the original: red is high, blue is low
 OPACITY = 0.5
 MAX_COLUMNS = 7  # panels per line
+TITLE_LINES = 3  # that each line of a figure's title is wrapped into, at most
+TITLE_WIDTH = 90  # characters in a line of the title above position embeddings
 SCALE_LABEL = "attention relative to uniform attention"
 
 
@@ -78,7 +79,7 @@ def plot_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], titl
         for line_axes, (image, line) in zip(axes, lines, strict=True):
             pixels = np.asarray(image)
             for axis, panel in zip(line_axes, line, strict=False):  # the last line may be shorter
-                axis.set_title(panel.title, fontsize=8.5, parse_math=False)
+                axis.set_title("\n".join(map(label_text, panel.title.split("\n"))), fontsize=8.5)
                 if panel.attention is None:
                     axis.imshow(pixels, interpolation="nearest")
                     continue
@@ -89,7 +90,7 @@ def plot_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], titl
                     _add_color_bar(fig, [axis], panel_max)
         if shared_scale:
             _add_color_bar(fig, list(axes.flat), scale_max, SCALE_LABEL)
-        fig.suptitle(wrapped_title, fontsize=10, parse_math=False)
+        fig.suptitle(wrapped_title, fontsize=10)
 
 
 def _split_into_lines(panels: list[Panel]) -> list[list[Panel]]:
@@ -101,7 +102,7 @@ def _split_into_lines(panels: list[Panel]) -> list[list[Panel]]:
 
 def _wrap(title: str, width: float) -> str:
     """Break a title into lines that fit into a figure of `width` inches: about 12 characters per inch."""
-    return "\n".join(part for line in title.splitlines() for part in textwrap.wrap(line, int(12 * width)))
+    return "\n".join(wrap_text(line, int(12 * width), lines=TITLE_LINES) for line in title.split("\n"))
 
 
 def _add_color_bar(fig: plt.Figure, axes: Sequence[Axes], scale_max: float, label: str = "") -> None:
@@ -135,4 +136,4 @@ def plot_positions(path: Path, similarity: Tensor, title: str) -> None:
         axis.set_xlabel("patch column", fontsize=9)
         axis.set_ylabel("patch row", fontsize=9)
         fig.colorbar(sheet_image, ax=axis, shrink=0.8, aspect=30, label="cosine similarity")
-        axis.set_title(title, fontsize=10, parse_math=False)
+        axis.set_title(wrap_text(title, TITLE_WIDTH, lines=TITLE_LINES), fontsize=10)

@@ -1,5 +1,11 @@
-"""Figures: the matplotlib backend, and atomic writing."""
+"""Figures: the matplotlib backend, text that is drawn as it is, and atomic writing.
 
+Names of classes and labels, prompts, captions and paths may hold anything. They reach a figure through `label_text`,
+`short_text` or `wrap_text`.
+"""
+
+import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +17,30 @@ matplotlib.use("Agg")  # before pyplot is imported: a backend that needs no disp
 import matplotlib.pyplot as plt
 
 from stages.core.atomic import atomic_write
+from stages.core.messages import printable_line
+
+# A dollar sign is a dollar sign: as a formula, `$x` may not even be drawable.
+matplotlib.rcParams["text.parse_math"] = False
+
+LABEL_LENGTH = 60  # characters that leave room for a plot beside its legend
+
+
+def short_text(text: str, length: int = LABEL_LENGTH) -> str:
+    """`text` in one line of at most `length` characters."""
+    text = printable_line(text)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def label_text(text: str, length: int = LABEL_LENGTH) -> str:
+    """`text` as `short_text` gives it, for the start of a title, a legend's entry or a tick."""
+    text = short_text(text, length)
+    # matplotlib leaves entries that start with an underscore out of a legend.
+    return f" {text}" if text.startswith("_") else text
+
+
+def wrap_text(text: str, width: int, lines: int) -> str:
+    """`text` in at most `lines` lines of at most `width` characters."""
+    return "\n".join(textwrap.wrap(printable_line(text), width, max_lines=lines, placeholder=" …"))
 
 
 @contextmanager
@@ -19,7 +49,9 @@ def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, Any]]:
     fig, axes = plt.subplots(*args, layout="constrained", **settings)
     try:
         yield fig, axes
-        with atomic_write(path) as temporary:
+        with atomic_write(path) as temporary, warnings.catch_warnings():
+            # A character that the font lacks is drawn as a box. Fonts that have it are not on every machine.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
             # No `Software` entry: it holds matplotlib's version, and the same figure must give the same bytes.
             fig.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
     finally:

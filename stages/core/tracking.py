@@ -32,7 +32,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from stages.core.atomic import atomic_write
-from stages.core.messages import join_names
+from stages.core.messages import hide_credentials, join_names
 from stages.core.runs import RUNS, Run, read_run
 from stages.core.skipped import skip_reason
 from stages.core.stage import first_line, git_revision, read_timings
@@ -119,7 +119,9 @@ def _store_errors_as_warning(consequence: str) -> Iterator[None]:
         with _deadline(STORE_SECONDS):
             yield
     except Exception as error:  # noqa: BLE001 - any store and transport; none may lose a training result
-        print(f"MLflow store {store_uri()} not usable, {consequence}: {first_line(error)[:200]}", file=sys.stderr)
+        # The errors of libraries repeat the URI, which may hold a password.
+        message = f"MLflow store {store_uri()} not usable, {consequence}: {first_line(error)[:200]}"
+        print(hide_credentials(message), file=sys.stderr)
 
 
 @contextmanager
@@ -269,7 +271,8 @@ def main() -> None:
     """Register every record in `reports/runs`."""
     paths = [path for path in sorted(RUNS.glob("*/*.json")) if not skip_reason(path)]
     registered = register([read_run(path.parent.name, path.stem) for path in paths]) if paths else None
-    print(f"{0 if registered is None else len(registered)} of {len(paths)} runs are in {store_uri()}")
+    count = 0 if registered is None else len(registered)
+    print(hide_credentials(f"{count} of {len(paths)} runs are in {store_uri()}"))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 def is_url(source: str) -> bool:
     """Whether a source is an HTTP(S) URL."""
-    return source.startswith(("http://", "https://"))
+    return source.lower().startswith(("http://", "https://"))
 
 
 def is_checkpoint_file(source: str) -> bool:

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML, YAMLError
 
 from stages.core.stage import InputError
+from stages.params.remote_file import take_credentials
 
 PARAMS = Path("params.yaml")
 EXPECTED = "Input should be "  # pydantic's messages start with it
@@ -92,6 +93,7 @@ def read_params(path: Path = PARAMS) -> dict[str, Any]:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} has no keys; expected sections such as 'segmentation'")
+    take_credentials(content)
     return content
 
 

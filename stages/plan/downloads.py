@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import timm
 import torch
@@ -70,7 +71,7 @@ def file_download(name: str, url: str, experiment: Experiment) -> Download:
     if size is None and not exists:
         size = remote_size(remote, experiment.paper.mirrors)
         note = "from the server"
-    return Download(name, url.split("/")[2], target, size, exists, note)
+    return Download(name, urlsplit(remote.url).hostname or "", target, size, exists, note)
 
 
 def hub_download(name: str, source: str, experiment: Experiment) -> Download:

@@ -1,18 +1,19 @@
 """Grids of validation images: with captions, with retrieved images, with wrong labels."""
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.core.figures import figure
+from stages.core.figures import figure, label_text, wrap_text
 from stages.data.images import read_image
 from stages.data.manifest import Row, evenly_spaced
 
 CAPTIONED = 6  # images with their captions
 QUERIES = 6  # captions with the images retrieved for them
 MISTAKES = 12  # images with a wrong predicted label
+TITLE_LENGTH = 90  # characters of a column's title, which has up to three lines
+NAME_LENGTH = 30  # characters of a label above an image
 
 
 def plot_captions(path: Path, rows: tuple[Row, ...], columns: dict[str, dict[str, tuple[str, str]]]) -> None:
@@ -29,10 +30,10 @@ def plot_captions(path: Path, rows: tuple[Row, ...], columns: dict[str, dict[str
             _show_image(image_axis, row)
             captions = [captions[row.image_id][0] for captions in columns.values()]
             for axis, text in zip(text_axes, [references[row.image_id], *captions], strict=True):
-                _show_text(axis, "\n".join(textwrap.wrap(text, 28, max_lines=6, placeholder=" …")))
+                _show_text(axis, wrap_text(text, 28, lines=6))
         for axis, title in zip(axes[0][1:], ["Reference", *columns], strict=True):
             # Break after the decoding's name and before the prompt: "Top-K sampling / K = 5, T = 0.1 / "a picture of""
-            title = title.replace(", ", "\n", 1).replace(', "', '\n"')
+            title = label_text(title, TITLE_LENGTH).replace(", ", "\n", 1).replace(', "', '\n"')
             axis.set_title(title, fontsize=8.5, fontweight="bold", loc="left")
 
 
@@ -45,7 +46,7 @@ def plot_retrieved(path: Path, label: str, rows: tuple[Row, ...], predictions: l
     size = (1.2 * sum(widths), 1.32 * len(queries) + 0.5)
     with figure(path, len(queries), len(widths), figsize=size, squeeze=False, width_ratios=widths) as (fig, axes):
         for query, (text_axis, *image_axes) in zip(queries, axes, strict=True):
-            words = "\n".join(textwrap.wrap(query["caption"], 28, max_lines=5, placeholder=" …"))
+            words = wrap_text(query["caption"], 28, lines=5)
             _show_text(text_axis, f"{words}\n(right image: rank {query['text_to_image_rank']})")
             for axis, image_id in zip(image_axes, query["nearest"], strict=True):
                 _show_image(axis, rows_by_id[image_id])
@@ -53,7 +54,7 @@ def plot_retrieved(path: Path, label: str, rows: tuple[Row, ...], predictions: l
                     axis.spines[:].set(visible=True, color="tab:green", linewidth=4)
         for rank, axis in enumerate(axes[0][1:], 1):
             axis.set_title(str(rank), fontsize=9)
-        fig.suptitle(f"Nearest images by {label}; the right one framed in green", fontsize=10)
+        fig.suptitle(f"Nearest images by {label_text(label)}; the right one framed in green", fontsize=10)
 
 
 def plot_mistakes(path: Path, name: str, rows: tuple[Row, ...], predictions: list[dict[str, Any]]) -> int:
@@ -75,10 +76,11 @@ def plot_mistakes(path: Path, name: str, rows: tuple[Row, ...], predictions: lis
         for axis, row in zip(axes.flat, images, strict=False):  # the last line may have empty cells
             prediction = predictions_by_id[row.image_id]
             confidence = 100 * max(prediction["probabilities"])
-            title = f"{prediction['label']}\nas {prediction['predicted']}, {confidence:.0f} %"
+            label, predicted = (label_text(prediction[key], NAME_LENGTH) for key in ("label", "predicted"))
+            title = f"{label}\nas {predicted}, {confidence:.0f} %"
             axis.imshow(np.asarray(read_image(Path(row.image))), interpolation="nearest")
-            axis.set_title(title, fontsize=8.5, parse_math=False)
-        fig.suptitle(f"{name}: {len(wrong)} of {len(predictions)} images misclassified", fontsize=10)
+            axis.set_title(title, fontsize=8.5)
+        fig.suptitle(f"{label_text(name)}: {len(wrong)} of {len(predictions)} images misclassified", fontsize=10)
     return len(wrong)
 
 
@@ -90,5 +92,4 @@ def _show_image(axis: Any, row: Row) -> None:
 
 def _show_text(axis: Any, text: str) -> None:
     axis.axis("off")
-    # parse_math off: a caption may contain a dollar sign, which matplotlib would read as math.
-    axis.text(0, 0.5, text, fontsize=8.5, va="center", transform=axis.transAxes, parse_math=False)
+    axis.text(0, 0.5, text, fontsize=8.5, va="center", transform=axis.transAxes)

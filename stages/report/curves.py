@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from stages.core.atomic import write_text
-from stages.core.figures import figure
+from stages.core.figures import figure, label_text, short_text
 from stages.core.runs import Run
 from stages.data.voc import BACKGROUND
 from stages.report.colors import class_colors
@@ -45,7 +45,7 @@ def plot_miou(path: Path, results: dict[str, Result]) -> None:
     """Validation mIoU per epoch, one line per head; `results` maps legend labels to heads."""
     with figure(path, figsize=(7.6, 3.6)) as (_, axes):
         for index, (label, result) in enumerate(results.items()):
-            label = f"{label}: {result.metrics['miou']:.2f}"
+            label = f"{label_text(label)}: {result.metrics['miou']:.2f}"
             _plot_mean(axes, result, "miou", label=label, color=f"C{index}", marker="o", markersize=3.5)
         _style(axes, "epoch", "validation mIoU (%)")
         axes.legend(**OUTSIDE_RIGHT)
@@ -62,11 +62,10 @@ def plot_class_iou(path: Path, label: str, run: Run) -> None:
             values = [float("nan") if iou[name] is None else iou[name] for iou in _history(run, "iou")]
             final = "absent" if last[name] is None else f"{last[name]:.1f}"
             style = "--" if name == BACKGROUND else "-"
-            axes.plot(
-                _history(run, "epoch"), values, style, color=colors[name], linewidth=1.4, label=f"{name}  {final}"
-            )
+            label_of_class = f"{label_text(name)}  {final}"
+            axes.plot(_history(run, "epoch"), values, style, color=colors[name], linewidth=1.4, label=label_of_class)
         _style(axes, "epoch", "validation IoU (%)")
-        axes.set_title(f"{label}: IoU of every class", fontsize=11)
+        axes.set_title(f"{label_text(label)}: IoU of every class", fontsize=11)
         axes.legend(**{**OUTSIDE_RIGHT, "fontsize": 7.5}, ncols=1 if len(names) <= 24 else 2)
 
 
@@ -75,7 +74,7 @@ def plot_recall(path: Path, results: dict[str, Result]) -> None:
     ranked = sorted(results.items(), key=lambda item: -item[1].metrics[RECALL])
     with figure(path, figsize=(8, 4.2)) as (_, axes):
         for index, (label, result) in enumerate(ranked):
-            label = f"{label}: {result.metrics[RECALL]:.2f}"
+            label = f"{label_text(label)}: {result.metrics[RECALL]:.2f}"
             if not result.run.history:
                 axes.axhline(result.metrics[RECALL], color="0.3", linestyle="--", linewidth=1.2, label=label)
                 continue
@@ -100,7 +99,7 @@ def plot_accuracy(path: Path, results: list[Result]) -> None:
     with figure(path, 1, 2, figsize=(10.4, 3.6)) as (fig, (left, right)):
         for index, result in enumerate(results):
             style = {"color": f"C{index}", "marker": "osD^v"[index % 5], "markersize": 4, "linewidth": 1.4}
-            label = f"{result.name}: {result.metrics['accuracy']:.1f}"
+            label = f"{label_text(result.name)}: {result.metrics['accuracy']:.1f}"
             _plot_mean(left, result, "accuracy", label=label, **style)
             _plot_mean(right, result, "train_loss", **style)
             _plot_mean(right, result, "val_loss", linestyle="--", **style)
@@ -139,7 +138,7 @@ def plot_bleu(path: Path, cells: list[tuple[Result, tuple[float, float]]]) -> No
                 temperature * shift,
                 bleu,
                 np.maximum([bleu - lows, highs - bleu], 0),  # a bootstrap interval need not contain the mean
-                label=f"K = {k}" if prompt == prompts[0] else f'K = {k}, "{prompt}"',
+                label=f"K = {k}" if prompt == prompts[0] else f'K = {k}, "{short_text(prompt)}"',
                 color=colors[k],
                 marker="os^Dv"[prompts.index(prompt) % 5],
                 linestyle="-",
@@ -147,14 +146,14 @@ def plot_bleu(path: Path, cells: list[tuple[Result, tuple[float, float]]]) -> No
                 capsize=2,
             )
         for result, style in zip(greedy, ("--", ":", "-.", "-"), strict=False):
-            label = f'greedy, "{result.run.params["prompt"]}"'
+            label = f'greedy, "{short_text(result.run.params["prompt"])}"'
             axes.axhline(result.metrics["bleu"], color="0.3", linestyle=style, linewidth=1.2, label=label)
         _style(axes, "temperature (log scale)", "BLEU-4 (%), means with 95 % intervals")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(sorted({point[0] for points in lines.values() for point in points})))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        title = f'prompt "{prompts[0]}",\nunless stated otherwise' if prompts else None
+        title = f'prompt "{short_text(prompts[0])}",\nunless stated otherwise' if prompts else None
         axes.legend(**OUTSIDE_RIGHT, alignment="left", title=title, title_fontsize=8)
 
 

@@ -2,10 +2,12 @@
 
 import re
 
+from stages.core.messages import printable_line
+
 # Characters that begin markup anywhere in a line; `$` begins a formula on GitHub.
 MARKUP = re.compile(r"([\\`*\[\]|~#$])")
-# Underscores within a word, as in the names of most runs, are text.
-UNDERSCORE = re.compile(r"(?<!\w)_|_(?!\w)")
+# Single underscores within a word, as in the names of most runs, are text.
+UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -19,15 +21,17 @@ def escape(text: str) -> Markdown:
     """Markdown that shows `text` as it is, in one line."""
     if isinstance(text, Markdown):
         return text
-    text = _join_lines(text)
+    text = printable_line(text)
     text = MARKUP.sub(r"\\\1", text)
     text = UNDERSCORE.sub(r"\\_", text)
     return Markdown("".join(HTML.get(character, character) for character in text))
 
 
 def code(text: str) -> Markdown:
-    """`text` in the font for code, where nothing is markup: also not in a table, unless it holds a `|`."""
-    text = _join_lines(text)
+    """`text` in the font for code, where nothing is markup but the `|` of tables: text with one is escaped instead."""
+    text = printable_line(text)
+    if "|" in text:
+        return escape(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     padding = " " if longest else ""  # a backtick at either end would be read as part of the fence
@@ -43,7 +47,3 @@ def prose(text: str) -> Markdown:
 def join(texts: list[str], separator: str = ", ") -> Markdown:
     """The texts as markdown with `separator` between them. Jinja's own `join` would make plain text of markdown."""
     return Markdown(separator.join(map(escape, texts)))
-
-
-def _join_lines(text: str) -> str:
-    return re.sub(r"\s*[\r\n\u2028\u2029\x0b\x0c]\s*", " ", text)

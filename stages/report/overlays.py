@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.patches import Patch
 from scipy import ndimage
 
-from stages.core.figures import figure
+from stages.core.figures import figure, label_text
 from stages.data.images import read_image
 from stages.data.manifest import Row
 from stages.data.voc import BACKGROUND, VOID
@@ -14,6 +14,7 @@ from stages.report.colors import class_colors
 
 OPACITY = 0.6  # of a region
 IMAGE_INCHES = 1.55  # width of one image in the figure
+NAME_LENGTH = 40  # characters of a class in the legend
 
 
 def overlay(pixels: np.ndarray, mask: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
@@ -50,22 +51,26 @@ def plot_masks(
     indices = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)) - {VOID})
     names = [classes[index] for index in indices if classes[index] != BACKGROUND]
     aspect = max(row.height / row.width for row in rows)
-    legend_lines = -(-len(names) // 7)
-    size = (IMAGE_INCHES * len(rows) + 0.5, 3 * IMAGE_INCHES * aspect + 0.35 + 0.24 * legend_lines)
+    width = IMAGE_INCHES * len(rows) + 0.5
+    labels = [label_text(name, NAME_LENGTH) for name in names]
+    # About 14 characters per inch, 6 of which an entry's color and margins take.
+    fitting = int(14 * width / (6 + max(map(len, labels), default=0)))
+    columns = max(1, min(7, fitting, len(labels)))
+    legend_lines = -(-len(labels) // columns)
+    size = (width, 3 * IMAGE_INCHES * aspect + 0.35 + 0.24 * legend_lines)
     with figure(path, 3, len(rows), figsize=size, squeeze=False) as (fig, axes):
-        for row, column in zip(rows, axes.T, strict=True):
+        for row, axes_of_row in zip(rows, axes.T, strict=True):
             pixels = np.asarray(read_image(Path(row.image)), np.float32) / 255
             truth = overlay(pixels, truths[row.image_id], classes)
             prediction = overlay(pixels, predictions[row.image_id], classes)
-            for axis, picture in zip(column, (pixels, truth, prediction), strict=True):
+            for axis, picture in zip(axes_of_row, (pixels, truth, prediction), strict=True):
                 axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
         for axis, title in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
             axis.set_ylabel(title, fontsize=9)
-        fig.suptitle(label, fontsize=11)
+        fig.suptitle(label_text(label), fontsize=11)
         colors = class_colors(classes)
-        patches = [Patch(color=colors[name], label=name) for name in names]
+        patches = [Patch(color=colors[name], label=text) for name, text in zip(names, labels, strict=True)]
         if patches:
-            columns = min(7, len(patches))
             fig.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)

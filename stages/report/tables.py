@@ -8,6 +8,7 @@ from typing import Self
 import pandas as pd
 
 from stages.core.atomic import write_text
+from stages.core.messages import printable_line
 from stages.report.markdown import Markdown, escape
 
 LATEX = {
@@ -24,7 +25,6 @@ LATEX = {
     "|": r"\textbar{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
-    "\n": " ",
 }
 
 
@@ -61,7 +61,8 @@ class Table:
 
     def plain(self) -> str:
         """Aligned columns under the caption, for a terminal."""
-        return f"{self.heading}\n{self._layout(self.frame, 'simple')}"
+        frame = self.frame.map(printable_line).rename(columns=printable_line)
+        return f"{self.heading}\n{self._layout(frame, 'simple')}"
 
     def latex(self, name: str) -> str:
         """A LaTeX table for the package booktabs, with the label `tab:NAME`."""
@@ -89,4 +90,4 @@ class Table:
 
 def escape_latex(text: str) -> str:
     """LaTeX that prints `text` as it is."""
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(character, character) for character in printable_line(text))

@@ -10,7 +10,6 @@ given by `--run`, such as `provided` or `retrieval_grid/NAME`. Of the runs of a 
 
 import argparse
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stages.core.figures import figure
+from stages.core.figures import figure, label_text, wrap_text
 from stages.core.runs import run_key
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
@@ -77,13 +76,13 @@ def draw_images(path: Path, text: str, results: Results, image_paths: dict[str, 
         for number, (axis, (similarity, image_id)) in enumerate(zip(axes.flat, results, strict=False), 1):
             axis.imshow(np.asarray(read_image(image_paths[image_id])), interpolation="nearest")
             axis.set_title(f"{number}. {similarity:.2f}", fontsize=9)
-        canvas.suptitle("\n".join(textwrap.wrap(text, 80)), fontsize=11, parse_math=False)
+        canvas.suptitle(wrap_text(text, 80, lines=3), fontsize=11)
 
 
 def draw_captions(path: Path, image: Image.Image, results: Results) -> None:
     """Draw an image and the captions found for it, with their similarities."""
-    lines = "\n".join(f"{similarity:.2f}  {textwrap.shorten(caption, 58)}" for similarity, caption in results)
-    style = {"fontsize": 9, "va": "center", "family": "monospace", "parse_math": False}
+    lines = "\n".join(f"{similarity:.2f}  {label_text(caption, 58)}" for similarity, caption in results)
+    style = {"fontsize": 9, "va": "center", "family": "monospace"}
     with figure(path, 1, 2, figsize=(8.5, 3.4), width_ratios=[1, 1.7]) as (_, (left, right)):
         left.imshow(np.asarray(image), interpolation="nearest")
         right.text(0, 0.5, lines, transform=right.transAxes, **style)

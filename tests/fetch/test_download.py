@@ -1,8 +1,10 @@
 """A download is complete and correct whatever the network does, happens once, and fails with one line."""
 
+import base64
 import hashlib
 import multiprocessing
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +19,7 @@ from loopback import Loopback
 from stages.core.stage import InputError
 from stages.fetch import download
 from stages.fetch.download import download_file, remote_size
-from stages.params.remote_file import RemoteFile
+from stages.params.remote_file import RemoteFile, take_credentials
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -307,3 +309,150 @@ def test_the_size_comes_from_the_notation_or_a_server(server):
     assert remote_size(gone, {server.url("/gone/"): server.url("/data/")}) == 300_000
     assert server.count(PATH, "HEAD") == 2
     assert server.count(PATH) == 0
+
+
+@pytest.fixture
+def short_window(monkeypatch):
+    monkeypatch.setattr(download, "RATE_WINDOW", 0.1)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_server_that_drips_is_given_up_and_the_part_stays(server, tmp_path, short_window, chunked):
+    server.fail(PATH, slow=0.02, block=1, chunked=chunked)
+    message = error_of(remote(server), tmp_path)
+    assert f"{server.url(PATH)}: slower than 10000 bytes per second ({download.ATTEMPTS} attempts)" in message
+    assert server.count(PATH) == download.ATTEMPTS
+    assert 0 < (tmp_path / "set.bin.part").stat().st_size < 100
+
+
+def test_connections_that_break_after_a_few_bytes_are_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "MIN_RATE", 10**6)
+    server.fail(PATH, cut=10)
+    assert f"({download.ATTEMPTS} attempts)" in error_of(remote(server), tmp_path)
+    assert server.count(PATH) == download.ATTEMPTS
+
+
+def test_a_slow_line_is_not_given_up(server, tmp_path, short_window):
+    server.fail(PATH, slow=0.02, block=2500)  # at most 125 kB per second
+    server.files[PATH] = CONTENT[:60_000]
+    assert download_file(remote(server), tmp_path).read_bytes() == CONTENT[:60_000]
+    assert server.count(PATH) == 1
+
+
+def test_the_minimum_rate_lets_a_slow_line_pass():
+    assert 5 * download.MIN_RATE <= 50_000
+    assert download.RATE_WINDOW >= 60
+
+
+def test_headers_without_end_are_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "RESPONSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "HEAD_TIMEOUT", 0.1)
+    server.fail(PATH, endless="headers", slow=0.02, block=1)
+    assert "no complete response within 0.1 s (5 attempts)" in error_of(remote(server), tmp_path)
+
+
+@pytest.mark.parametrize("fragment", ["", f"#md5={MD5}"])
+def test_an_endless_file_of_unknown_size_is_cut_off_and_removed(server, tmp_path, monkeypatch, fragment):
+    monkeypatch.setattr(download, "MAX_BYTES", 1_000_000)
+    server.fail(PATH, endless="body")
+    message = error_of(remote(server, fragment), tmp_path)
+    assert "has more than 1000000 bytes, the most for a file of unknown size; add '#size=BYTES' to its URL" in message
+    assert names(tmp_path) == ["set.bin.lock"]
+    assert server.count(PATH) == 1
+
+
+def test_a_body_longer_than_the_expected_size_is_cut_off_and_removed(server, tmp_path):
+    server.fail(PATH, endless="body")
+    assert "has more than 300000 bytes, its expected size" in error_of(remote(server, "#size=300000"), tmp_path)
+    assert names(tmp_path) == ["set.bin.lock"]
+
+
+def test_a_body_shorter_than_the_expected_size_is_continued(server, tmp_path):
+    server.fail(PATH, cut=100_000, times=1, headers={"Content-Length": None})  # ends as a complete one does
+    assert download_file(remote(server, f"#size=300000&md5={MD5}"), tmp_path).read_bytes() == CONTENT
+    assert server.ranges(PATH) == [None, "bytes=100000-"]
+
+
+def test_a_file_of_unknown_size_leaves_room_on_the_disk(server, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=download.FREE_BYTES + 200_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    limit = "200000 bytes, the most that fits on the disk with 1000000000 bytes left free"
+    server.fail(PATH, endless="body", times=1)
+    assert f"has more than {limit}" in error_of(remote(server), tmp_path)
+    limit = limit.replace(" bytes", "", 1)
+    assert f"has 300000 bytes, more than {limit}" in error_of(remote(server), tmp_path)
+    assert names(tmp_path) == ["set.bin.lock"]
+
+
+def test_a_body_in_chunks_is_complete(server, tmp_path):
+    server.fail(PATH, chunked=True)
+    assert download_file(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "1" * 5000])
+def test_a_length_that_is_no_number_is_no_error(server, length):
+    server.headers[PATH] = {"Content-Length": length}
+    remote_size(remote(server))
+
+
+def test_a_servers_words_are_not_in_messages(server, tmp_path):
+    server.files.clear()
+    server.fallback = lambda method, path: (302, {"Location": "http://[\x1b[31m"}, b"")
+    message = error_of(remote(server), tmp_path)
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+@pytest.fixture
+def private(server):
+    """The server's URL of the file with a password and a token, as in params that have been read."""
+    url = server.url(f"{PATH}?v=1&token=pa55").replace("://", "://user:pa55@")
+    params = {
+        "files": [url + f"#md5={MD5}"],
+        "mirrors": {"http://elsewhere/": server.url("/").replace("//", "//u:pa55@")},
+    }
+    take_credentials(params)
+    assert "pa55" not in str(params)
+    return params
+
+
+def test_credentials_are_sent_and_never_printed(server, private, tmp_path, capsys):
+    server.fail(PATH, status=503, times=1)
+    server.fail(PATH, status=404, times=1)
+    file = RemoteFile.parse(private["files"][0])
+    message = error_of(file, tmp_path)
+    host = server.address.removeprefix("http://")
+    assert f"http://***@{host}{PATH}?v=1&token=***: 404 Not Found" in message
+    assert download_file(file, tmp_path).read_bytes() == CONTENT
+    basic = "Basic " + base64.b64encode(b"user:pa55").decode()
+    assert [request.headers.get("Authorization") for request in server.requests] == [basic] * 3
+    assert remote_size(file) == 300_000
+    printed = capsys.readouterr()
+    assert "pa55" not in message + printed.out + printed.err + str(file)
+
+
+def test_a_mirrors_credentials_are_sent_and_never_printed(server, private, tmp_path):
+    file = RemoteFile.parse("http://elsewhere/data/set.bin")
+    assert "pa55" not in error_of(RemoteFile.parse("http://elsewhere/gone"), tmp_path, private["mirrors"])
+    assert download_file(file, tmp_path, private["mirrors"]).read_bytes() == CONTENT
+    basic = "Basic " + base64.b64encode(b"u:pa55").decode()
+    assert server.requests[-1].headers["Authorization"] == basic
+
+
+def test_credentials_are_taken_from_params_with_aliases_and_cycles():
+    url = "https://user:pa55@host.org/x"
+    shared = [url]
+    params = {"a": shared, "b": {"c": shared, "d": url + "#size=3", "e": 1}, "prompt": "a picture of"}
+    params["self"] = params
+    take_credentials(params)
+    assert shared == ["https://***@host.org/x"]
+    assert params["b"]["d"] == "https://***@host.org/x#size=3"
+    assert params["prompt"] == "a picture of"
+
+
+def test_the_errors_of_a_url_hide_its_credentials():
+    for text in ("https://user:pa55@host.org/", "https://user:pa55@host.org/x#size=y", f"https://u:pa55@h/{'x' * 300}"):
+        with pytest.raises(ValueError) as caught:
+            RemoteFile.parse(text)
+        assert "pa55" not in str(caught.value)
+        assert len(str(caught.value)) < 200

@@ -14,11 +14,13 @@ from conftest import ROOT
 from huggingface_hub import constants
 from loopback import Loopback
 from paper_site import COMMIT, hub
+from ruamel.yaml import YAML
 
 from stages.core.hashes import file_sha256
 from stages.core.stage import InputError
 from stages.fetch import download
 from stages.models import catr, vit
+from stages.models.checkpoints import __main__ as checkpoints
 from stages.models.checkpoints.__main__ import requested_models
 from stages.models.checkpoints.hub import cache_folder, cached_snapshot, download_model, find_weights
 from stages.models.checkpoints.record import Checkpoint, read_checkpoint, record_path, write_checkpoint
@@ -499,3 +501,24 @@ def experiment_with(catr_of_profile, model):
     embedded = params.embedded.model_copy(update={"catr": catr_of_profile})
     captioning = params.captioning.model_copy(update={"model": model})
     return params.model_copy(update={"profile": "embedded", "embedded": embedded, "captioning": captioning})
+
+
+def test_a_password_in_a_url_is_neither_stored_nor_printed(resolver, site, contents, project, capsys):
+    site.files["/mine.safetensors"] = contents["vit"]
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    source = site.url("/mine.safetensors").replace("://", "://user:pa55@") + "?token=pa55"
+    params["profile"] = "embedded"
+    params["embedded"]["backbone"] = params["embedded"]["classifier"]["backbone"] = source
+    params["embedded"]["blip"] = site.url("/none.pth").replace("://", "://user:pa55@")
+    params["paper"]["downloads"] = "downloads"
+    yaml.dump(params, project / "params.yaml")
+    experiment = load_experiment()
+    assert "pa55" not in repr(experiment)
+    message = error_of(checkpoints.main)
+    assert message.startswith(f"embedded.blip = '{site.url('/none.pth').replace('://', '://***@')}': ")
+    record = record_path("backbone").read_text()
+    printed = capsys.readouterr()
+    assert "***@127.0.0.1" in record and "***@127.0.0.1" in printed.out
+    assert "pa55" not in record + printed.out + printed.err + message
+    assert read_checkpoint("backbone", experiment.active.backbone).sha256 == sha256(contents["vit"])

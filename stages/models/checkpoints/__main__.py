@@ -1,5 +1,6 @@
 """Stage `checkpoints`: downloads and converts the models of the profile that are not on this machine yet."""
 
+from stages.core.messages import quote_value
 from stages.core.stage import InputError, stage
 from stages.models.checkpoints.record import write_checkpoint
 from stages.models.checkpoints.resolver import RESOLVERS, CheckpointResolver
@@ -38,7 +39,7 @@ def main() -> None:
         try:
             checkpoint = RESOLVERS[kind](resolver, source)
         except (InputError, ValueError) as error:
-            raise InputError(f"{key} = '{source}': {error}") from error
+            raise InputError(f"{key} = {quote_value(source)}: {error}") from error
         write_checkpoint(kind, checkpoint)
         print(f"{kind}: {checkpoint.path} ({checkpoint.sha256[:12]})")
         if is_url(source) and RemoteFile.parse(source).digest is None:

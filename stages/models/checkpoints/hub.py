@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from stages.core.messages import hide_credentials
 from stages.core.stage import InputError, first_line
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
@@ -37,7 +38,7 @@ def download_model(
         snapshot = cached_snapshot(name, revision, downloads, patterns, weights)
         if snapshot:
             return snapshot, snapshot.name
-    page = f"{constants.ENDPOINT}/{name}"
+    page = hide_credentials(f"{constants.ENDPOINT}/{name}")
     try:
         snapshot = _download(name, revision, downloads, patterns, weights)
     except GatedRepoError as error:
@@ -52,7 +53,7 @@ def download_model(
             includes = "".join(f" --include '{pattern}'" for pattern in [*patterns, *weights])
             command = f"hf download {name} --revision {revision or 'main'}{includes} --cache-dir {downloads / 'hub'}"
             raise InputError(
-                f"'{name}' could not be downloaded ({first_line(error)}): "
+                f"'{name}' could not be downloaded ({hide_credentials(first_line(error))}): "
                 f"run `{command}` on a machine with a network and copy that folder here"
             ) from error
         print(f"{name}: the hub does not answer; using commit {snapshot.name}, downloaded before")

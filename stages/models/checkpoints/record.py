@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from stages.core.atomic import write_text
+from stages.core.messages import quote_value
 from stages.core.stage import InputError, first_line
 
 FOLDER = Path("data/fetched")
@@ -46,7 +47,7 @@ def loading_errors(key: str, source: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{key} = '{source}': {first_line(error)}") from error
+        raise InputError(f"{key} = {quote_value(source)}: {first_line(error)}") from error
 
 
 def read_checkpoint(kind: str, source: str) -> Checkpoint:
@@ -54,9 +55,9 @@ def read_checkpoint(kind: str, source: str) -> Checkpoint:
     path = record_path(kind)
     record = json.loads(path.read_text()) if path.exists() else None
     if record is None or record["source"] != source:
-        content = f"'{record['source']}'" if record else "nothing"
-        raise InputError(f"{path} holds {content}, not '{source}'; run `dvc repro checkpoints`")
+        content = quote_value(record["source"]) if record else "nothing"
+        raise InputError(f"{path} holds {content}, not {quote_value(source)}; run `dvc repro checkpoints`")
     checkpoint = Checkpoint(**record)
     if not checkpoint.file.exists():
-        raise InputError(f"{checkpoint.path} of '{source}' is gone; run `dvc repro -f checkpoints`")
+        raise InputError(f"{checkpoint.path} of {quote_value(source)} is gone; run `dvc repro -f checkpoints`")
     return checkpoint

@@ -11,7 +11,7 @@ from stages.core.stage import InputError
 from stages.fetch.download import download_file
 from stages.models.checkpoints.hub import WEIGHTS, download_model, find_weights
 from stages.models.checkpoints.record import Checkpoint
-from stages.params.model_source import is_checkpoint_file, is_url, split_revision
+from stages.params.model_source import CHECKPOINT_SUFFIXES, is_checkpoint_file, is_url, split_revision
 from stages.params.remote_file import RemoteFile
 
 BLIP_FILES = ("*.json", "vocab.txt")
@@ -30,6 +30,7 @@ class CheckpointResolver:
 
     def resolve_vit(self, source: str) -> Checkpoint:
         """Resolve a ViT: a file, a URL, or a pretrained timm model as `NAME` or `NAME@REVISION`."""
+        _check_suffix(source)
         if is_checkpoint_file(source):
             path = self._file(source)
             return Checkpoint(source, str(path), file_sha256(path))
@@ -48,6 +49,7 @@ class CheckpointResolver:
 
     def resolve_blip(self, source: str) -> Checkpoint:
         """Resolve a BLIP: a folder, `OWNER/NAME[@REVISION]` on the hub, or an original checkpoint's file or URL."""
+        _check_suffix(source)
         if is_checkpoint_file(source):
             return self._convert(source, "stages.models.blip_original")
         if Path(source).is_dir():
@@ -99,6 +101,12 @@ class CheckpointResolver:
         if not Path(source).is_file():
             raise InputError("no such file")
         return Path(source)
+
+
+def _check_suffix(source: str) -> None:
+    """Raise `InputError` for the URL of another kind of file, which would be taken for a model's name."""
+    if is_url(source) and not is_checkpoint_file(source):
+        raise InputError(f"expected the URL of a file that ends in {', '.join(CHECKPOINT_SUFFIXES)}")
 
 
 RESOLVERS: dict[str, Callable[[CheckpointResolver, str], Checkpoint]] = {

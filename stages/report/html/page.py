@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from stages.core.messages import printable_line
 from stages.report.html.browse import TASKS, build_browsing
 from stages.report.html.class_iou import class_iou
 from stages.report.html.document import Block, Heading, IdRegistry, Prose, read_document
@@ -51,8 +52,16 @@ def _render(**context: Any) -> str:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: (
+            value if isinstance(value, Markup) or not isinstance(value, str) else printable_line(value)
+        ),
     )
     return environment.get_template("page.html").render(context)
+
+
+def _printable(value: Any) -> Any:
+    """A value of the template; names in it without the control characters that a file may have brought in."""
+    return printable_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _split_footer(blocks: list[Block]) -> tuple[list[Block], list[Block]]:
