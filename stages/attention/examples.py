@@ -30,7 +30,7 @@ def picture_path(folder: Path, name: str) -> Path:
     Raises `InputError` for a name that leads out of `folder`. Sources refuse such IDs as well; this is the last check
     before a file is replaced.
     """
-    problem = file_name_problem(f"{name}.png")
+    problem = file_name_problem(name)
     if problem:
         raise InputError(f"no picture of {quote_value(name)} in {folder}: {problem}")
     return folder / f"{name}.png"

@@ -43,9 +43,7 @@ def parse_captions(content: dict, path: Path, problems: Problems) -> dict[str, t
             if not all(cleaned):
                 problems.add(path, f"{quote_value(image_id)} holds {quote_value(texts)}; {EXPECTED}")
             elif any(SURROGATES.search(text) for text in cleaned):
-                problems.add(
-                    path, f"{quote_value(image_id)} holds a lone surrogate, half a character: {quote_value(texts)}"
-                )
+                problems.add(path, f"{quote_value(image_id)} holds half of a surrogate pair: {quote_value(texts)}")
             else:
                 captions[image_id] = cleaned
     return captions
@@ -110,8 +108,8 @@ def _texts_by_id(content: dict, path: Path, problems: Problems) -> dict[str, Any
 
 def _coco_texts(content: dict, path: Path, problems: Problems) -> dict[str, list[str]]:
     _check_unique([image["id"] for image in content["images"]], "id", path, problems)
+    _check_unique([Path(image["file_name"]).stem for image in content["images"]], "image ID", path, problems)
     image_ids = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-    _check_unique(list(image_ids.values()), "image ID", path, problems)
     texts: dict[str, list[str]] = {image_id: [] for image_id in image_ids.values()}
     for annotation in content["annotations"]:
         texts[image_ids[annotation["image_id"]]].append(annotation["caption"])

@@ -16,8 +16,9 @@ WIDE_MODES = ("I", "F")  # Pillow's 32-bit integers, 16-bit ones (I;16 and its b
 MASK_MODES = ("P", "L", "1")  # Pillow's palette, 8-bit gray and 1-bit
 LOSSY_FORMATS = ("JPEG", "MPO")
 STRETCHED_RAW_MODES = ("L;2", "L;4")
-# A short side is resized to a given length, so the long side costs memory. Images of COCO reach 12.5 (640x51).
-MAX_ASPECT = 20
+# Several stages resize the short side to a given length, so memory grows with the square of the long side: at 16, class
+# token attention takes about 3 GB with the embedded ViT at the folder profile's size.
+MAX_ASPECT = 16
 
 
 def is_image(path: Path) -> bool:

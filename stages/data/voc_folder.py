@@ -185,7 +185,8 @@ def _read_labels(path: Path, listed_ids: set[str], problems: Problems) -> tuple[
         for row in table:
             _add_label(labels, row, f"{path}: line {table.line_num}", problems)
     except csv.Error as error:
-        problems.add(path, f"line {table.line_num}: not valid CSV: {error}")
+        # `line_num` is that of the last valid row. An unclosed quote reaches the end of the file.
+        problems.add(path, f"line {table.line_num + 1}: not valid CSV: {error}")
         return {}, ()
     _check_listed(path, labels, listed_ids, problems)
     labels = {image_id: label for image_id, label in labels.items() if image_id in listed_ids}
