@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from stages.attention import BOOTSTRAP, PICTURES, SHARES
 from stages.attention.attention_share import compute_attention_share
-from stages.attention.examples import select_examples
+from stages.attention.examples import picture_path, select_examples
 from stages.attention.maps import attention_mass, density, object_area
 from stages.attention.panels import Panel, plot_rows
 from stages.attention.word_referents import CLASS, COLOR, ENDING, OTHER, Referent, ReferentFinder
@@ -175,7 +175,7 @@ def analyze(experiment: Experiment) -> Run:
     rows = {row.image_id: row for row in manifest.split("val")}
     examples_param = f"{experiment.profile}.examples.captions"
     examples = select_examples(manifest.split("val"), experiment.active.examples.captions, examples_param)
-    pictures = {row.image_id: PICTURES / TASK / f"{row.image_id}.png" for row in examples}
+    pictures = {row.image_id: picture_path(PICTURES / TASK, row.image_id) for row in examples}
     table = FeatureTable(DECODER_STATES / "val", backbone=captioner.source, manifest=manifests.manifest_hash())
     finder = ReferentFinder(manifest)
     measurements = []

@@ -35,7 +35,7 @@ from stages.params.attention import ClassTokenAttention
 from stages.params.experiment import Experiment, load_experiment
 
 TASK = "class_attention"
-BATCH_SIZE = 32  # images of one size
+BATCH_SIZE = 32  # square images; fewer of elongated ones
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,13 @@ def compute_maps(
 ) -> Iterator[tuple[Row, AttentionMaps]]:
     """Every row with its image's attention maps, in order; neighboring images of one size share a batch."""
     images = ((row, resize_to_patches(read_image(Path(row.image)), side, backbone.patch)) for row in rows)
-    for batch in batch_by_key(images, lambda item: item[1].shape, lambda _: BATCH_SIZE):
+
+    def batch_size(shape: tuple[int, int, int]) -> int:
+        """At most as many as need the memory of `BATCH_SIZE` squares: attention has (patches, patches) weights."""
+        _, height, width = shape
+        return max(1, min(BATCH_SIZE, int(BATCH_SIZE * (side * side / (height * width)) ** 2)))
+
+    for batch in batch_by_key(images, lambda item: tuple(item[1].shape), batch_size):
         maps = class_token_attention(backbone, [pixels for _, pixels in batch], params.block, params.rollout)
         for (row, _), image_maps in zip(batch, maps, strict=True):
             yield row, image_maps

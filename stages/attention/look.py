@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from stages.attention import caption_attention, class_attention, position_similarity
 from stages.attention.class_token import class_token_attention, resize_to_patches
+from stages.attention.examples import picture_path
 from stages.attention.panels import plot_rows
 from stages.attention.positions import has_positions
 from stages.attention.words import extract_words
 from stages.captioning.captioner import caption_text, load_captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.core.stage import InputError, stage
-from stages.data.images import find_images, read_image
+from stages.data.images import find_images, image_size_problem, read_image, read_size
 from stages.data.manifest import IMAGE_ERRORS, image_problem
 from stages.image_text.image_encoder import load_encoder
 from stages.params.captioning import Cell
@@ -35,11 +36,15 @@ FOLDER = Path("reports/look")
 def read_images(paths: list[Path], kind: str) -> Iterator[tuple[str, Image.Image, Path]]:
     """Every image's name, the image, and the path of its picture."""
     for name, path in tqdm(find_images(paths).items(), kind, unit="image"):
+        picture = picture_path(FOLDER, f"{name}.{kind}")
         try:
+            problem = image_size_problem(*read_size(path))
+            if problem:
+                raise InputError(f"{path}: {problem}")
             image = read_image(path)
         except IMAGE_ERRORS as error:
             raise InputError(f"{path}: {image_problem(error)}") from error
-        yield name, image, FOLDER / f"{name}.{kind}.png"
+        yield name, image, picture
 
 
 def plot_class_token(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:

@@ -43,9 +43,15 @@ def quote_value(value: object) -> str:
     Control characters, such as newlines and a terminal's escape sequences, are escaped. A path is quoted as a string.
     """
     text = _BOUNDED_REPR.repr(str(value) if isinstance(value, Path) else value)
-    # The `repr` of classes other than `str` may contain any character.
-    text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    text = escape_controls(text)  # the `repr` of classes other than `str` may contain any character
     return text if len(text) <= QUOTED_LENGTH else text[: QUOTED_LENGTH - 3] + "..."
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` in one line: control characters and others that are not printed are escaped as `repr` does."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def printable_line(text: str) -> str:

@@ -5,17 +5,19 @@ Karpathy's splits    dataset*.json, with images anywhere below the folder under 
 COCO                 annotations/captions_train*.json and captions_val*.json
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from stages.core.messages import join_names, quote_value
 from stages.core.stage import InputError
 from stages.data.captions import collect_layout_errors, parse_captions, read_json
+from stages.data.image_ids import file_name_problem
 from stages.data.images import is_image
 from stages.data.manifest import SPLITS, Manifest, Problems, Row, validate_manifest
 
-KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val"}
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "val", "test": None}
 
 
-def read_captioned_folder(root: Path) -> Manifest:
+def read_captioned_folder(root: Path, max_pixels: int | None = None) -> Manifest:
     """Return the validated manifest of a captioned folder; raises `InputError` listing all problems."""
     problems = Problems()
     captions: dict[str, tuple[str, ...]] = {}
@@ -27,18 +29,37 @@ def read_captioned_folder(root: Path) -> Manifest:
         captions |= parse_captions(content, path, problems)
         with collect_layout_errors(path, problems):
             for image in content["images"]:
-                if split:
-                    file_names[split].append(image["file_name"])
-                elif image["split"] in KARPATHY_SPLITS:
-                    file_names[KARPATHY_SPLITS[image["split"]]].append(image["filename"])
-    images = {path.name: path for path in sorted(root.rglob("*")) if is_image(path)}
+                image_split = split or KARPATHY_SPLITS[image["split"]]
+                if image_split is None:
+                    continue
+                name = image["file_name" if split else "filename"]
+                problem = file_name_problem(name)
+                if problem:
+                    problems.add(path, f"{quote_value(name)}: {problem}")
+                else:
+                    file_names[image_split].append(name)
+    images: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*")):
+        if is_image(path):
+            images.setdefault(path.name, []).append(path)
     rows = []
     for split, names in file_names.items():
         for name in names:
-            image_id = Path(name).stem
-            path = images.get(name, root / name)
+            image_id = PurePosixPath(name).stem
+            path = _find_image(root, name, images, problems)
             rows.append(Row(image_id, split, str(path), captions=captions.get(image_id, ())))
-    return validate_manifest(Manifest(tuple(rows), str(root), classes=()), problems)
+    return validate_manifest(Manifest(tuple(rows), str(root), classes=()), problems, max_pixels)
+
+
+def _find_image(root: Path, name: str, images: dict[str, list[Path]], problems: Problems) -> Path:
+    """Return the file of this path below `root`, else the only file of this name; several are a problem."""
+    path = root / name
+    candidates = images.get(name, [])
+    if path in candidates or not candidates:  # validation reports a missing file
+        return path
+    if len(candidates) > 1:
+        problems.add(root, f"several files are named {name}: {join_names([str(path) for path in candidates])}")
+    return candidates[0]
 
 
 def _annotation_files(root: Path) -> dict[Path, str | None]:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from tqdm import tqdm
 
 from stages.core.atomic import atomic_write
 from stages.core.hashes import file_sha256
+from stages.core.messages import escape_controls, quote_value
 from stages.core.stage import InputError
-from stages.data.images import read_image, read_mask
+from stages.data.files import require_regular_file
+from stages.data.image_ids import has_control_characters
+from stages.data.images import IMAGE_FORMATS, image_size_problem, read_image, read_mask, read_size
 from stages.data.voc import VOID
 
 # Outputs of the `data` stage.
@@ -27,6 +31,9 @@ SCENES = Path("data/scenes")  # files of the source of MANIFEST, if it writes an
 OBJECTS = Path("data/objects")  # files of the source of LABELED, if it writes any
 
 SPLITS = ("train", "val")
+MAX_CLASSES = 254  # masks and predictions are uint8
+MAX_NAME_LENGTH = 100  # characters of a class or label
+EMPTY_NAME = "an empty name"
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow for bad files
 
 SCHEMA = pa.schema(
@@ -91,7 +98,7 @@ class Problems:
     lines: list[str] = field(default_factory=list)
 
     def add(self, location: object, reason: object) -> None:
-        self.lines.append(f"{location}: {reason}")
+        self.lines.append(escape_controls(f"{location}: {reason}"))
 
     def raise_if_any(self, source: str) -> None:
         """Raise `InputError` with one line per problem, if there are any."""
@@ -102,12 +109,27 @@ class Problems:
 
 
 def read_text_file(path: Path, problems: Problems) -> str:
-    """Return the text of a UTF-8 file, without its byte order mark if any; "" and a problem for another encoding."""
+    """Return the text of a UTF-8 file, without its byte order mark if any; "" and a problem if it cannot be read.
+
+    Lines end in a newline, whatever the file's line ends are.
+    """
     try:
+        require_regular_file(path)
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         problems.add(path, f"not UTF-8 text: {error.reason} at byte {error.start}")
-        return ""
+    except OSError as error:
+        problems.add(path, error.strerror or error)
+    return ""
+
+
+def name_problem(name: str) -> str | None:
+    """Say why a class or label cannot have this name; None if it can. It is printed in tables and figures."""
+    if not name:
+        return EMPTY_NAME
+    if len(name) > MAX_NAME_LENGTH:
+        return f"a name of {len(name)} characters; at most {MAX_NAME_LENGTH} are allowed"
+    return "a name with control characters" if has_control_characters(name) else None
 
 
 @dataclass(frozen=True)
@@ -119,11 +141,11 @@ class ImageCheck:
     problems: tuple[str, ...] = ()
 
 
-def validate_manifest(manifest: Manifest, problems: Problems | None = None) -> Manifest:
+def validate_manifest(manifest: Manifest, problems: Problems | None = None, max_pixels: int | None = None) -> Manifest:
     """Read every image and mask once; return the manifest with sizes, content hashes and class names.
 
     If the source names no classes, they are numbered from the masks' values. `problems` are those met while the source
-    was read. Raises `InputError` listing all problems.
+    was read. Images of more than `max_pixels` are refused. Raises `InputError` listing all problems.
     """
     problems = problems or Problems()
     for image_id, count in Counter(row.image_id for row in manifest.rows).items():
@@ -133,14 +155,16 @@ def validate_manifest(manifest: Manifest, problems: Problems | None = None) -> M
         if not manifest.split(split):
             problems.add(split, "empty split")
     with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes
-        results = pool.map(_check_image, manifest.rows)
+        results = pool.map(partial(_check_image, max_pixels=max_pixels), manifest.rows)
         checks = list(tqdm(results, "check images", len(manifest.rows), unit="image", mininterval=1))
     for check in checks:
         problems.lines.extend(check.problems)
     classes = manifest.classes or _numbered_classes(checks)
+    if len(classes) > MAX_CLASSES:
+        problems.add(manifest.source, f"{len(classes)} classes; at most {MAX_CLASSES} fit into masks, {VOID} is void")
     for name, count in Counter(classes).items():
         if count > 1:
-            problems.add(manifest.source, f"class name '{name}' is listed {count} times")
+            problems.add(manifest.source, f"class name {quote_value(name)} is listed {count} times")
     if any(row.mask for row in manifest.rows) and len(classes) < 2:
         # Masks of 0 and 255 are common, but 255 is void here: every score would be 100 %.
         problems.add(manifest.source, f"masks hold {len(classes)} class; at least 2 are needed besides {VOID} (void)")
@@ -149,15 +173,29 @@ def validate_manifest(manifest: Manifest, problems: Problems | None = None) -> M
         if invalid:
             allowed = f"0..{len(classes) - 1} and {VOID} (void)"
             problems.add(check.row.mask, f"mask value {invalid} out of range; allowed {allowed}")
+    _check_void(checks, problems)
     problems.raise_if_any(manifest.source)
     return replace(manifest, rows=tuple(check.row for check in checks), classes=classes)
 
 
-def _check_image(row: Row) -> ImageCheck:
+def _check_void(checks: Sequence[ImageCheck], problems: Problems) -> None:
+    """Add a problem for every split without a mask pixel to train on or to measure."""
+    for split in SPLITS:
+        mask_values = [check.mask_values for check in checks if check.row.split == split and check.mask_values]
+        if mask_values and all(values == (VOID,) for values in mask_values):
+            problems.add(split, f"all masks of this split hold {VOID} (void) only; at least one needs a class")
+
+
+def _check_image(row: Row, max_pixels: int | None) -> ImageCheck:
     """Decode an image and its mask in full, which finds truncated files too."""
     problems = Problems()
     values: tuple[int, ...] = ()
     try:
+        # Before the pixels are decoded: a small file may have billions.
+        size_problem = image_size_problem(*read_size(Path(row.image)), max_pixels)
+        if size_problem:
+            problems.add(row.image, size_problem)
+            return ImageCheck(row, values, tuple(problems.lines))
         width, height = read_image(Path(row.image)).size
         row = replace(row, height=height, width=width, content=_content_hash(row))
     except IMAGE_ERRORS as error:
@@ -184,8 +222,10 @@ def image_problem(error: Exception) -> str:
     """Say in a few words why an image cannot be read, given one of `IMAGE_ERRORS`."""
     if isinstance(error, FileNotFoundError):
         return "missing"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     # Pillow's own message repeats the path, with the Python object that it was given.
-    return "not a readable image" if "cannot identify" in str(error) else str(error)
+    return f"not a readable image ({', '.join(IMAGE_FORMATS)})" if "cannot identify" in str(error) else str(error)
 
 
 def _numbered_classes(checks: Iterable[ImageCheck]) -> tuple[str, ...]:

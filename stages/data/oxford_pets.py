@@ -5,12 +5,15 @@ annotations/trainval.txt, test.txt         per line: image name, class from 1, a
 annotations/trimaps/Abyssinian_1.png ...   1 animal, 2 background, 3 uncertain
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from stages.core.messages import quote_value
+from stages.data.image_ids import image_id_problem
 from stages.data.images import read_mask
 from stages.data.manifest import IMAGE_ERRORS, Manifest, Problems, Row, image_problem, read_text_file, validate_manifest
 from stages.data.voc import BACKGROUND, VOID, save_mask
@@ -67,14 +70,14 @@ def _read_entries(path: Path, problems: Problems) -> list[tuple[str, int]]:
         return []
     entries = []
     invalid = []
-    for line in read_text_file(path, problems).splitlines():
+    for line in read_text_file(path, problems).split("\n"):
         columns = line.split()
         if not columns or line.startswith("#"):
             continue
-        if len(columns) > 1 and columns[1].isdecimal() and int(columns[1]) > 0:
+        if len(columns) > 1 and re.fullmatch("0*[1-9][0-9]{0,3}", columns[1]) and not image_id_problem(columns[0]):
             entries.append((columns[0], int(columns[1])))
         else:
             invalid.append(" ".join(columns))
     if invalid:
-        problems.add(path, f"'{invalid[0]}': expected an image name and a class number from 1")
+        problems.add(path, f"{quote_value(invalid[0])}: expected an image name and a class number from 1")
     return entries

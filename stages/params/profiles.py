@@ -73,9 +73,10 @@ class Embedded(Profile):
 
 
 class Folder(Profile):
-    """A directory in the layout of VOC."""
+    """A directory in the layout of VOC. Images of more than `max_pixels` are refused."""
 
     path: Path
+    max_pixels: Count
 
 
 class SplitSizes(Section):

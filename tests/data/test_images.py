@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from stages.core.stage import InputError
-from stages.data.images import find_images, read_image
+from stages.data.images import find_images, read_image, read_mask
+from stages.data.voc import COLOR_MAP
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "P", "LA", "1"])
@@ -17,9 +18,47 @@ def test_images_of_any_mode_become_rgb(tmp_path, mode):
     assert np.asarray(image).min() > 250
 
 
-def test_16_bit_gray_images_keep_their_upper_8_bits(tmp_path):
-    Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16)).save(tmp_path / "x.png")
-    assert np.asarray(read_image(tmp_path / "x.png"))[0, :, 0].tolist() == [0, 0, 1, 255]
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I;16", "tif"), ("I", "tif"), ("F", "tif")])
+def test_pixels_of_more_than_8_bits_are_refused(tmp_path, mode, suffix):
+    # Pillow clips them at 255: integers become white, and floats from 0 to 1 black.
+    path = tmp_path / f"x.{suffix}"
+    Image.new(mode, (8, 4), 1).save(path)
+    with pytest.raises(ValueError, match=f"8 bits .mode {mode}.; convert the image to 8 bits per channel"):
+        read_image(path)
+
+
+def test_a_palette_with_transparency_keeps_its_colors(tmp_path):
+    image = Image.fromarray(np.array([[0, 100, 200, 255]], np.uint8)).convert("P")
+    image.save(tmp_path / "x.png", transparency=bytes([0, 10, 20]))
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(np.asarray(read_image(tmp_path / "x.png")), expected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "name", "message"),
+    [(2, "x.png", "2 or 4 bits"), (4, "x.png", "2 or 4 bits"), (8, "x.jpg", "changes class indices")],
+)
+def test_masks_whose_values_pillow_changes_are_refused(tmp_path, bits, name, message):
+    Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8)).save(tmp_path / name, bits=bits)
+    with pytest.raises(ValueError, match=message):
+        read_mask(tmp_path / name)
+
+
+def test_a_palette_mask_of_4_bits_keeps_its_values(tmp_path):
+    mask = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8), mode="P")
+    mask.putpalette(COLOR_MAP.tobytes()[:48])
+    mask.save(tmp_path / "x.png", bits=4)
+    assert read_mask(tmp_path / "x.png").tolist() == [[0, 1, 2, 3]]
+
+
+def test_only_the_formats_of_images_are_opened(tmp_path):
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.gif")
+    (tmp_path / "x.gif").rename(tmp_path / "x.jpg")  # some of Oxford-IIIT Pet are
+    assert read_image(tmp_path / "x.jpg").size == (8, 4)
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.eps")  # Pillow starts Ghostscript to read it
+    (tmp_path / "x.eps").rename(tmp_path / "x.png")
+    with pytest.raises(OSError, match="cannot identify"):
+        read_image(tmp_path / "x.png")
 
 
 def test_exif_orientation_is_applied(tmp_path):

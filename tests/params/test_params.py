@@ -239,7 +239,8 @@ def test_a_further_profile_needs_no_change_to_the_params(content):
     content["profile"] = "mine"
     experiment = validate_params(Experiment, content)
     assert experiment.active.backbone == content["folder"]["backbone"]
-    assert experiment.active.model_extra == {"path": content["folder"]["path"], "root": "/data/mine"}
+    own_keys = {key: content["folder"][key] for key in ("path", "max_pixels")}
+    assert experiment.active.model_extra == {**own_keys, "root": "/data/mine"}
     content["mine"]["view"] = None
     with pytest.raises(InputError, match=r"params\.yaml: mine\.view = None"):
         validate_params(Experiment, content)
