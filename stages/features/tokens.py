@@ -224,7 +224,10 @@ def _read_metadata(file: pq.ParquetFile) -> FeatureMetadata:
         values[key] = int(values[key])
         if values[key] < 1:
             raise ValueError(f"its metadata says {key} {values[key]}")
-    return FeatureMetadata(**values)
+    metadata = FeatureMetadata(**values)
+    if not file.schema_arrow.equals(_schema(metadata)):  # the schema has no checksum
+        raise ValueError("its columns are not those of a token table")
+    return metadata
 
 
 def _as_tensor(values: pa.FixedSizeBinaryArray, dim: int) -> Tensor:

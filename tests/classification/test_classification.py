@@ -1,6 +1,8 @@
 """Fine-tuning: views, accumulated gradients, resuming, records, predictions."""
 
 import csv
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from conftest import interrupt_at_first_save
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from stages.classification import classifier, finetune, predict, training
@@ -181,16 +184,44 @@ def test_a_saved_classifier_loads_and_saving_again_gives_the_same_bytes(tmp_path
     monkeypatch.chdir(tmp_path)
     vit.save(Path("vit.safetensors"), vit.build(SMALL), SMALL)
     model = small_classifier().eval()
-    for name in ("a", "b", "c"):
-        classifier.save(Path(name), model)
-    assert Path("a").read_bytes() == Path("b").read_bytes() == Path("c").read_bytes()
-    loaded = classifier.load(Path("a"))
+    paths = [Path(f"{name}.safetensors") for name in "abc"]
+    for path in paths:
+        classifier.save(path, model)
+    assert len({path.read_bytes() for path in paths}) == 1
+    loaded = classifier.load(paths[0])
     assert (loaded.labels, loaded.size) == (LABELS, 24)
     assert torch.equal(flat_weights(loaded), flat_weights(model))
     pixels = random_images(2)
     torch.testing.assert_close(loaded(pixels), model(pixels))
     with pytest.raises(InputError, match="vit.safetensors does not contain a classifier"):
         classifier.load(Path("vit.safetensors"))
+
+
+VALID = {"source": "x.safetensors", "labels": LABELS, "size": 24, "architecture": asdict(SMALL)}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[]",
+        "null",
+        "{",
+        json.dumps(VALID | {"labels": None}),
+        json.dumps(VALID | {"labels": LABELS[1:]}),
+        json.dumps(VALID | {"size": 0}),
+        json.dumps(VALID | {"architecture": asdict(SMALL) | {"heads": 0}}),
+        json.dumps(VALID | {"architecture": None}),
+        json.dumps(VALID | {"architecture": None, "source": "../x"}),
+        json.dumps(VALID | {"architecture": None, "source": "resnet18"}),
+    ],
+)
+def test_a_classifier_with_wrong_metadata_is_one_line(tmp_path, metadata):
+    path = tmp_path / "c.safetensors"
+    save_file(small_classifier().backbone.vit.state_dict(), path, metadata={"classifier": metadata})
+    with pytest.raises(InputError) as error_info:
+        classifier.load(path)
+    assert str(error_info.value).startswith(f"{path}: cannot load this classifier: ")
+    assert str(error_info.value).isprintable()
 
 
 def test_metrics_by_hand():
