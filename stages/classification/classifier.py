@@ -108,7 +108,10 @@ def _build_network(path: Path, config: _Config, weights: dict[str, Tensor]) -> V
     name, _ = split_revision(config.source)
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"source {quote_value(config.source)} is not a model of timm")
-    network = timm.create_model(name, num_classes=labels, dynamic_img_size=True)
+    try:
+        network = timm.create_model(name, num_classes=labels, dynamic_img_size=True)
+    except TypeError:  # not a ViT, so no `dynamic_img_size`
+        network = None
     if not isinstance(network, VisionTransformer | Eva):
         raise ValueError(f"source {quote_value(config.source)} is not a ViT of timm")
     return network

@@ -11,6 +11,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -184,7 +185,10 @@ def _from_pretrained(kind: type[Model], source: str) -> Model:
     try:
         # Transformers prefers safetensors, and unpickles tensors and plain values only (`weights_only`).
         loaded: Any = kind.from_pretrained(source, output_loading_info=True)
-    except UnpicklingError as error:  # torch's own message advises to load the file with `weights_only=False`
+    except (
+        UnpicklingError,
+        EOFError,
+    ) as error:  # torch's own message advises to load the file with `weights_only=False`
         raise ValueError(f"{source}: weights are damaged, or contain executable pickle code") from error
     model, info = loaded
     missing = sorted({key.split(".")[0] for key in info["missing_keys"]})
@@ -214,7 +218,16 @@ def _read_config(source: str) -> BlipConfig | None:
         if source.count("/") == 1:
             return None  # owner/name on the hub
         raise FileNotFoundError(f"no BLIP checkpoint at {source}; expected a folder with {WEIGHTS} and {CONFIG}")
-    config = BlipConfig.from_pretrained(folder)
+    try:
+        config = BlipConfig.from_pretrained(folder)
+    except StrictDataclassError as error:
+        message = " ".join(str(error).split())  # field and reason are on several lines
+        raise ValueError(f"{folder / CONFIG}: {message}") from error
+    parts: list[Any] = [config.vision_config, config.text_config]
+    for part in parts:
+        if part.num_attention_heads < 1 or part.hidden_size < 1:
+            sizes = f"{part.num_attention_heads} attention heads, width {part.hidden_size}"
+            raise ValueError(f"{folder / CONFIG}: {sizes}: must be at least 1")
     return None if config.architectures else config  # transformers records the class that it saved; `save` does not
 
 

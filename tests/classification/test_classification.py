@@ -217,7 +217,8 @@ VALID = {"source": "x.safetensors", "labels": LABELS, "size": 24, "architecture"
 )
 def test_a_classifier_with_wrong_metadata_is_one_line(tmp_path, metadata):
     path = tmp_path / "c.safetensors"
-    save_file(small_classifier().backbone.vit.state_dict(), path, metadata={"classifier": metadata})
+    weights = {name: weight.contiguous() for name, weight in small_classifier().backbone.vit.state_dict().items()}
+    save_file(weights, path, metadata={"classifier": metadata})
     with pytest.raises(InputError) as error_info:
         classifier.load(path)
     assert str(error_info.value).startswith(f"{path}: cannot load this classifier: ")
@@ -266,6 +267,29 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(project, manife
     assert output_bytes() == expected
     predictions = pq.read_table(PREDICTIONS).to_pylist()
     assert run.metrics["accuracy"] == 100 * sum(row["predicted"] == row["label"] for row in predictions) / 6
+
+
+@pytest.mark.parametrize("damaged", ["state.pt", "best.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_saved_training_starts_over_with_one_line(project, manifest, monkeypatch, capsys, damaged, content):
+    finetune.finetune(project, "mine", 1, manifest)
+    expected = output_bytes()
+    finetune.remove_state("mine-seed1")
+    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", 1, manifest))
+    path = Path("data/resume/finetune/mine-seed1") / damaged
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    capsys.readouterr()
+    finetune.finetune(project, "mine", 1, manifest)
+    assert output_bytes() == expected
+    lines = capsys.readouterr().out.splitlines()
+    if path.name == "state.pt" and content is None:
+        assert not lines  # nothing to resume
+    else:
+        assert len(lines) == 1
+        assert lines[0].startswith("data/resume/finetune/mine-seed1/state.pt: ")
 
 
 def test_a_changed_learning_rate_starts_over(project, manifest, monkeypatch):

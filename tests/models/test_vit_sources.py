@@ -253,8 +253,8 @@ def test_weights_of_another_architecture_give_a_one_line_error(tmp_path):
     assert "does not match its own architecture" in load_error(tmp_path / "m.safetensors")
 
 
-SMALL = vit.Architecture(side=24, dim=12, depth=1, heads=3, stem=(4, 4, 4, 4))
-SIZES = asdict(SMALL)
+STEM_VIT = vit.Architecture(side=24, dim=12, depth=1, heads=3, stem=(4, 4, 4, 4))
+SIZES = asdict(STEM_VIT)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ SIZES = asdict(SMALL)
 )
 def test_wrong_metadata_gives_a_one_line_error(tmp_path, metadata, message):
     path = tmp_path / "vit.safetensors"
-    save_file(vit.build(SMALL).state_dict(), path, metadata={"architecture": metadata})
+    save_file(vit.build(STEM_VIT).state_dict(), path, metadata={"architecture": metadata})
     with pytest.raises(ValueError, match=re.escape(message)) as error_info:
         vit.load(str(path))
     text = str(error_info.value)
@@ -291,14 +291,14 @@ def test_wrong_metadata_gives_a_one_line_error(tmp_path, metadata, message):
 @pytest.mark.parametrize("kind", ["plain", "small"])
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, weights, kind, value):
     path = tmp_path / "vit.safetensors"
-    model = vit.build(SMALL)
+    model = vit.build(STEM_VIT)
     if kind == "plain":
         weights["blocks.1.norm1.bias"][3] = value
         save_file(weights, path)
     else:
         with torch.no_grad():
             model.blocks[0].norm1.bias[3] = value
-        vit.save(path, model, SMALL)
+        vit.save(path, model, STEM_VIT)
     name = {"plain": "blocks.1.norm1.bias", "small": "blocks.0.norm1.bias"}[kind]
     with pytest.raises(ValueError, match=f"NaN or infinite weights: vit.{name}"):
         vit.load(str(path))
