@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from stages.core.atomic import atomic_write
+from stages.core.finite import is_finite
 from stages.core.messages import quote_value
 from stages.core.stage import InputError
 from stages.data.views import View
 from stages.features.batching import batch_by_key
-from stages.features.finite import check_finite, is_finite
+from stages.features.finite import check_finite
 from stages.features.parquet import READ_OPTIONS, WRITE_OPTIONS, reading_errors
 
 GROUP = 32  # views in a row group, the unit of reading

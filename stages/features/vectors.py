@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from stages.core.atomic import atomic_write
+from stages.core.finite import is_finite
 from stages.core.messages import quote_value
 from stages.core.stage import InputError
-from stages.features.finite import check_finite, is_finite
+from stages.features.finite import check_finite
 from stages.features.parquet import READ_OPTIONS, WRITE_OPTIONS, reading_errors
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from stages.core.finite import is_finite
 from stages.core.messages import join_names, quote_value
 from stages.core.stage import first_line
 
@@ -59,11 +60,8 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 def check_finite_weights(model: nn.Module) -> None:
     """Raise `ValueError`, on one line, if a weight is NaN or infinite: everything computed from it would be too."""
-    # The maximum of the absolute values is not finite if any of them is not. `isfinite().all()` takes 25 times as long.
     problems = [
-        name
-        for name, weight in model.state_dict().items()
-        if weight.is_floating_point() and weight.numel() and not weight.abs().max().isfinite()
+        name for name, weight in model.state_dict().items() if weight.is_floating_point() and not is_finite(weight)
     ]
     if problems:
         raise ValueError(f"contains NaN or infinite weights: {join_names(problems, NAMED_KEYS)}")
