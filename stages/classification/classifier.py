@@ -1,21 +1,21 @@
 """A ViT with a new classification layer, and its weights file."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.core.messages import quote_value
 from stages.core.stage import InputError
 from stages.core.weights_file import save_weights
 from stages.models import vit
+from stages.models.weights import check_weights, parse_metadata, read_weights
 from stages.params.model_source import is_checkpoint_file, split_revision
 
 
@@ -61,39 +61,57 @@ def build(pretrained: vit.Backbone, source: str, labels: tuple[str, ...], size: 
     return Classifier(pretrained.vit, source, labels, size, pretrained.architecture)
 
 
+@dataclass(frozen=True)
+class _Config:
+    """The metadata of a classifier's file: what `load` needs to build the network."""
+
+    source: str
+    labels: tuple[str, ...]
+    size: vit.Size
+    architecture: vit.Architecture | None
+
+
 def save(path: Path, classifier: Classifier) -> None:
-    """Write the weights, with the metadata that `load` needs to build the network."""
-    architecture = classifier.backbone.architecture
-    metadata = {
-        "source": classifier.source,
-        "labels": classifier.labels,
-        "size": classifier.size,
-        "architecture": asdict(architecture) if architecture else None,
-    }
-    save_weights(path, classifier.backbone.vit.state_dict(), classifier=metadata)
+    """Write the weights, with the metadata that `load` needs."""
+    config = _Config(classifier.source, classifier.labels, classifier.size, classifier.backbone.architecture)
+    save_weights(path, classifier.backbone.vit.state_dict(), classifier=asdict(config))
 
 
 def load(path: Path) -> Classifier:
     """Load a classifier that `save` wrote, in eval mode.
 
-    Raises `InputError` for a file without a classifier and `OSError` for a missing file.
+    Raises `InputError` for a file without a classifier, or whose metadata and weights do not match, and `OSError` for a
+    missing file.
     """
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if "classifier" not in metadata:
-        raise InputError(f"{path} does not contain a classifier; expected a file that `finetune` wrote")
-    config = json.loads(metadata["classifier"])
-    source = config["source"]
-    labels = tuple(config["labels"])
-    architecture = vit.Architecture.from_dict(config["architecture"]) if config["architecture"] else None
-    weights = load_file(path)
-    network: nn.Module
-    if architecture:
-        network = vit.build(replace(architecture, outputs=len(labels)))
-    elif is_checkpoint_file(source):
-        network = vit.build_plain_vit(weights, str(path), len(labels))
-    else:
-        network = timm.create_model(split_revision(source)[0], num_classes=len(labels), dynamic_img_size=True)
-    assert isinstance(network, VisionTransformer | Eva)  # `vit.load` accepts no other architecture
+    try:
+        weights = read_weights(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if "classifier" not in metadata:
+            raise InputError(f"{path} does not contain a classifier; expected a file that `finetune` wrote")
+        config = parse_metadata(_Config, metadata["classifier"])
+        network = _build_network(path, config, weights)
+        check_weights(weights, network.state_dict())
+    except ValueError as error:
+        raise InputError(f"{path}: cannot load this classifier: {error}") from error
     network.load_state_dict(weights)
-    return Classifier(network, source, labels, config["size"], architecture).eval()
+    return Classifier(network, config.source, config.labels, config.size, config.architecture).eval()
+
+
+def _build_network(path: Path, config: _Config, weights: dict[str, Tensor]) -> VisionTransformer | Eva:
+    """The network of a file's `config`. Raises `ValueError` if it is not one that `build` was given."""
+    labels = len(config.labels)
+    if config.architecture:
+        return vit.build(replace(config.architecture, outputs=labels))
+    if is_checkpoint_file(config.source):
+        return vit.build_plain_vit(weights, str(path), labels)
+    name, _ = split_revision(config.source)
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"source {quote_value(config.source)} is not a model of timm")
+    try:
+        network = timm.create_model(name, num_classes=labels, dynamic_img_size=True)
+    except TypeError:  # not a ViT, so no `dynamic_img_size`
+        network = None
+    if not isinstance(network, VisionTransformer | Eva):
+        raise ValueError(f"source {quote_value(config.source)} is not a ViT of timm")
+    return network

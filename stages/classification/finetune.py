@@ -24,12 +24,13 @@ from stages.core.atomic import atomic_write, remove_folders
 from stages.core.messages import join_names
 from stages.core.runs import Run, package_versions, record_path, run_key, write_run
 from stages.core.skipped import mark_skipped
-from stages.core.stage import InputError, stage
+from stages.core.stage import InputError, first_line, stage
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELED, Manifest
 from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
 from stages.models.compute import MixedPrecision, prepare_model
+from stages.models.weights import check_weights, read_weights
 from stages.params.classification import FineTuning
 from stages.params.experiment import Experiment, load_experiment
 
@@ -78,6 +79,7 @@ class Finetuning:
         mixed = MixedPrecision(self.compute)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=setting.lr, fused=True)
         optimizers: list[torch.optim.Optimizer | torch.amp.GradScaler] = [optimizer, mixed.scaler]
+        self._check_best_weights(state_path)
         state = train_state.load_state(state_path, resume_key, self.model, optimizers)
         result = None
         images = len(self.train)
@@ -101,6 +103,17 @@ class Finetuning:
                 train_state.save_state(state_path, resume_key, self.model, optimizers, state)
         # No result: the run was killed after its last epoch, so only the evaluation is missing.
         return state.curve, result or evaluate(self.model, self.val, self.compute)
+
+    def _check_best_weights(self, state_path: Path) -> None:
+        """Delete a saved state whose best weights are missing or damaged: it could not be finished."""
+        if not state_path.is_file():
+            return
+        try:
+            weights = read_weights(self.folder / "best.safetensors")
+            check_weights(weights, self.model.backbone.vit.state_dict())
+        except (OSError, ValueError) as error:
+            print(f"{state_path}: its best weights cannot be read ({first_line(error)}): training starts over")
+            state_path.unlink()
 
     def _draw_epoch(self, epoch: int) -> tuple[ImageViews, torch.Tensor]:
         """The training views of an epoch and their order, from the epoch's own seed: a resumed run draws the same."""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stages.classification import WEIGHTS, classifier
@@ -26,6 +25,7 @@ from stages.core.messages import join_names
 from stages.core.runs import read_run, run_key
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
+from stages.core.workers import build_loader
 from stages.data.dataset import MappedDataset
 from stages.data.images import find_images, read_image
 from stages.data.manifest import IMAGE_ERRORS, Problems, image_problem
@@ -71,7 +71,7 @@ def predict(model: Classifier, files: list[Path], compute: Compute) -> list[str]
     problems = Problems()
     views = MappedDataset(files, partial(load_pixels, size=model.size))
     # `collate_fn=list`: a batch may contain error messages, which cannot be stacked.
-    loader = DataLoader(views, EVAL_BATCH_SIZE, num_workers=compute.workers, collate_fn=list)
+    loader = build_loader(views, compute.workers, batch_size=EVAL_BATCH_SIZE, collate_fn=list)
     with tqdm(total=len(files), desc="predict", unit="image", mininterval=1) as bar:
         for batch in loader:
             readable = {}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews
+from stages.core.workers import build_loader
 from stages.models.compute import MixedPrecision, mixed_precision
 from stages.params.classification import FineTuning
 from stages.params.compute import Compute
@@ -61,13 +61,8 @@ def train_epoch(
     classifier.train()
     # A window holds the batches of one step.
     windows = [window.split(setting.batch_size) for window in order.split(setting.batch_size * setting.accumulate)]
-    loader = DataLoader(
-        views,
-        batch_sampler=[batch.tolist() for window in windows for batch in window],
-        num_workers=mixed.compute.workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-    loaded = iter(loader)
+    all_batches = [batch.tolist() for window in windows for batch in window]
+    loaded = iter(build_loader(views, mixed.compute.workers, batch_sampler=all_batches))
     total = 0.0
     for window in windows:
         batches = (next(loaded) for _ in window)
@@ -106,7 +101,7 @@ def evaluate(classifier: Classifier, views: ImageViews, compute: Compute) -> Eva
     """Evaluate a classifier on all views, in their order."""
     device = next(classifier.parameters()).device
     classifier.eval()
-    loader = DataLoader(views, EVAL_BATCH_SIZE, num_workers=compute.workers, pin_memory=torch.cuda.is_available())
+    loader = build_loader(views, compute.workers, batch_size=EVAL_BATCH_SIZE)
     logits_per_batch = []
     for pixels, _ in loader:
         with mixed_precision(compute):

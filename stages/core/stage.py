@@ -1,6 +1,7 @@
 """Stage wrapper: errors in the input end in one line, and durations go to an untracked file."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from safetensors import SafetensorError
 
 from stages.core.atomic import write_text
 
+# What torch says if tensors do not fit into shared memory, or if a worker was killed for it ("Bus error").
+SHARED_MEMORY = re.compile("unable to .*(shared memory|</torch_)|DataLoader worker .*(is killed|exited unexpectedly)")
 TIMINGS = Path("reports/timings.json")
 
 
@@ -40,10 +43,12 @@ def stage(name: str, record: bool = True) -> Iterator[None]:
     except SafetensorError as error:
         _exit(name, _last_line(error))
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        cause = next(filter(SHARED_MEMORY.search, (first_line(error), _last_line(error))), None)
+        if cause is None:
             raise
         # torch's workers pass tensors through shared memory; in containers, it is small by default.
-        _exit(name, f"{first_line(error)} Fewer compute.workers need less shared memory (/dev/shm).")
+        cause = cause.removeprefix("RuntimeError: ").rstrip(".")
+        _exit(name, f"{cause}. Fewer compute.workers need less shared memory (/dev/shm).")
     if record:
         try:
             write_duration(name, time.perf_counter() - start)

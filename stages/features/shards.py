@@ -3,6 +3,8 @@
 DVC deletes the outputs of a stage before it runs it again. Unfinished tables are therefore kept in `data/resume` and
 moved to the output folder when all shards are written.
 
+A finished shard's checksum is recorded, and verified when the extraction resumes: a damaged shard is extracted again.
+
 Code changes do not invalidate shards. After you edit code that changes features, delete `data/resume` to restart an
 interrupted extraction.
 """
@@ -14,9 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.atomic import remove_folders, write_text
+from stages.core.hashes import file_crc32
+from stages.core.messages import join_names
 
 WAITING = Path("data/resume/shards")
 RESUME_KEY = "resume_key.json"
+CHECKSUMS = "checksums.json"  # CRC-32 of every finished shard, by file name
 SHARD = 512  # views: what an interruption loses at most
 
 
@@ -40,18 +45,39 @@ class Shards:
         return self.waiting / self.target.relative_to(self.target.anchor)
 
     def missing(self) -> list[tuple[Path, range]]:
-        """Return the path and the view indices of every shard that is not written yet."""
+        """Return the path and the view indices of every shard that is not written yet, or that is damaged."""
         resume_key = json.dumps({**self.metadata, "count": self.count, "size": self.size}, sort_keys=True)
         key_path = self.folder / RESUME_KEY
-        if not key_path.is_file() or key_path.read_text() != resume_key:
+        if not key_path.is_file() or key_path.read_bytes() != resume_key.encode():
             remove_folders(self.folder)
             write_text(key_path, resume_key)
+        checksums = self._read_checksums()
         missing = []
+        damaged = []
         for number, start in enumerate(range(0, self.count, self.size)):
             path = self.folder / f"{number:05d}.parquet"
-            if not path.is_file():
-                missing.append((path, range(start, min(start + self.size, self.count))))
+            if path.is_file() and checksums.get(path.name) == file_crc32(path):
+                continue
+            if path.is_file():
+                damaged.append(path.name)
+                path.unlink()
+            missing.append((path, range(start, min(start + self.size, self.count))))
+        if damaged:
+            print(f"{self.folder}: damaged shards, extracted again: {join_names(damaged)}")
         return missing
+
+    def finish(self, path: Path) -> None:
+        """Record the checksum of a shard that is written. A shard without it is extracted again."""
+        checksums = self._read_checksums() | {path.name: file_crc32(path)}
+        write_text(self.folder / CHECKSUMS, json.dumps(checksums))
+
+    def _read_checksums(self) -> dict[str, int]:
+        """Return the recorded checksums; none if the record is missing or damaged."""
+        try:
+            checksums = json.loads((self.folder / CHECKSUMS).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return checksums if isinstance(checksums, dict) else {}
 
     def files(self) -> list[Path]:
         """Return the finished shards in order."""
@@ -62,4 +88,5 @@ class Shards:
         remove_folders(self.target)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(self.folder, self.target)  # a rename if both are on one file system
-        (self.target / RESUME_KEY).unlink()
+        for name in (RESUME_KEY, CHECKSUMS):
+            (self.target / name).unlink(missing_ok=True)

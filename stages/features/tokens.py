@@ -21,9 +21,13 @@ import torch
 from torch import Tensor
 
 from stages.core.atomic import atomic_write
+from stages.core.finite import is_finite
+from stages.core.messages import quote_value
 from stages.core.stage import InputError
 from stages.data.views import View
 from stages.features.batching import batch_by_key
+from stages.features.finite import check_finite
+from stages.features.parquet import READ_OPTIONS, WRITE_OPTIONS, reading_errors
 
 GROUP = 32  # views in a row group, the unit of reading
 
@@ -76,12 +80,13 @@ def _schema(metadata: FeatureMetadata) -> pa.Schema:
 class FeatureWriter:
     """Collects views and writes them as row groups; all views of a group have one view index."""
 
-    def __init__(self, writer: pq.ParquetWriter):
+    def __init__(self, writer: pq.ParquetWriter, metadata: FeatureMetadata):
         self._writer = writer
+        self._metadata = metadata
         self._rows: list[ViewFeatures] = []
 
     def add(self, features: ViewFeatures) -> None:
-        """Add one view; its tokens are stored as float16."""
+        """Add one view; its tokens are stored as float16. Raises `InputError`, as `flush` does."""
         # `FeatureTable.groups_for_view` reads one view index without touching the others.
         if self._rows and self._rows[0].view_index != features.view_index:
             self.flush()
@@ -90,16 +95,27 @@ class FeatureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the collected views as one row group."""
+        """Write the collected views as one row group. Raises `InputError` if a value is not finite in float16."""
         if self._rows:
-            self._writer.write_table(_arrow_table(self._rows, self._writer.schema), row_group_size=GROUP)
+            tokens = [row.tokens.to("cpu", torch.float16).flatten(0, 1) for row in self._rows]
+            group = torch.cat(tokens)  # (tokens of all rows, dim)
+            if not is_finite(group):
+                self._refuse(tokens)
+            lengths = [len(view_tokens) for view_tokens in tokens]
+            table = _arrow_table(self._rows, group.numpy(), lengths, self._writer.schema)
+            self._writer.write_table(table, row_group_size=GROUP)
             self._rows = []
 
+    def _refuse(self, tokens: list[Tensor]) -> None:
+        """Raise `InputError` naming the model and the first image whose tokens are not finite."""
+        for row, view_tokens in zip(self._rows, tokens, strict=True):
+            content = f"features of image {quote_value(row.image_id)}"
+            check_finite(view_tokens, self._metadata.backbone, content, self._metadata.precision)
 
-def _arrow_table(rows: list[ViewFeatures], schema: pa.Schema) -> pa.Table:
-    token_arrays = [row.tokens.to("cpu", torch.float16).flatten(0, 1).contiguous().numpy() for row in rows]
-    tokens = np.concatenate(token_arrays)  # (tokens of all rows, dim)
-    offsets = np.cumsum([0, *(len(array) for array in token_arrays)]).astype(np.int32)
+
+def _arrow_table(rows: list[ViewFeatures], tokens: np.ndarray, lengths: list[int], schema: pa.Schema) -> pa.Table:
+    """Return the rows with their `tokens` `(all tokens, dim)` float16, of which row i has `lengths[i]`."""
+    offsets = np.cumsum([0, *lengths]).astype(np.int32)
     list_type = schema.field("tokens").type
     values = pa.FixedSizeBinaryArray.from_buffers(list_type.value_type, len(tokens), [None, pa.py_buffer(tokens)])
     columns = {
@@ -116,10 +132,8 @@ def _arrow_table(rows: list[ViewFeatures], schema: pa.Schema) -> pa.Table:
 @contextmanager
 def open_feature_writer(path: Path, metadata: FeatureMetadata) -> Iterator[FeatureWriter]:
     """Write one shard to `path`, atomically."""
-    # Plain encoding without compression: a reader uses the file's bytes as tokens, without a copy.
-    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, _schema(metadata), **options) as parquet:
-        writer = FeatureWriter(parquet)
+    with atomic_write(path) as temporary, pq.ParquetWriter(temporary, _schema(metadata), **WRITE_OPTIONS) as parquet:
+        writer = FeatureWriter(parquet, metadata)
         yield writer
         writer.flush()
 
@@ -128,26 +142,30 @@ class FeatureTable:
     """Reads a folder of shards by row group. Groups are numbered across shards.
 
     `expect` holds required values of `FeatureMetadata` fields. Raises `InputError` if one differs, if shards disagree
-    or if there are none.
+    or if there are none. Reading a damaged shard raises `InputError` too.
     """
 
     def __init__(self, path: Path, **expect: object):
         self.path = path
-        self._files = [pq.ParquetFile(shard, memory_map=True) for shard in sorted(path.glob("*.parquet"))]
+        self._files: dict[Path, pq.ParquetFile] = {}
+        distinct = set()
+        for shard in sorted(path.glob("*.parquet")):
+            with reading_errors(shard):
+                self._files[shard] = pq.ParquetFile(shard, **READ_OPTIONS)
+                distinct.add(_read_metadata(self._files[shard]))
         if not self._files:
             raise InputError(f"{path}: no features here; run `dvc repro`")
-        distinct = {_read_metadata(file) for file in self._files}
         if len(distinct) > 1:
             raise InputError(f"{path}: shards were extracted with different settings; run `dvc repro` to extract again")
         self.metadata = distinct.pop()
-        self._groups = [(file, group) for file in self._files for group in range(file.num_row_groups)]
+        self._groups = [(shard, group) for shard, file in self._files.items() for group in range(file.num_row_groups)]
         for key, expected in expect.items():
             value = getattr(self.metadata, key)
             if value != expected:
                 raise InputError(f"{path}: {key} is {value!r}, expected {expected!r}; run `dvc repro` to extract again")
 
     def __len__(self) -> int:
-        return sum(file.metadata.num_rows for file in self._files)
+        return sum(file.metadata.num_rows for file in self._files.values())
 
     @property
     def num_groups(self) -> int:
@@ -157,12 +175,20 @@ class FeatureTable:
     @cached_property
     def group_views(self) -> tuple[int, ...]:
         """The view index of every row group."""
-        return tuple(file.read_row_group(group, columns=["view"]).column(0)[0].as_py() for file, group in self._groups)
+        views = []
+        for shard, group in self._groups:
+            with reading_errors(shard):
+                views.append(self._files[shard].read_row_group(group, columns=["view"]).column(0)[0].as_py())
+        return tuple(views)
 
     @cached_property
     def smallest_grid(self) -> tuple[int, int]:
         """The minimum over all views of the grid's rows, and of its columns."""
-        grids = pa.concat_tables(file.read(columns=["grid_rows", "grid_columns"]) for file in self._files)
+        tables = []
+        for shard, file in self._files.items():
+            with reading_errors(shard):
+                tables.append(file.read(columns=["grid_rows", "grid_columns"]))
+        grids = pa.concat_tables(tables)
         return pc.min(grids["grid_rows"]).as_py(), pc.min(grids["grid_columns"]).as_py()
 
     def groups_for_view(self, view: int) -> list[int]:
@@ -176,8 +202,9 @@ class FeatureTable:
 
     def read_group(self, index: int) -> list[ViewFeatures]:
         """Return the views of one row group; their tokens are slices of the group's memory."""
-        file, group = self._groups[index]
-        table = file.read_row_group(group).combine_chunks()
+        shard, group = self._groups[index]
+        with reading_errors(shard):
+            table = self._files[shard].read_row_group(group).combine_chunks()
         token_lists = table.column("tokens").chunk(0)
         tokens = _as_tensor(token_lists.values, self.metadata.dim)
         offsets = token_lists.offsets.to_pylist()
@@ -191,9 +218,17 @@ class FeatureTable:
 
 
 def _read_metadata(file: pq.ParquetFile) -> FeatureMetadata:
-    text = {key.decode(): value.decode() for key, value in file.schema_arrow.metadata.items()}
+    """Return the metadata of a shard. Raises `KeyError` or `ValueError` if it is incomplete or impossible."""
+    text = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
     values: dict[str, Any] = {field.name: text[field.name] for field in fields(FeatureMetadata)}
-    return FeatureMetadata(**values | {"dim": int(values["dim"]), "heads": int(values["heads"])})
+    for key in ("dim", "heads"):
+        values[key] = int(values[key])
+        if values[key] < 1:
+            raise ValueError(f"its metadata says {key} {values[key]}")
+    metadata = FeatureMetadata(**values)
+    if not file.schema_arrow.equals(_schema(metadata)):  # the schema has no checksum
+        raise ValueError("its columns are not those of a token table")
+    return metadata
 
 
 def _as_tensor(values: pa.FixedSizeBinaryArray, dim: int) -> Tensor:

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 from stages.core.atomic import atomic_write
+from stages.core.finite import is_finite
+from stages.core.messages import quote_value
 from stages.core.stage import InputError
+from stages.features.finite import check_finite
+from stages.features.parquet import READ_OPTIONS, WRITE_OPTIONS, reading_errors
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,11 @@ class Vectors:
 
 
 def write_vectors(path: Path, vectors: Vectors) -> None:
-    """Write a table as float16, atomically."""
-    values = vectors.values.detach().cpu().half().contiguous().numpy()
+    """Write a table as float16, atomically. Raises `InputError` if a value is not finite in float16."""
+    half_values = vectors.values.detach().cpu().half().contiguous()
+    if not is_finite(half_values):
+        _refuse(vectors, half_values)
+    values = half_values.numpy()
     vector_type = pa.binary(values.itemsize * values.shape[1])
     schema = pa.schema(
         [
@@ -42,7 +49,15 @@ def write_vectors(path: Path, vectors: Vectors) -> None:
     packed = pa.FixedSizeBinaryArray.from_buffers(vector_type, len(values), [None, pa.py_buffer(values)])
     table = pa.table([pa.array(vectors.image_ids), pa.array(vectors.indices, pa.int16()), packed], schema=schema)
     with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="none", use_dictionary=False, write_statistics=False)
+        pq.write_table(table, temporary, **WRITE_OPTIONS)
+
+
+def _refuse(vectors: Vectors, half_values: Tensor) -> None:
+    """Raise `InputError` naming the model and the first image or caption whose vector is not finite."""
+    row = int(half_values.isfinite().all(1).logical_not().nonzero()[0])
+    content = f"vector {vectors.indices[row]} of image {quote_value(vectors.image_ids[row])}"
+    metadata = vectors.metadata
+    check_finite(half_values[row], metadata.get("backbone", "unknown"), content, metadata.get("precision"))
 
 
 def concat_vectors(paths: list[Path]) -> Vectors:
@@ -57,15 +72,17 @@ def concat_vectors(paths: list[Path]) -> Vectors:
 
 
 def read_vectors(path: Path, **expect: str) -> Vectors:
-    """Read a table; raises `InputError` if its metadata differs from `expect`."""
-    table = pq.read_table(path)
-    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    """Read a table; raises `InputError` if its metadata differs from `expect` or the file is damaged."""
+    with reading_errors(path):
+        table = pq.read_table(path, **READ_OPTIONS)
+        packed = table.column("vector").combine_chunks()
+        image_ids = table.column("image_id").to_pylist()
+        indices = table.column("index").to_pylist()
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     for key, expected in expect.items():
         if metadata.get(key) != expected:
             raise InputError(f"{path}: {key} is {metadata.get(key)!r}, expected {expected!r}; run `dvc repro`")
-    packed = table.column("vector").combine_chunks()
     dim = packed.type.byte_width // 2  # two bytes per float16
     values = np.frombuffer(packed.buffers()[1], np.float16).reshape(-1, dim)
     values = values[packed.offset :][: len(packed)].copy()  # Arrow's memory is read-only
-    image_ids = table.column("image_id").to_pylist()
-    return Vectors(image_ids, table.column("index").to_pylist(), torch.from_numpy(values), metadata)
+    return Vectors(image_ids, indices, torch.from_numpy(values), metadata)

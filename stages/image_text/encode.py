@@ -5,6 +5,7 @@ the output of CATR's encoder instead of BLIP's image states.
 """
 
 import argparse
+from typing import cast
 
 from transformers import BlipVisionConfig
 
@@ -43,8 +44,7 @@ def check_captions(manifest: Manifest) -> None:
 
 def blip_metadata(towers: Towers, experiment: Experiment) -> FeatureMetadata:
     """Return the metadata of BLIP's states of whole images."""
-    config = towers.model.config.vision_config
-    assert isinstance(config, BlipVisionConfig)
+    config = cast(BlipVisionConfig, towers.model.config.vision_config)
     side = towers.pixels.side
     return FeatureMetadata(
         backbone=experiment.active.blip,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, PreTrainedTokenizerBase
 
+from stages.core.stage import InputError
 from stages.models import blip, vit
 from stages.models.checkpoints.record import Checkpoint, loading_errors, read_checkpoint
 from stages.models.compute import get_device, mixed_precision, prepare_model
@@ -49,8 +50,9 @@ class Towers:
 
     @torch.inference_mode()
     def text_states(self, texts: list[str]) -> Tensor:
-        """Return the class-token states `(B, dim)` of texts."""
-        assert isinstance(self.model, BlipForImageTextRetrieval), self.missing_tower
+        """Return the class-token states `(B, dim)` of texts. Raises `InputError` if the model has no text tower."""
+        if not isinstance(self.model, BlipForImageTextRetrieval):
+            raise InputError(f"no text tower: {self.missing_tower}")
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         batch = batch.to(self.device)
         with mixed_precision(self.compute):

@@ -8,9 +8,10 @@ import re
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
@@ -27,6 +28,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 from stages.core.atomic import write_text
 from stages.core.weights_file import save_weights
 from stages.models import vit
+from stages.models.weights import check_finite_weights, read_weights
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -160,15 +162,17 @@ def load(kind: type[Model], source: str) -> Model:
     """A frozen model of class `kind` in eval mode, from a folder of `save` or transformers, or a name on the hub.
 
     Raises `FileNotFoundError` if `source` is neither a folder nor a name on the hub, `RuntimeError` or `ValueError` if
-    the weights do not match key for key, and `OSError` as transformers does.
+    the weights do not match key for key or are not finite, and `OSError` as transformers does.
     """
     config = _read_config(source)
     if config is None:
-        return _from_pretrained(kind, source).eval().requires_grad_(False)
-    model = build(kind, config)
-    parts_of_other_class = tuple(f"{part}." for part in PARTS if not hasattr(model, part))
-    weights = load_file(Path(source) / WEIGHTS)
-    model.load_state_dict({key: weight for key, weight in weights.items() if not key.startswith(parts_of_other_class)})
+        model = _from_pretrained(kind, source)
+    else:
+        model = build(kind, config)
+        parts_of_other_class = tuple(f"{part}." for part in PARTS if not hasattr(model, part))
+        weights = read_weights(Path(source) / WEIGHTS, lambda name: not name.startswith(parts_of_other_class))
+        model.load_state_dict(weights)
+    check_finite_weights(model)
     return model.eval().requires_grad_(False)
 
 
@@ -178,7 +182,14 @@ class PartsMissingError(ValueError):
 
 def _from_pretrained(kind: type[Model], source: str) -> Model:
     """A model as transformers loads it. Raises `PartsMissingError` where transformers would fill in random weights."""
-    loaded: Any = kind.from_pretrained(source, output_loading_info=True)
+    try:
+        # Transformers prefers safetensors, and unpickles tensors and plain values only (`weights_only`).
+        loaded: Any = kind.from_pretrained(source, output_loading_info=True)
+    except (
+        UnpicklingError,
+        EOFError,
+    ) as error:  # torch's own message advises to load the file with `weights_only=False`
+        raise ValueError(f"{source}: weights are damaged, or contain executable pickle code") from error
     model, info = loaded
     missing = sorted({key.split(".")[0] for key in info["missing_keys"]})
     if missing:
@@ -194,10 +205,9 @@ def load_decoder(source: str) -> BlipTextLMHeadModel:
     text_config: Any = config.text_config
     decoder = BlipTextLMHeadModel(text_config)
     prefix = "text_decoder."
-    weights = load_file(Path(source) / WEIGHTS)
-    decoder.load_state_dict(
-        {key.removeprefix(prefix): weight for key, weight in weights.items() if key.startswith(prefix)}
-    )
+    weights = read_weights(Path(source) / WEIGHTS, lambda name: name.startswith(prefix))
+    decoder.load_state_dict({key.removeprefix(prefix): weight for key, weight in weights.items()})
+    check_finite_weights(decoder)
     return decoder.eval().requires_grad_(False)
 
 
@@ -208,7 +218,16 @@ def _read_config(source: str) -> BlipConfig | None:
         if source.count("/") == 1:
             return None  # owner/name on the hub
         raise FileNotFoundError(f"no BLIP checkpoint at {source}; expected a folder with {WEIGHTS} and {CONFIG}")
-    config = BlipConfig.from_pretrained(folder)
+    try:
+        config = BlipConfig.from_pretrained(folder)
+    except StrictDataclassError as error:
+        message = " ".join(str(error).split())  # field and reason are on several lines
+        raise ValueError(f"{folder / CONFIG}: {message}") from error
+    parts: list[Any] = [config.vision_config, config.text_config]
+    for part in parts:
+        if part.num_attention_heads < 1 or part.hidden_size < 1:
+            sizes = f"{part.num_attention_heads} attention heads, width {part.hidden_size}"
+            raise ValueError(f"{folder / CONFIG}: {sizes}: must be at least 1")
     return None if config.architectures else config  # transformers records the class that it saved; `save` does not
 
 

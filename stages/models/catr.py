@@ -23,7 +23,7 @@ from transformers import BertTokenizer
 from stages.core.weights_file import save_weights
 from stages.models.catr_transformer import CatrCache, Decoder, Embeddings, Encoder, sine_positions
 from stages.models.shared_keys import RowsByImage
-from stages.models.weights import check_weights, read_weights
+from stages.models.weights import check_finite_weights, check_weights, read_weights
 
 LONGER_SIDE = 299  # of an image after `preprocess`, in pixels
 PATCH = 16  # pixels per grid cell: the stride of a ResNet whose last stage is dilated
@@ -220,7 +220,7 @@ def load(path: Path) -> Catr:
 
     Sizes come from the shapes of the weights; heads are 32 wide and the last ResNet stage is dilated, which shapes do
     not tell. Raises `FileNotFoundError` for a missing file, and `ValueError` for one that holds other things than
-    tensors, or keys that do not match.
+    tensors, keys that do not match, or weights that are not finite.
     """
     state_dict = read_weights(path)
     try:
@@ -228,9 +228,10 @@ def load(path: Path) -> Catr:
         with torch.device("meta"):
             model = Catr(config)
         check_weights(state_dict, model.state_dict())
+        model.load_state_dict({name: weight.float() for name, weight in state_dict.items()}, assign=True)
+        check_finite_weights(model)
     except ValueError as error:
         raise ValueError(f"{path} does not fit CATR: {error}") from error
-    model.load_state_dict({name: weight.float() for name, weight in state_dict.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
 

@@ -10,16 +10,16 @@ ViT code bases differ in two details. This module follows timm:
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import timm
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from timm.layers import HybridEmbed
 from timm.models import PretrainedCfg
@@ -29,13 +29,16 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from stages.core.weights_file import save_weights
-from stages.models.weights import check_weights, read_weights
+from stages.models.weights import check_finite_weights, check_weights, describe_error, parse_metadata, read_weights
 from stages.params.model_source import is_checkpoint_file, split_revision
 
 HEAD_WIDTH = 64  # features per attention head: true of ViT-Ti to ViT-L, whose checkpoints do not store it
 WIDER_HEADS = (1280, 1408, 1664)  # embedding widths that break this rule: ViT-H, ViT-g and ViT-G all have 16 heads
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB pixels, as DINO and most ViTs are trained with
 STD = (0.229, 0.224, 0.225)
+LARGEST_SIZE = 2**16  # of a file's own numbers: beyond any model, and small enough to build and compare
+
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,33 @@ class Architecture:
     head's mIoU.
     """
 
-    side: int = 80  # of the square training images, in pixels
-    dim: int = 128
-    depth: int = 4
-    heads: int = 4
-    stem: tuple[int, ...] = (32, 64, 64, 128)
-    kernels: tuple[int, ...] = (4, 4, 3, 4)
-    strides: tuple[int, ...] = (2, 2, 1, 2)  # their product is the patch size, 8
-    outputs: int = 0  # of the classification layer on the class token; 0 for none
+    side: Size = 80  # of the square training images, in pixels
+    dim: Size = 128
+    depth: Size = 4
+    heads: Size = 4
+    stem: tuple[Size, ...] = (32, 64, 64, 128)
+    kernels: tuple[Size, ...] = (4, 4, 3, 4)
+    strides: tuple[Size, ...] = (2, 2, 1, 2)  # their product is the patch size, 8
+    outputs: Annotated[int, Field(ge=0, le=LARGEST_SIZE)] = 0  # of the class token's layer; 0 for no layer
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Architecture":
-        """The architecture from the output of `asdict`, also after JSON has turned its tuples into lists."""
-        values: dict[str, Any] = {}
-        for key, value in fields.items():
-            values[key] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+    def from_dict(cls, fields: object) -> "Architecture":
+        """The architecture from the output of `asdict`, also after JSON has turned its tuples into lists.
+
+        Raises `ValueError`, on one line, for anything else.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            raise ValueError(describe_error(error)) from error
+
+    def __post_init__(self):
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of its {self.heads} heads")
+        if not len(self.stem) == len(self.kernels) == len(self.strides):
+            raise ValueError("stem, kernels and strides differ in length")
 
 
 def stem(architecture: Architecture) -> ConvStem:
@@ -104,7 +118,7 @@ def read_architecture(path: Path) -> Architecture:
     metadata = _read_metadata(path)
     if "architecture" not in metadata:
         raise ValueError(f"{path} has no architecture in its metadata; expected a checkpoint that this project saved")
-    return Architecture.from_dict(json.loads(metadata["architecture"]))
+    return parse_metadata(Architecture, metadata["architecture"])
 
 
 def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
@@ -141,9 +155,8 @@ class Backbone(nn.Module):
         self.blocks: list[Any] = list(vit.blocks)  # typed `Any`, as torch's stubs do not know the layers of a block
         self.dim: int = vit.embed_dim
         self.heads: int = self.blocks[-1].attn.num_heads
-        patch = vit.patch_embed.feat_ratio(as_scalar=False)
-        assert isinstance(patch, tuple)
-        self.patch: tuple[int, int] = patch
+        rows, columns = cast(tuple[int, int], vit.patch_embed.feat_ratio(as_scalar=False))
+        self.patch: tuple[int, int] = (rows, columns)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in eval mode: a frozen backbone has no other."""
@@ -223,7 +236,7 @@ def load(source: str, path: Path | None = None) -> Backbone:
     DINO and timm.
 
     Raises `FileNotFoundError` for a missing file, and `ValueError` for a name that timm does not know, a model that is
-    not a ViT, or weights that do not match the model key for key.
+    not a ViT, or weights that do not match the model key for key or are not finite.
     """
     if not is_checkpoint_file(source):
         name, revision = split_revision(source)
@@ -235,13 +248,21 @@ def load(source: str, path: Path | None = None) -> Backbone:
     if path.suffix == ".safetensors" and "architecture" in _read_metadata(path):
         try:
             architecture = read_architecture(path)
-            model = build(architecture)
-            check_weights(weights, model.state_dict())
+            with torch.device("meta"):  # no memory for sizes that may be wrong
+                expected = build(architecture).state_dict()
+            check_weights(weights, expected)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not match its own architecture: {error}") from error
+        model = build(architecture)
         model.load_state_dict(weights)
-        return Backbone(model, architecture)
-    return Backbone(build_plain_vit(weights, str(path)))
+        return _checked(Backbone(model, architecture))
+    return _checked(Backbone(build_plain_vit(weights, str(path))))
+
+
+def _checked(backbone: Backbone) -> Backbone:
+    """Return `backbone`; raise `ValueError` if a weight is not finite."""
+    check_finite_weights(backbone)
+    return backbone
 
 
 def pretrained_config(name: str) -> PretrainedCfg:
@@ -277,7 +298,7 @@ def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
         raise ValueError(f"backbone '{name}': {message}; expected a timm VisionTransformer") from error
     if not isinstance(model, VisionTransformer | Eva):
         raise ValueError(f"backbone '{name}' is a {type(model).__name__}, not a timm VisionTransformer")
-    return Backbone(model)
+    return _checked(Backbone(model))
 
 
 def _read_metadata(path: Path) -> dict[str, str]:

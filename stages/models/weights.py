@@ -4,16 +4,21 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import TypeVar
 from zipfile import is_zipfile
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from stages.core.messages import join_names
+from stages.core.finite import is_finite
+from stages.core.messages import join_names, quote_value
 from stages.core.stage import first_line
 
 NAMED_KEYS = 5  # keys that an error message lists before it counts the rest
+Kind = TypeVar("Kind")
+
 WRAPPER_KEYS = ("model", "teacher", "state_dict")  # under which training code stores the weights
 
 
@@ -51,6 +56,30 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     messages = [f"{problem} {join_names(names, NAMED_KEYS)}" for problem, names in problems.items() if names]
     if messages:
         raise ValueError("; ".join(messages))
+
+
+def check_finite_weights(model: nn.Module) -> None:
+    """Raise `ValueError`, on one line, if a weight is NaN or infinite: everything computed from it would be too."""
+    problems = [
+        name for name, weight in model.state_dict().items() if weight.is_floating_point() and not is_finite(weight)
+    ]
+    if problems:
+        raise ValueError(f"contains NaN or infinite weights: {join_names(problems, NAMED_KEYS)}")
+
+
+def parse_metadata(kind: type[Kind], text: str) -> Kind:
+    """A dataclass from JSON in a file's metadata. Raises `ValueError`, on one line, if a value is missing or wrong."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        raise ValueError(describe_error(error)) from error
+
+
+def describe_error(error: ValidationError) -> str:
+    """The first problem of metadata, on one line: key, value and what is allowed."""
+    problem = error.errors()[0]
+    key = ".".join(map(str, problem["loc"])) or "metadata"
+    return f"{key} = {quote_value(problem['input'])}: {problem['msg']}"
 
 
 def format_shape(shape: torch.Size) -> str:

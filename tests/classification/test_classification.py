@@ -1,6 +1,8 @@
 """Fine-tuning: views, accumulated gradients, resuming, records, predictions."""
 
 import csv
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from conftest import interrupt_at_first_save
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from stages.classification import classifier, finetune, predict, training
@@ -181,16 +184,45 @@ def test_a_saved_classifier_loads_and_saving_again_gives_the_same_bytes(tmp_path
     monkeypatch.chdir(tmp_path)
     vit.save(Path("vit.safetensors"), vit.build(SMALL), SMALL)
     model = small_classifier().eval()
-    for name in ("a", "b", "c"):
-        classifier.save(Path(name), model)
-    assert Path("a").read_bytes() == Path("b").read_bytes() == Path("c").read_bytes()
-    loaded = classifier.load(Path("a"))
+    paths = [Path(f"{name}.safetensors") for name in "abc"]
+    for path in paths:
+        classifier.save(path, model)
+    assert len({path.read_bytes() for path in paths}) == 1
+    loaded = classifier.load(paths[0])
     assert (loaded.labels, loaded.size) == (LABELS, 24)
     assert torch.equal(flat_weights(loaded), flat_weights(model))
     pixels = random_images(2)
     torch.testing.assert_close(loaded(pixels), model(pixels))
     with pytest.raises(InputError, match="vit.safetensors does not contain a classifier"):
         classifier.load(Path("vit.safetensors"))
+
+
+VALID = {"source": "x.safetensors", "labels": LABELS, "size": 24, "architecture": asdict(SMALL)}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[]",
+        "null",
+        "{",
+        json.dumps(VALID | {"labels": None}),
+        json.dumps(VALID | {"labels": LABELS[1:]}),
+        json.dumps(VALID | {"size": 0}),
+        json.dumps(VALID | {"architecture": asdict(SMALL) | {"heads": 0}}),
+        json.dumps(VALID | {"architecture": None}),
+        json.dumps(VALID | {"architecture": None, "source": "../x"}),
+        json.dumps(VALID | {"architecture": None, "source": "resnet18"}),
+    ],
+)
+def test_a_classifier_with_wrong_metadata_is_one_line(tmp_path, metadata):
+    path = tmp_path / "c.safetensors"
+    weights = {name: weight.contiguous() for name, weight in small_classifier().backbone.vit.state_dict().items()}
+    save_file(weights, path, metadata={"classifier": metadata})
+    with pytest.raises(InputError) as error_info:
+        classifier.load(path)
+    assert str(error_info.value).startswith(f"{path}: cannot load this classifier: ")
+    assert str(error_info.value).isprintable()
 
 
 def test_metrics_by_hand():
@@ -235,6 +267,29 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(project, manife
     assert output_bytes() == expected
     predictions = pq.read_table(PREDICTIONS).to_pylist()
     assert run.metrics["accuracy"] == 100 * sum(row["predicted"] == row["label"] for row in predictions) / 6
+
+
+@pytest.mark.parametrize("damaged", ["state.pt", "best.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_damaged_saved_training_starts_over_with_one_line(project, manifest, monkeypatch, capsys, damaged, content):
+    finetune.finetune(project, "mine", 1, manifest)
+    expected = output_bytes()
+    finetune.remove_state("mine-seed1")
+    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", 1, manifest))
+    path = Path("data/resume/finetune/mine-seed1") / damaged
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    capsys.readouterr()
+    finetune.finetune(project, "mine", 1, manifest)
+    assert output_bytes() == expected
+    lines = capsys.readouterr().out.splitlines()
+    if path.name == "state.pt" and content is None:
+        assert not lines  # nothing to resume
+    else:
+        assert len(lines) == 1
+        assert lines[0].startswith("data/resume/finetune/mine-seed1/state.pt: ")
 
 
 def test_a_changed_learning_rate_starts_over(project, manifest, monkeypatch):

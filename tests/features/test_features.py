@@ -9,6 +9,7 @@ import torch
 from stages.core.stage import InputError
 from stages.data.views import View
 from stages.features.tokens import GROUP, FeatureMetadata, FeatureTable, ViewFeatures, open_feature_writer
+from stages.features.vectors import Vectors, read_vectors, write_vectors
 
 METADATA = FeatureMetadata("vit", "ab" * 32, "native size", dim=6, heads=2, patch="8x8", manifest="cd" * 32)
 
@@ -105,3 +106,76 @@ def test_equal_rows_give_equal_bytes(tmp_path):
     for name in ("first", "second"):
         write_table(tmp_path / name, random_rows(40))
     assert (tmp_path / "first/00000.parquet").read_bytes() == (tmp_path / "second/00000.parquet").read_bytes()
+
+
+# Damaged files
+
+
+def flipped(content, index):
+    return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
+
+
+def read_all(folder):
+    table = FeatureTable(folder)
+    for group in range(table.num_groups):
+        table.read_group(group)
+    assert table.group_views
+    assert table.smallest_grid
+
+
+def test_a_flipped_byte_of_tokens_is_refused_when_it_is_read(tmp_path):
+    rows = random_rows(4)
+    write_table(tmp_path / "t", rows)
+    path = tmp_path / "t/00000.parquet"
+    content = path.read_bytes()
+    path.write_bytes(flipped(content, content.index(rows[1].tokens.numpy().tobytes()) + 3))
+    with pytest.raises(InputError) as error_info:
+        read_all(tmp_path / "t")
+    assert str(error_info.value).startswith(f"{path} is damaged: ")
+    assert "CRC" in str(error_info.value)
+    assert "\n" not in str(error_info.value)
+
+
+def test_any_flipped_byte_leaves_the_same_rows_or_an_input_error(tmp_path):
+    """Footer and page headers have no checksum: damage there may be harmless, but raises nothing else."""
+    rows = random_rows(2)
+    table = write_table(tmp_path / "t", rows)
+    path = tmp_path / "t/00000.parquet"
+    content = path.read_bytes()
+    for index in range(0, len(content), 7):
+        path.write_bytes(flipped(content, index))
+        try:
+            table = FeatureTable(tmp_path / "t")
+            read = [row for group in range(table.num_groups) for row in table.read_group(group)]
+        except InputError as error:
+            assert str(error).startswith(f"{path} is damaged: ")
+            continue
+        for expected, row in zip(rows, read, strict=True):
+            assert (row.image_id, row.view_index, row.view) == (expected.image_id, expected.view_index, expected.view)
+            assert torch.equal(row.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 99])
+def test_a_file_that_is_not_parquet_is_refused(tmp_path, content):
+    write_table(tmp_path / "t", random_rows(2))
+    (tmp_path / "t/00000.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="00000.parquet is damaged: .*; delete it and run `dvc repro`"):
+        FeatureTable(tmp_path / "t")
+
+
+def test_metadata_without_heads_is_refused(tmp_path):
+    write_shard(tmp_path / "t/00000.parquet", random_rows(2), replace(METADATA, heads=0))
+    with pytest.raises(InputError, match="its metadata says heads 0"):
+        FeatureTable(tmp_path / "t")
+
+
+def test_a_damaged_vector_table_is_refused(tmp_path):
+    path = tmp_path / "v.parquet"
+    values = torch.randn(5, 4).half()
+    write_vectors(path, Vectors(list("abcde"), [0] * 5, values, {"backbone": "blip"}))
+    assert torch.equal(read_vectors(path, backbone="blip").values, values)
+    content = path.read_bytes()
+    for damaged in (flipped(content, content.index(values.numpy().tobytes()) + 3), content[:-1], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="v.parquet is damaged: "):
+            read_vectors(path)

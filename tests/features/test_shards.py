@@ -1,5 +1,6 @@
 """An interrupted extraction continues from its last finished shard and ends in the same bytes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +14,11 @@ from conftest import untrained_blip
 from PIL import Image
 from torch.utils.data import BatchSampler
 
+from stages.core.stage import InputError
 from stages.data.dataset import MappedDataset
 from stages.data.manifest import Row
 from stages.features.loading import iterate_shards
-from stages.features.shards import Shards
+from stages.features.shards import CHECKSUMS, RESUME_KEY, Shards
 from stages.features.tokens import FeatureMetadata
 from stages.image_text.decoder_states import encode_grids, encode_states
 from stages.image_text.pixels import train_dataset
@@ -32,6 +34,7 @@ COUNT = 11  # views, in three shards of 4, 4 and 3
 SIZE = 4
 BATCH = 2
 COMPUTE = Compute(precision="float32", compile=False, workers=0)
+VECTOR_METADATA = {"backbone": "tiny blip", "precision": "float32"}
 METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
 
 
@@ -124,7 +127,7 @@ def jobs(rows, backbone, towers, catr_model, small_batches):
         "retrieval": Job(
             Towers,
             "image_states",
-            lambda shards: encode_views(towers, train_views, ids, [0] * COUNT, shards, {}),
+            lambda shards: encode_views(towers, train_views, ids, [0] * COUNT, shards, VECTOR_METADATA),
         ),
     }
 
@@ -162,16 +165,21 @@ def test_an_unfinished_shard_is_not_written(jobs, shards):
         jobs["segmentation"].count_batches(patch, fail_at=1)
         jobs["segmentation"].fill(shards)
     assert not shards.files()
-    assert [path.suffix for path in shards.folder.iterdir()] == [".json"]  # the resume key
+    assert [path.name for path in shards.folder.iterdir()] == [RESUME_KEY]
 
 
 # The resume key
 
 
+def write_shard(shards, path):
+    path.write_bytes(b"shard")
+    shards.finish(path)
+
+
 def write_two_shards(shards):
     """Write two of three shards and return the file names of the missing ones."""
     for path, _ in shards.missing()[:2]:
-        path.write_bytes(b"shard")
+        write_shard(shards, path)
     return [path.name for path, _ in shards.missing()]
 
 
@@ -208,11 +216,97 @@ def test_commit_replaces_the_target_by_the_shards(shards):
     (shards.target / "00007.parquet").write_bytes(b"of a larger table")
     write_two_shards(shards)
     for path, _ in shards.missing():
-        path.write_bytes(b"shard")
+        write_shard(shards, path)
     shards.commit()
     assert contents(shards.target) == {f"0000{number}.parquet": b"shard" for number in range(3)}
     assert not shards.folder.exists()
     assert len(shards.missing()) == 3  # the next extraction starts from the beginning
+
+
+# Damage
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "flipped byte": flip_byte,
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("name", ["segmentation", "retrieval"])
+def test_a_damaged_shard_is_extracted_again(jobs, name, damage, shards, tmp_path, capsys):
+    uninterrupted = replace(shards, target=tmp_path / "uninterrupted")
+    jobs[name].fill(uninterrupted)
+    jobs[name].fill(shards)
+    damage(shards.folder / "00001.parquet")
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = jobs[name].count_batches(patch)
+        jobs[name].fill(shards)
+        assert sum(sizes) == SIZE
+    assert capsys.readouterr().out == f"{shards.folder}: damaged shards, extracted again: 00001.parquet\n"
+    shards.commit()
+    uninterrupted.commit()
+    assert contents(shards.target) == contents(uninterrupted.target)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b'{"00000.parquet": "x"}'])
+def test_without_valid_checksums_all_shards_are_extracted_again(shards, content):
+    write_two_shards(shards)
+    (shards.folder / CHECKSUMS).write_bytes(content)
+    assert len(shards.missing()) == 3
+
+
+def test_a_damaged_resume_key_starts_from_the_beginning(shards):
+    write_two_shards(shards)
+    (shards.folder / RESUME_KEY).write_bytes(b"\xff")
+    assert len(shards.missing()) == 3
+
+
+def test_a_shard_of_a_process_killed_before_its_checksum_is_extracted_again(shards):
+    write_two_shards(shards)
+    path, _ = shards.missing()[0]
+    path.write_bytes(b"shard")
+    assert [path.name for path, _ in shards.missing()] == ["00002.parquet"]
+
+
+# Models that give values which cannot be stored
+
+MODELS = {"segmentation": "tiny", "blip": "tiny", "catr": "tiny", "retrieval": "tiny blip"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
+@pytest.mark.parametrize("name", MODELS)
+def test_values_that_are_not_finite_in_half_precision_are_refused(jobs, name, value, shards, monkeypatch):
+    """The second batch has one such value. Nothing of its shard is left."""
+    job = jobs[name]
+    compute_batch = getattr(job.owner, job.method)
+    calls = []
+
+    @torch.inference_mode()
+    def damaged(model, pixels):
+        output = compute_batch(model, pixels)
+        values = output.patches if name == "segmentation" else output
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            values[(0,) * values.ndim] = value
+        return output
+
+    monkeypatch.setattr(job.owner, job.method, damaged)
+    with pytest.raises(InputError) as error_info:
+        job.fill(shards)
+    message = str(error_info.value)
+    assert f"model '{MODELS[name]}'" in message
+    assert "image 'id02'" in message
+    assert "NaN, infinite or too large for float16 (at most 65504); check its weights" in message
+    assert not shards.files()
 
 
 # Loading
@@ -233,10 +327,10 @@ def dataset():
 def test_every_missing_view_is_loaded_once_and_in_its_shard(shards, dataset, workers):
     write_two_shards(shards)
     (shards.folder / "00000.parquet").unlink()
-    loaded = {
-        path.name: [(indices, pixels.tolist()) for indices, pixels in batches]
-        for path, batches in iterate_shards(shards, dataset, split_batches, workers, "test")
-    }
+    loaded = {}
+    for path, batches in iterate_shards(shards, dataset, split_batches, workers, "test"):
+        loaded[path.name] = [(indices, pixels.tolist()) for indices, pixels in batches]
+        path.write_bytes(b"shard")
     assert loaded == {
         "00000.parquet": [([0, 1, 2], [[0], [10], [20]]), ([3], [[30]])],
         "00002.parquet": [([8, 9, 10], [[80], [90], [100]])],
@@ -245,8 +339,9 @@ def test_every_missing_view_is_loaded_once_and_in_its_shard(shards, dataset, wor
 
 def test_the_progress_bar_starts_where_the_last_run_ended(shards, dataset, capsys):
     write_two_shards(shards)
-    for _, batches in iterate_shards(shards, dataset, split_batches, 0, "test"):
+    for path, batches in iterate_shards(shards, dataset, split_batches, 0, "test"):
         list(batches)
+        path.write_bytes(b"shard")
     output = capsys.readouterr().err
     assert "test:  73%" in output  # 8 of 11
     assert f"{COUNT}/{COUNT}" in output
@@ -254,5 +349,5 @@ def test_the_progress_bar_starts_where_the_last_run_ended(shards, dataset, capsy
 
 def test_nothing_is_loaded_if_nothing_is_missing(shards, dataset):
     for path, _ in shards.missing():
-        path.write_bytes(b"shard")
+        write_shard(shards, path)
     assert not list(iterate_shards(shards, dataset, split_batches, 0, "test"))

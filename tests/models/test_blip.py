@@ -1,14 +1,20 @@
 """The shipped BLIP in the classes of transformers, its tokenizer and its files."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import ROOT, untrained_blip
 from float_tolerance import assert_close
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
+from stages.core.stage import InputError
 from stages.data.scenes import captions, web
 from stages.models import blip, vit
+from stages.models.checkpoints.record import loading_errors
 
 SHIPPED = str(ROOT / "data/checkpoints/blip_scenes")
 
@@ -112,3 +118,75 @@ def test_missing_parts_are_an_error_and_not_random_weights(tmp_path):
 def test_a_missing_folder_is_an_error():
     with pytest.raises(FileNotFoundError, match="no BLIP checkpoint at data/checkpoints/nowhere"):
         blip.load(BlipForImageTextRetrieval, "data/checkpoints/nowhere")
+
+
+class Payload:
+    """Creates a file where it is unpickled without restrictions."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def transformers_folder(tmp_path):
+    """A folder as transformers saves it, with safetensors."""
+    config = blip.small_config(vit.Architecture(dim=32, depth=1, heads=2), 64, layers=1, projection=16)
+    config.vision_config.stem = None
+    BlipForConditionalGeneration(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_code_in_a_folder_with_safetensors_is_not_read(transformers_folder):
+    executed = transformers_folder / "executed"
+    torch.save(Payload(executed), transformers_folder / "pytorch_model.bin")
+    blip.load(BlipForConditionalGeneration, str(transformers_folder))
+    assert not executed.exists()
+
+
+@pytest.mark.parametrize("content", ["code", "empty", "garbage"])
+def test_code_in_a_folder_of_pickled_weights_is_one_line_and_not_executed(transformers_folder, content):
+    executed = transformers_folder / "executed"
+    (transformers_folder / blip.WEIGHTS).unlink()
+    path = transformers_folder / "pytorch_model.bin"
+    if content == "code":
+        torch.save({"weight": Payload(executed)}, path)
+    else:
+        path.write_bytes(b"" if content == "empty" else b"garbage" * 99)
+    with pytest.raises(InputError) as error_info, loading_errors("folder.blip", str(transformers_folder)):
+        blip.load(BlipForConditionalGeneration, str(transformers_folder))
+    assert not executed.exists()
+    message = str(error_info.value)
+    assert message.startswith(f"folder.blip = '{transformers_folder}': ")
+    assert "\n" not in message
+    assert "weights_only" not in message
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", None, [], 10**30])
+@pytest.mark.parametrize("key", ["num_attention_heads", "hidden_size"])
+def test_a_wrong_size_in_the_config_is_one_line(tmp_path, key, value):
+    untrained_blip(tmp_path)
+    path = tmp_path / blip.CONFIG
+    config = json.loads(path.read_text())
+    config["vision_config"][key] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError) as error_info, loading_errors("folder.blip", str(tmp_path)):
+        blip.load(BlipForConditionalGeneration, str(tmp_path))
+    assert str(error_info.value).startswith(f"folder.blip = '{tmp_path}': ")
+    assert "\n" not in str(error_info.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    untrained_blip(tmp_path)
+    weights = load_file(tmp_path / blip.WEIGHTS)
+    name = "text_decoder.bert.encoder.layer.0.output.dense.bias"
+    weights[name][0] = value
+    save_file(weights, tmp_path / blip.WEIGHTS)
+    with pytest.raises(ValueError, match=f"NaN or infinite weights: {name}"):
+        blip.load(BlipForConditionalGeneration, str(tmp_path))
+    with pytest.raises(ValueError, match=f"NaN or infinite weights: {name.removeprefix('text_decoder.')}"):
+        blip.load_decoder(str(tmp_path))
+    blip.load(BlipForImageTextRetrieval, str(tmp_path))  # it has no decoder

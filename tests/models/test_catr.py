@@ -474,3 +474,11 @@ def test_preprocess_gives_the_published_values():
 def test_an_image_too_narrow_to_resize_is_rejected():
     with pytest.raises(ValueError, match="1000x3"):
         catr.preprocess(Image.new("RGB", (1000, 3)))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):
+    weights = untrained_catr().state_dict()
+    weights["mlp.layers.0.bias"][0] = float("nan")
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="NaN or infinite weights: mlp.layers.0.bias"):
+        catr.load(tmp_path / "w.pth")

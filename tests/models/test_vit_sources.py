@@ -1,8 +1,10 @@
 """Third-party ViTs: DINO's keys and numbers, images of any size, register tokens, names of sources."""
 
+import json
 import math
 import re
 from argparse import Namespace
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -249,6 +251,57 @@ def test_weights_of_another_architecture_give_a_one_line_error(tmp_path):
     large = vit.Architecture(dim=48, depth=1, heads=3)
     vit.save(tmp_path / "m.safetensors", vit.build(small), large)
     assert "does not match its own architecture" in load_error(tmp_path / "m.safetensors")
+
+
+STEM_VIT = vit.Architecture(side=24, dim=12, depth=1, heads=3, stem=(4, 4, 4, 4))
+SIZES = asdict(STEM_VIT)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("[]", "metadata = []: "),
+        ("null", "metadata = None: "),
+        ("", "metadata = ''"),
+        ("{", "metadata = '{'"),
+        ("[" * 100_000, "metadata = '"),
+        (json.dumps(SIZES | {"heads": 0}), "heads = 0: Input should be greater than or equal to 1"),
+        (json.dumps(SIZES | {"heads": 5}), "dim 12 is not a multiple of its 5 heads"),
+        (json.dumps(SIZES | {"depth": -1}), "depth = -1: "),
+        (json.dumps(SIZES | {"depth": "\x1b[31m"}), r"depth = '\x1b[31m': "),
+        (json.dumps(SIZES | {"dim": 10**30}), "dim = 10000"),
+        (json.dumps(SIZES | {"dim": 60000}), "has wrong shapes: "),
+        (json.dumps(SIZES | {"stem": 4}), "stem = 4: "),
+        (json.dumps(SIZES | {"stem": [4]}), "stem, kernels and strides differ in length"),
+        (json.dumps(SIZES | {"colour": 4}), "colour = 4: "),
+    ],
+)
+def test_wrong_metadata_gives_a_one_line_error(tmp_path, metadata, message):
+    path = tmp_path / "vit.safetensors"
+    save_file(vit.build(STEM_VIT).state_dict(), path, metadata={"architecture": metadata})
+    with pytest.raises(ValueError, match=re.escape(message)) as error_info:
+        vit.load(str(path))
+    text = str(error_info.value)
+    assert text.startswith(f"{path} does not match its own architecture: ")
+    assert text.isprintable()
+    assert len(text) < len(str(path)) + 400
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("kind", ["plain", "small"])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, weights, kind, value):
+    path = tmp_path / "vit.safetensors"
+    model = vit.build(STEM_VIT)
+    if kind == "plain":
+        weights["blocks.1.norm1.bias"][3] = value
+        save_file(weights, path)
+    else:
+        with torch.no_grad():
+            model.blocks[0].norm1.bias[3] = value
+        vit.save(path, model, STEM_VIT)
+    name = {"plain": "blocks.1.norm1.bias", "small": "blocks.0.norm1.bias"}[kind]
+    with pytest.raises(ValueError, match=f"NaN or infinite weights: vit.{name}"):
+        vit.load(str(path))
 
 
 def test_full_checkpoints_of_dino_load(tmp_path, weights):

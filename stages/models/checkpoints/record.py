@@ -6,11 +6,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from stages.core.atomic import write_text
 from stages.core.messages import quote_value
 from stages.core.stage import InputError, first_line
 
 FOLDER = Path("data/fetched")
+# What libraries raise for damaged files, and for a model's config that holds values of any type: 0 heads, a text.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    SafetensorError,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ def loading_errors(key: str, source: str) -> Iterator[None]:
     """Turn errors of loading a model into an `InputError`, one line that names its param."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise InputError(f"{key} = {quote_value(source)}: {first_line(error)}") from error
 
 

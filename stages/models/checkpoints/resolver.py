@@ -41,9 +41,8 @@ class CheckpointResolver:
             config = pretrained_config(name)
         except ValueError as error:
             raise InputError(str(error)) from error
-        assert config.hf_hub_id is not None  # of every pretrained model of timm
         weights = (config.hf_hub_filename,) if config.hf_hub_filename else WEIGHTS
-        folder, commit = download_model(config.hf_hub_id, revision, self.downloads, ["config.json"], weights)
+        folder, commit = download_model(str(config.hf_hub_id), revision, self.downloads, ["config.json"], weights)
         path = find_weights(folder, weights)
         return Checkpoint(source, str(path), file_sha256(path), commit)
 
