@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
+from stages.core.messages import quote_value
+
 # The keys of a URL's fragment: the pattern of their values, and the same in words.
 FRAGMENT_KEYS = {
     "md5": ("[0-9a-fA-F]{32}", "32 hexadecimal digits"),
     "sha256": ("[0-9a-fA-F]{64}", "64 hexadecimal digits"),
-    "size": ("[0-9]+", "a number of bytes"),
+    "size": ("[0-9]{1,15}", "a number of bytes"),
 }
 
 
@@ -30,11 +32,11 @@ class RemoteFile:
         url, _, fragment = text.partition("#")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"'{text}': not an http or https URL")
+            raise ValueError(f"{quote_value(text)}: not an http or https URL")
         name = unquote(parts.path.rpartition("/")[2])
         # The file is saved under this name: it must not lead to another folder.
         if name in ("", ".", "..") or not name.isprintable() or re.search(r"[/\\]", name):
-            raise ValueError(f"'{text}': the URL has no file name")
+            raise ValueError(f"{quote_value(text)}: the URL has no file name")
         expected = _parse_fragment(text, fragment)
         algorithm = next((algorithm for algorithm in ("sha256", "md5") if algorithm in expected), None)
         digest = (algorithm, expected[algorithm].lower()) if algorithm else None
@@ -57,9 +59,10 @@ def _parse_fragment(text: str, fragment: str) -> dict[str, str]:
     for item in filter(None, fragment.split("&")):
         key, _, value = item.partition("=")
         if key not in FRAGMENT_KEYS or key in values:
-            raise ValueError(f"'{text}': '{key}' is unknown or repeated; allowed are {', '.join(FRAGMENT_KEYS)}")
+            allowed = ", ".join(FRAGMENT_KEYS)
+            raise ValueError(f"{quote_value(text)}: {quote_value(key)} is unknown or repeated; allowed are {allowed}")
         pattern, words = FRAGMENT_KEYS[key]
         if not re.fullmatch(pattern, value):
-            raise ValueError(f"'{text}': {key} is '{value}', expected {words}")
+            raise ValueError(f"{quote_value(text)}: {key} is {quote_value(value)}, expected {words}")
         values[key] = value
     return values
