@@ -16,7 +16,7 @@ VIEWS := segmentation.views=15 retrieval.views=8
 PAPER := $(VIEWS) captioning.stop=end_token
 ORIGINAL := $(VIEWS) captioning.stop=batch
 
-.PHONY: help setup repro paper original plan pretrain check lint types test ui search dag clean
+.PHONY: help setup params repro paper original plan pretrain check lint types test ui search dag clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,17 +24,21 @@ help:  ## list the targets
 
 setup: $(READY)  ## create .venv from requirements.txt (the other targets do this themselves)
 
-repro: $(READY)  ## run the pipeline; writes reports/report.md
+# DVC reads params.yaml before any stage can check it.
+params: $(READY)  ## check params.yaml
+	python -m stages.params
+
+repro: params  ## run the pipeline; writes reports/report.md
 	@# An unpacked zip has no git repository: DVC then works without one.
 	@if git rev-parse --git-dir >/dev/null 2>&1; \
 	then dvc config --local --unset core.no_scm >/dev/null 2>&1 || true; \
 	else dvc config --local core.no_scm true; fi
 	dvc repro
 
-paper: $(READY)  ## run the pipeline on VOC, Oxford-IIIT Pet, DINO, BLIP and ViT-B/16: make paper SET="paper.captions=FILE"
+paper: params  ## run the pipeline on VOC, Oxford-IIIT Pet, DINO, BLIP and ViT-B/16: make paper SET="paper.captions=FILE"
 	dvc exp run -S profile=paper $(addprefix -S ,$(PAPER) $(SET))
 
-original: $(READY)  ## as `make paper`, with the original's mistakes, for its printed numbers: make original SET=...
+original: params  ## as `make paper`, with the original's mistakes, for its printed numbers: make original SET=...
 	dvc exp run -S profile=paper $(addprefix -S ,$(ORIGINAL) $(SET))
 
 plan: $(READY)  ## show what a run would download, compute and store: make plan PROFILE=paper
@@ -71,7 +75,7 @@ dag: $(READY)  ## draw the stages
 
 clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped checkpoints
 	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
-		data/predictions data/fetched data/attention data/report_runs.json data/resume reports/report.html reports/look reports/search.png reports/timings.json \
+		data/predictions data/fetched data/attention data/valid_params.txt data/report_runs.json data/resume reports/report.html reports/look reports/search.png reports/timings.json \
 		predictions.csv mlflow.db mlflow.db.lock mlartifacts mlruns dvc_plots .pytest_cache .ruff_cache .mypy_cache
 
 # uv installs the same pinned packages about three times as fast as pip.

@@ -270,8 +270,8 @@ def main(name: str, seed: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("setting", help="a key of classification.settings in params.yaml")
-    parser.add_argument("seed", type=int, help="one of classification.seeds")
+    parser.add_argument("--setting", required=True, help="a key of classification.settings in params.yaml")
+    parser.add_argument("--seed", required=True, type=int, help="one of classification.seeds")
     args = parser.parse_args()
     with stage(stage_name(args.setting, args.seed)):
         main(args.setting, args.seed)

@@ -2,14 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, StrictBool
+from pydantic import Field, StrictBool
 
-from stages.params.section import Count, Name, Section, expects
+from stages.params.model_source import ModelSource
+from stages.params.section import Between, Name, Section, expects
 
 # Of a block, layer or head, from 0; negative numbers count from the last.
-Index = Annotated[int, Strict(), expects("an integer")]
+Index = Annotated[int, Between(-1000, 1000)]
 # The number of images, spread evenly over the split, or their IDs.
-ExampleIds = Count | Annotated[list[str], Field(min_length=1), expects("a list of image IDs")]
+ExampleIds = (
+    Annotated[int, Between(1, 1000)] | Annotated[list[str], Field(min_length=1), expects("a list of image IDs")]
+)
+# In position embeddings; every embedding is compared with every other.
+GridSide = Annotated[int, Between(1, 100)]
 
 
 class ExampleImages(Section):
@@ -25,8 +30,8 @@ class PositionEmbeddings(Section):
     `others`: ViTs besides the profile's, as timm names or checkpoint files.
     """
 
-    grids: list[Annotated[list[Count], Field(min_length=2, max_length=2)]]
-    others: list[str]
+    grids: list[Annotated[list[GridSide], Field(min_length=2, max_length=2)]]
+    others: list[ModelSource]
 
 
 class ClassTokenAttention(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from stages.params.section import Count, Name, Rate, Section, Seeds, expects
+from stages.params.section import Between, Count, Name, Section, Seeds, Temperature, expects
 
 # The decoding types that each option belongs to.
 OPTION_TYPES = {"k": ("top_k",), "p": ("top_p",), "temperature": ("top_k", "top_p"), "beams": ("beam",)}
@@ -14,18 +14,20 @@ Stop = Literal["end_token", "batch"]
 
 CellRun = tuple[str, int | None]  # a cell's name and a seed; no seed if the cell does not sample
 
-Probability = Annotated[float, Strict(), Field(gt=0, le=1), expects("a number greater than 0 and at most 1")]
+TopP = Annotated[float, Strict(), Field(gt=0, le=1), expects("a number greater than 0 and at most 1")]
+# Its control characters are refused where YAML is read.
+Prompt = Annotated[str, Field(max_length=200), expects("a text of at most 200 characters")]
 
 
 class Cell(Section):
     """One way to decode: a row of Table 2 or 3. Each option is required for its types and forbidden for others."""
 
     type: Literal["greedy", "top_k", "top_p", "beam"]
-    prompt: str
+    prompt: Prompt
     k: Count | None = None
-    p: Probability | None = None
-    temperature: Rate | None = None
-    beams: Count | None = None
+    p: TopP | None = None
+    temperature: Temperature | None = None
+    beams: Annotated[int, Between(1, 100)] | None = None
 
     @property
     def samples(self) -> bool:

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, StrictBool
 
-from stages.params.section import Count, Name, Rate, Section, Seeds
+from stages.params.model_source import ModelSource
+from stages.params.section import BatchSize, Count, Epochs, Name, Rate, Section, Seeds, Side
 
 
 class NamedRates(Section):
@@ -17,14 +18,14 @@ class NamedRates(Section):
 class NamedSizes(Section):
     """Input sizes that a setting may name: the side of the square image, in pixels."""
 
-    base: Count
-    large: Count
+    base: Side
+    large: Side
 
 
 class Classifier(Section):
     """A profile's pretrained ViT for classification, and its values for the names that settings use."""
 
-    backbone: str
+    backbone: ModelSource
     lr: NamedRates
     size: NamedSizes
 
@@ -34,17 +35,17 @@ class FineTuning(Section):
 
     lr: Rate
     augment: StrictBool
-    size: Count
-    batch_size: Count
+    size: Side
+    batch_size: BatchSize
     accumulate: Count
-    epochs: Count
+    epochs: Epochs
 
 
 class Setting(FineTuning):
     """A fine-tuning as params.yaml gives it: `lr` and `size` may be names that the profile's classifier defines."""
 
     lr: Rate | Literal["base", "high"]  # type: ignore[assignment]  # wider than in `FineTuning`, which `resolved` returns
-    size: Count | Literal["base", "large"]  # type: ignore[assignment]
+    size: Side | Literal["base", "large"]  # type: ignore[assignment]
 
     def resolved(self, classifier: Classifier) -> FineTuning:
         """Return the setting with the profile's numbers in place of names."""

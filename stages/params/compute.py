@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, StrictBool
+from pydantic import StrictBool
 
-from stages.params.section import Section, expects
+from stages.params.section import Between, Section
 
-Workers = Annotated[int, Strict(), Field(ge=0), expects("an integer of at least 0")]
+Workers = Annotated[int, Between(0, 256)]
 
 
 class Compute(Section):

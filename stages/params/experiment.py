@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from stages.core.messages import join_names, quote_value
 from stages.params.attention import Attention
 from stages.params.captioning import Captioning
 from stages.params.classification import Classification
@@ -14,7 +15,16 @@ from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.profiles import Embedded, Folder, OtherProfile, Paper, Profile
 from stages.params.retrieval import Retrieval
-from stages.params.section import PARAMS, Name, Section, Seed, join_alternatives, read_params, validate_params
+from stages.params.section import (
+    PARAMS,
+    Name,
+    Section,
+    Seed,
+    join_alternatives,
+    read_params,
+    unknown_key,
+    validate_params,
+)
 from stages.params.segmentation import Segmentation
 
 
@@ -47,8 +57,7 @@ class Experiment(Section):
         """Name a misspelled key as such. A profile has a backbone."""
         for key, value in content.items():
             if key not in cls.model_fields and not (isinstance(value, dict) and "backbone" in value):
-                allowed = f"{', '.join(cls.model_fields)}, or a profile's name"
-                raise ValueError(f"{key} = {value!r:.100}: unknown key; allowed here: {allowed}")
+                raise ValueError(unknown_key(key, value, [*cls.model_fields, "or a profile's name"]))
         return content
 
     @model_validator(mode="after")
@@ -56,24 +65,25 @@ class Experiment(Section):
         profiles = [name for name, section in self if isinstance(section, Profile)]
         if self.profile not in profiles:
             known = join_alternatives([repr(name) for name in profiles])
-            raise ValueError(f"profile = {self.profile!r}: must be {known}")
+            raise ValueError(f"profile = {quote_value(self.profile)}: must be {known}")
         return self
 
     @model_validator(mode="after")
     def _attention_names_exist(self) -> Self:
         setting = self.attention.class_token.setting
         if setting not in self.classification.settings:
-            available = ", ".join(self.classification.settings)
+            available = join_names(list(self.classification.settings))
             raise ValueError(f"attention.class_token.setting = '{setting}': must be a setting: {available}")
         cell = self.attention.captions.cell
         if cell not in self.captioning.cells:
-            raise ValueError(f"attention.captions.cell = '{cell}': must be a cell: {', '.join(self.captioning.cells)}")
+            available = join_names(list(self.captioning.cells))
+            raise ValueError(f"attention.captions.cell = '{cell}': must be a cell: {available}")
         return self
 
     @property
     def active(self) -> Profile:
         """The section of the active profile."""
-        return getattr(self, self.profile)
+        return dict(self)[self.profile]  # not an attribute, which may be a method of this class
 
     @property
     def captioner(self) -> str | None:

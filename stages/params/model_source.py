@@ -1,14 +1,23 @@
 """A model source: how params name a pretrained model. A checkpoint file, its URL, a folder, or `NAME[@REVISION]`."""
 
 from pathlib import PurePosixPath
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+from stages.params.remote_file import RemoteFile, is_url
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-def is_url(source: str) -> bool:
-    """Whether a source is an HTTP(S) URL."""
-    return source.lower().startswith(("http://", "https://"))
+def _check_url(source: str) -> str:
+    if is_url(source):
+        RemoteFile.parse(source)
+    return source
+
+
+ModelSource = Annotated[str, Field(min_length=1), AfterValidator(_check_url)]
 
 
 def is_checkpoint_file(source: str) -> bool:

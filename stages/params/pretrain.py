@@ -1,6 +1,6 @@
 """Params of the embedded ViT's pretraining."""
 
-from stages.params.section import Count, Rate, Section, Seed, Weight
+from stages.params.section import BatchSize, Count, Rate, Section, Seed, Weight
 
 
 class Pretrain(Section):
@@ -11,7 +11,7 @@ class Pretrain(Section):
 
     seed: Seed
     images: Count
-    batch_size: Count
+    batch_size: BatchSize
     lr: Rate
     muon_lr: Rate
     weight_decay: Weight

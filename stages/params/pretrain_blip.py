@@ -1,11 +1,13 @@
 """Params of the embedded BLIP's pretraining."""
 
+from typing import Annotated
+
 from stages.params.pretrain import Pretrain
-from stages.params.section import Count
+from stages.params.section import Between
 
 
 class PretrainBlip(Pretrain):
     """`text_layers`: layers of the text encoder and of the decoder. `projection`: dimension of the shared embedding."""
 
-    text_layers: Count
-    projection: Count
+    text_layers: Annotated[int, Between(1, 100)]
+    projection: Annotated[int, Between(1, 4096)]

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from stages.params.attention import ExampleImages
 from stages.params.classification import Classifier
-from stages.params.model_source import is_url
+from stages.params.model_source import ModelSource, is_url
 from stages.params.remote_file import RemoteFile
-from stages.params.section import Count, Section, Seed, expects
+from stages.params.section import Between, Count, Section, Seed, Side
 
 # At most 1000 images for each of the 20 classes, as validation images are numbered from 1001 within their class.
-ObjectCount = Annotated[int, Strict(), Field(gt=0, le=20_000), expects("an integer from 1 to 20000")]
+ObjectCount = Annotated[int, Between(1, 20_000)]
 
 
 def _check_url(text: str) -> str:
@@ -31,9 +31,9 @@ PathOrUrl = Annotated[str, AfterValidator(_check_path_or_url)]
 class ViewParams(Section):
     """A training view: the short side is resized to a random length in pixels, then a random square is cropped."""
 
-    short_side_min: Count
-    short_side_max: Count
-    crop: Count
+    short_side_min: Side
+    short_side_max: Side
+    crop: Side
 
     @model_validator(mode="after")
     def _sides_are_ordered(self) -> Self:
@@ -49,9 +49,9 @@ class Profile(Section):
     `catr` is the captioner for `captioning.model: catr`; null if the profile has none.
     """
 
-    backbone: str
-    blip: str
-    catr: str | None
+    backbone: ModelSource
+    blip: ModelSource
+    catr: ModelSource | None
     classifier: Classifier
     view: ViewParams
     examples: ExampleImages
@@ -104,7 +104,7 @@ class Paper(Profile):
     pets_images: SplitSizes
     captions: PathOrUrl | None
     mirrors: dict[str, str]
-    vocabulary: str
+    vocabulary: ModelSource
 
     @property
     def has_captions(self) -> bool:

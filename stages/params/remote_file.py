@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from stages.core.messages import hide_credentials, quote_value
-from stages.params.model_source import is_url
 
 # The keys of a URL's fragment: the pattern of their values, and the same in words.
 FRAGMENT_KEYS = {
@@ -20,6 +19,11 @@ FRAGMENT_KEYS = {
 NAME_BYTES = 200  # of a file's name: file systems allow 255, and a download appends suffixes
 
 _secret_urls: dict[str, str] = {}  # URLs with credentials, by the same URLs without
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is an HTTP(S) URL."""
+    return text.lower().startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.params.section import Count, Name, Probability, Rate, Section, Seeds, Weight
+from stages.params.section import BatchSize, Count, Epochs, Name, Probability, Rate, Section, Seeds, Temperature, Weight
 
 TABLE4_ROWS = {"provided", "scratch", "finetuned"}  # their runs' names, which the grid must not reuse
 
@@ -14,9 +14,9 @@ class TrainingParams(Section):
 
     lr: Rate
     weight_decay: Weight
-    temperature: Rate
-    epochs: Count
-    batch_size: Count
+    temperature: Temperature
+    epochs: Epochs
+    batch_size: BatchSize
 
 
 class GridRow(TrainingParams):

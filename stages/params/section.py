@@ -1,13 +1,14 @@
 """The base class of every section of `params.yaml`, its number types, and error messages of one line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+from annotated_types import BaseMetadata, Ge, GroupedMetadata, Le
 from pydantic import (
     AfterValidator,
-    AllowInfNan,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,12 +20,16 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
-from ruamel.yaml import YAML, YAMLError
 
+from stages.core.messages import quote_value
 from stages.core.stage import InputError
+from stages.params.plain_yaml import parse_yaml
 from stages.params.remote_file import take_credentials
 
 PARAMS = Path("params.yaml")
+MAX_BYTES = 1_000_000  # of a params file; params.yaml has 14 kB
+MAX_KEY = 100  # characters of a dotted key in a message
+MAX_MESSAGE = 400  # characters
 EXPECTED = "Input should be "  # pydantic's messages start with it
 
 
@@ -40,26 +45,70 @@ def expects(words: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+@dataclass(frozen=True)
+class Between(GroupedMetadata):
+    """An annotation of integers from `low` to `high`; larger ones could only be a mistake.
+
+    Strict: `true` must not become 1, and a number in quotes is a mistake.
+    """
+
+    low: int
+    high: int
+
+    def __iter__(self) -> Iterator[BaseMetadata | Strict | WrapValidator]:
+        yield Strict()
+        yield Ge(self.low)
+        yield Le(self.high)
+        yield expects(f"an integer from {self.low} to {self.high}")
+
+
 def _no_seed_twice(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError("duplicate")
     return seeds
 
 
-# Strict: `true` must not become 1, and a number in quotes is a mistake. A strict float still takes `0` for `0.0`.
-Count = Annotated[int, Strict(), Field(gt=0), expects("an integer greater than 0")]
-Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32), expects("an integer from 0 to 4294967295")]
+def _no_seed_in_name(name: str) -> str:
+    # `NAME-seed3` is the key of a run of NAME with seed 3 (`run_key`).
+    if re.search(r"-seed[0-9]+$", name):
+        raise ValueError("ends like a run's key")
+    return name
+
+
+def _positive_zero(number: float) -> float:
+    return number + 0.0  # turns -0.0 into 0.0
+
+
+Count = Annotated[int, Between(1, 10_000_000)]
+Epochs = Annotated[int, Between(1, 10_000)]
+BatchSize = Annotated[int, Between(1, 100_000)]
+Side = Annotated[int, Between(1, 4096)]  # of an image, in pixels
+Seed = Annotated[int, Between(0, 2**32 - 1)]
 Seeds = Annotated[
-    list[Seed], Field(min_length=1), AfterValidator(_no_seed_twice), expects("a list of one or more different integers")
+    list[Seed],
+    Field(min_length=1),
+    AfterValidator(_no_seed_twice),
+    expects("a list of one or more different integers from 0 to 4294967295"),
 ]
-Rate = Annotated[float, Strict(), Field(gt=0), expects("a number greater than 0"), AllowInfNan(False)]
-Weight = Annotated[float, Strict(), Field(ge=0), expects("a number of at least 0"), AllowInfNan(False)]
-Probability = Annotated[float, Strict(), Field(ge=0, le=1), expects("a number from 0 to 1")]
+# A strict float still takes `0` for `0.0`.
+Rate = Annotated[float, Strict(), Field(gt=0, le=1000), expects("a number greater than 0 and at most 1000")]
+# Logits are divided by it: below, differences between them overflow or vanish in float32.
+Temperature = Annotated[float, Strict(), Field(ge=0.001, le=1000), expects("a number from 0.001 to 1000")]
+Weight = Annotated[
+    float, Strict(), Field(ge=0, le=1000), AfterValidator(_positive_zero), expects("a number from 0 to 1000")
+]
+Probability = Annotated[
+    float, Strict(), Field(ge=0, le=1), AfterValidator(_positive_zero), expects("a number from 0 to 1")
+]
 # The name of a run, which also names its files.
 Name = Annotated[
     str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"),
-    expects("a name of letters, digits, '-' and '_' that starts with a letter or digit"),
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100),
+    AfterValidator(_no_seed_in_name),
+    expects(
+        "a name of letters, digits, '-' and '_' (at most 100) that starts with a letter or digit and does not end in "
+        "'-seed' and digits"
+    ),
 ]
 
 
@@ -75,22 +124,30 @@ class Section(BaseModel):
         if isinstance(content, dict) and cls.model_config["extra"] == "forbid":
             for key, value in content.items():
                 if key not in cls.model_fields:
-                    raise ValueError(f"{key} = {value!r}: unknown key; allowed here: {', '.join(cls.model_fields)}")
+                    raise ValueError(unknown_key(key, value, list(cls.model_fields)))
         return content
 
 
 S = TypeVar("S", bound=Section)
 
 
-def read_params(path: Path = PARAMS) -> dict[str, Any]:
-    """Read a params file without validation. Raises `InputError` if it is not valid YAML or not a mapping.
+def unknown_key(key: Any, value: Any, allowed: Sequence[str]) -> str:
+    """The message about a key that a section does not have."""
+    return f"{_shorten(str(key))} = {quote_value(value)}: unknown key; allowed here: {', '.join(allowed)}"
 
-    YAML 1.2, as DVC reads it: `1e-5` is a number (for PyYAML, which reads YAML 1.1, it is a string).
-    """
+
+def read_params(path: Path = PARAMS) -> dict[str, Any]:
+    """Read a params file without validation. Raises `InputError` if it is not plain YAML or not a mapping."""
+    with path.open("rb") as file:
+        encoded = file.read(MAX_BYTES + 1)
+    if len(encoded) > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES} bytes")
     try:
-        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        content = parse_yaml(encoded.decode("utf-8-sig"))  # some editors start a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} has no keys; expected sections such as 'segmentation'")
     take_credentials(content)
@@ -122,8 +179,11 @@ def describe_errors(errors: Sequence[ErrorDetails], content: Any, prefix: str = 
     for error in errors:
         by_key.setdefault(prefix + _key(error, content), []).append(error)
     key, branches = next(iter(by_key.items()))
+    message = _describe(_shorten(key.removesuffix(".")), branches)
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]}..."
     more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
-    return _describe(key.removesuffix("."), branches) + more
+    return message + more
 
 
 def join_alternatives(alternatives: Sequence[str]) -> str:
@@ -155,10 +215,15 @@ def _describe(key: str, branches: list[ErrorDetails]) -> str:
     if first["type"] == "value_error" and isinstance(value, dict):  # a section's own rule: it names its key
         return f"{key}.{message}" if key else message
     if not message.startswith(EXPECTED):
-        return f"{key} = {value!r}: {message[0].lower()}{message[1:]}"
+        return f"{key} = {quote_value(value)}: {message[0].lower()}{message[1:]}"
     alternatives: list[str] = []
     for branch in branches:
         words = branch["msg"].removeprefix(EXPECTED)
         # A literal's words are "'a', 'b' or 'c'".
         alternatives += re.split(", | or ", words) if branch["type"] == "literal_error" else [words]
-    return f"{key} = {value!r}: must be {join_alternatives(alternatives)}"
+    return f"{key} = {quote_value(value)}: must be {join_alternatives(alternatives)}"
+
+
+def _shorten(key: str) -> str:
+    """A key as it is, or as a value is quoted if it is long or not printable."""
+    return key if len(key) <= MAX_KEY and key.isprintable() else quote_value(key)

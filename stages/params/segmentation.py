@@ -1,12 +1,21 @@
 """Params of segmentation: the views to extract, the heads, and how every head trains."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from stages.params.section import Count, Name, Rate, Section, Seeds, Weight
+from stages.params.section import BatchSize, Count, Epochs, Name, Rate, Section, Seeds, Weight
 
-Option = int | float | bool | str
+LARGEST = 1_000_000  # a larger number, infinity or NaN can only be a mistake
+
+
+def _check_size(option: int | float | bool | str) -> int | float | bool | str:
+    if not isinstance(option, str) and not abs(option) <= LARGEST:
+        raise ValueError(f"must be from -{LARGEST} to {LARGEST}")
+    return option
+
+
+Option = Annotated[int | float | bool | str, AfterValidator(_check_size)]
 
 
 class Head(Section):
@@ -31,8 +40,8 @@ class Segmentation(Section):
     """The segmentation task. Epoch `e` trains on view `e mod views` of each image."""
 
     views: Count
-    epochs: Count
-    batch_size: Count
+    epochs: Epochs
+    batch_size: BatchSize
     lr: Rate
     weight_decay: Weight
     seeds: Seeds

@@ -12,11 +12,12 @@ from typing import Any
 
 import psutil
 import torch
-from ruamel.yaml import YAML, YAMLError
 from tqdm import tqdm
 
+from stages.core.messages import quote_value
 from stages.core.stage import InputError, stage
 from stages.params.experiment import Experiment
+from stages.params.plain_yaml import parse_yaml
 from stages.params.section import PARAMS, read_params, validate_params
 from stages.plan.dataset_sizes import dataset_sizes
 from stages.plan.downloads import Download, list_downloads
@@ -96,9 +97,9 @@ def override_params(profile: str | None, overrides: list[str]) -> Experiment:
             if not isinstance(section, dict):
                 raise InputError(f"{PARAMS} has no key '{key}'")
         try:
-            section[name] = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            raise InputError(f"{key} = {value}: not valid YAML") from error
+            section[name] = parse_yaml(value)
+        except ValueError as error:
+            raise InputError(f"{key} = {quote_value(value)}: not valid YAML: {error}") from error
     return validate_params(Experiment, params)
 
 

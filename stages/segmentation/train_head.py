@@ -158,8 +158,8 @@ def main(name: str, seed: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("head", help="a key of segmentation.heads in params.yaml")
-    parser.add_argument("seed", type=int, help="one of segmentation.seeds")
+    parser.add_argument("--head", required=True, help="a key of segmentation.heads in params.yaml")
+    parser.add_argument("--seed", required=True, type=int, help="one of segmentation.seeds")
     args = parser.parse_args()
     with stage(stage_name(args.head, args.seed)):
         main(args.head, args.seed)

@@ -37,7 +37,7 @@ def change(content, key, value):
 def error_message(content):
     with pytest.raises(InputError) as caught:
         validate_params(Experiment, content)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
     return str(caught.value)
 
 
@@ -65,11 +65,11 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
         ("segmentation.lr", "1e-3", "segmentation.lr = '1e-3': must be a number greater than 0"),
         ("segmentation.lr", -1, "segmentation.lr = -1: must be a number greater than 0"),
         ("segmentation.lr", True, "segmentation.lr = True: must be a number greater than 0"),
-        ("segmentation.lr", float("inf"), "segmentation.lr = inf: must be a finite number"),
-        ("segmentation.weight_decay", float("nan"), "segmentation.weight_decay = nan: must be a number of at least 0"),
-        ("segmentation.epochs", 0, "segmentation.epochs = 0: must be an integer greater than 0"),
-        ("segmentation.epochs", 1.5, "segmentation.epochs = 1.5: must be an integer greater than 0"),
-        ("segmentation.epochs", True, "segmentation.epochs = True: must be an integer greater than 0"),
+        ("segmentation.lr", float("inf"), "segmentation.lr = inf: must be a number greater than 0 and at most 1000"),
+        ("segmentation.weight_decay", float("nan"), "segmentation.weight_decay = nan: must be a number from 0 to 1000"),
+        ("segmentation.epochs", 0, "segmentation.epochs = 0: must be an integer from 1 to 10000"),
+        ("segmentation.epochs", 1.5, "segmentation.epochs = 1.5: must be an integer from 1 to 10000"),
+        ("segmentation.epochs", True, "segmentation.epochs = True: must be an integer from 1 to 10000"),
         ("segmentation.views", 99, "segmentation.views = 99: must be at most epochs, 15 (epoch e sees view e mod"),
         ("segmentation.heads", {}, "segmentation.heads = {}: dictionary should have at least 1 item"),
         ("segmentation.seeds", [], "segmentation.seeds = []: must be a list of one or more different integers"),
@@ -81,32 +81,40 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
         (
             "classification.settings.base.lr",
             "hi",
-            "classification.settings.base.lr = 'hi': must be a number greater than 0, 'base' or 'high'",
+            "settings.base.lr = 'hi': must be a number greater than 0 and at most 1000, 'base' or 'high'",
         ),
         (
             "classification.settings.base.lr",
             True,
-            "classification.settings.base.lr = True: must be a number greater than 0, 'base' or 'high'",
+            "settings.base.lr = True: must be a number greater than 0 and at most 1000, 'base' or 'high'",
         ),
         (
             "classification.settings.base.size",
             0,
-            "classification.settings.base.size = 0: must be an integer greater than 0, 'base' or 'large'",
+            "classification.settings.base.size = 0: must be an integer from 1 to 4096, 'base' or 'large'",
         ),
         ("classification.settings.base.augment", "yes", "base.augment = 'yes': must be a valid boolean"),
-        ("attention.captions.head", "max", "attention.captions.head = 'max': must be an integer or 'mean'"),
-        ("attention.captions.head", True, "attention.captions.head = True: must be an integer or 'mean'"),
+        (
+            "attention.captions.head",
+            "max",
+            "attention.captions.head = 'max': must be an integer from -1000 to 1000 or 'mean'",
+        ),
+        (
+            "attention.captions.head",
+            True,
+            "attention.captions.head = True: must be an integer from -1000 to 1000 or 'mean'",
+        ),
         ("attention.captions.cell", "x", "attention.captions.cell = 'x': must be a cell: greedy, k50_t1, "),
         ("attention.class_token.setting", "x", "attention.class_token.setting = 'x': must be a setting: base, high_lr"),
         (
             "embedded.examples.captions",
             0,
-            "embedded.examples.captions = 0: must be an integer greater than 0 or a list of image IDs",
+            "embedded.examples.captions = 0: must be an integer from 1 to 1000 or a list of image IDs",
         ),
         (
             "embedded.examples.captions",
             ["a", 1],
-            "examples.captions = ['a', 1]: must be an integer greater than 0 or a list of image IDs",
+            "examples.captions = ['a', 1]: must be an integer from 1 to 1000 or a list of image IDs",
         ),
         ("embedded.objects_train", 20001, "embedded.objects_train = 20001: must be an integer from 1 to 20000"),
         ("embedded.view.short_side_max", 1, "embedded.view.short_side_max = 1: must be at least short_side_min, 80"),
@@ -118,8 +126,8 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
         ("profil", "x", "params.yaml: profil = 'x': unknown key; allowed here: profile, seed, "),
         ("segmentation.lrr", 1, "segmentation.lrr = 1: unknown key; allowed here: views, epochs, batch_size, lr, "),
         ("captioning.cells.greedy.type", "gready", "type = 'gready': must be 'greedy', 'top_k', 'top_p' or 'beam'"),
-        ("captioning.cells.k50_t1.k", 0, "captioning.cells.k50_t1.k = 0: must be an integer greater than 0"),
-        ("captioning.cells.k50_t1.temperature", 0, "k50_t1.temperature = 0: must be a number greater than 0"),
+        ("captioning.cells.k50_t1.k", 0, "captioning.cells.k50_t1.k = 0: must be an integer from 1 to 10000000"),
+        ("captioning.cells.k50_t1.temperature", 0, "k50_t1.temperature = 0: must be a number from 0.001 to 1000"),
         ("captioning.cells.greedy.k", 3, "captioning.cells.greedy.k = 3: belongs to type top_k, not greedy"),
         (
             "captioning.cells.mine",
@@ -144,11 +152,55 @@ def test_rates_are_floats_in_every_notation(tmp_path, text):
         ("retrieval.seeds", [1, 1], "retrieval.seeds = [1, 1]: must be a list of one or more different integers"),
         ("retrieval.views", 9, "retrieval.views = 9: must be at most the longest epochs, 8"),
         ("retrieval.finetune.init", "scratch", "retrieval.finetune.init = 'scratch': unknown key; allowed here: lr, "),
+        (
+            "segmentation.seeds",
+            [-1],
+            "segmentation.seeds = [-1]: must be a list of one or more different integers from 0",
+        ),
+        ("segmentation.epochs", 10**30, f"segmentation.epochs = {10**30}: must be an integer from 1 to 10000"),
+        ("segmentation.batch_size", 10**30, "must be an integer from 1 to 100000"),
+        ("segmentation.views", 10**30, "must be an integer from 1 to 10000000"),
+        ("segmentation.lr", 1e30, "segmentation.lr = 1e+30: must be a number greater than 0 and at most 1000"),
+        ("segmentation.lr", 10**400, "must be a number greater than 0 and at most 1000"),
+        ("segmentation.heads.linear.size", 1e30, "linear.size = 1e+30: must be from -1000000 to 1000000"),
+        ("segmentation.heads.linear.size", float("nan"), "linear.size = nan: must be from -1000000 to 1000000"),
+        ("embedded.train", 10**30, "must be an integer from 1 to 10000000"),
+        ("embedded.view.crop", 10**30, "must be an integer from 1 to 4096"),
+        ("captioning.cells.greedy.prompt", "a" * 201, "must be a text of at most 200 characters"),
+        ("captioning.cells.k50_t1.temperature", 1e-30, "temperature = 1e-30: must be a number from 0.001 to 1000"),
+        ("retrieval.temperature", 1e-30, "retrieval.temperature = 1e-30: must be a number from 0.001 to 1000"),
+        ("attention.positions.grids", [[1, 10**9]], "grids.0.1 = 1000000000: must be an integer from 1 to 100"),
+        ("attention.class_token.block", 10**30, "must be an integer from -1000 to 1000"),
+        ("compute.workers", 10**30, "must be an integer from 0 to 256"),
+        ("paper.backbone", "", "paper.backbone = '': string should have at least 1 character"),
+        ("paper.blip", "https://a.org/", "paper.blip = 'https://a.org/': 'https://a.org/': the URL has no file name"),
+        ("paper.blip", "http://[", "paper.blip = 'http://[': "),
+        ("captioning.cells.k50_t1-seed2", {"type": "greedy", **PROMPT}, "does not end in '-seed' and digits"),
+        ("segmentation.heads." + "x" * 101, {"kind": "linear"}, "must be a name of letters, digits, '-' and '_' (at"),
+        ("segmentation.heads.a\nb", {"kind": "linear"}, r"'segmentation.heads.a\nb' = 'a\nb': must be a name"),
+        ("segmentation.\x1b[31m", 1, r"segmentation.'\x1b[31m' = 1: unknown key"),
     ],
 )
 def test_error_names_key_value_and_what_is_allowed(content, key, value, message):
     change(content, key, value)
     assert message in error_message(content)
+
+
+def test_minus_zero_is_zero(content):
+    change(content, "segmentation.weight_decay", -0.0)
+    change(content, "retrieval.augment_probability", -0.0)
+    experiment = validate_params(Experiment, content)
+    numbers = (experiment.segmentation.weight_decay, experiment.retrieval.augment_probability)
+    assert str(numbers) == "(0.0, 0.0)"
+
+
+def test_messages_are_bounded(content):
+    change(content, "seed", 10**5000)  # more digits than Python prints
+    assert len(error_message(content)) < 500
+    change(content, "seed", 1)
+    row = content["classification"]["settings"]["base"]
+    content["classification"]["settings"] = {f"{'x' * 90}{index}": row for index in range(1000)}
+    assert len(error_message(content)) < 500
 
 
 def test_only_blip_repeats_the_originals_end_of_captions(content):
@@ -170,7 +222,10 @@ def test_a_cell_that_samples_runs_with_every_seed(content):
 def test_further_errors_are_counted(content):
     change(content, "segmentation.lr", -1)
     change(content, "classification.settings.base.lr", "hi")  # one problem, although both branches of the union fail
-    assert error_message(content) == "params.yaml: segmentation.lr = -1: must be a number greater than 0 (and 1 more)"
+    assert (
+        error_message(content)
+        == "params.yaml: segmentation.lr = -1: must be a number greater than 0 and at most 1000 (and 1 more)"
+    )
 
 
 def test_head_options_are_in_the_order_of_the_file():
@@ -241,6 +296,9 @@ def test_a_further_profile_needs_no_change_to_the_params(content):
     assert experiment.active.backbone == content["folder"]["backbone"]
     own_keys = {key: content["folder"][key] for key in ("path", "max_pixels")}
     assert experiment.active.model_extra == {**own_keys, "root": "/data/mine"}
-    content["mine"]["view"] = None
+    content["active"] = content.pop("mine")  # also the name of a property
+    content["profile"] = "active"
+    assert validate_params(Experiment, content).active.model_extra == experiment.active.model_extra
+    content["mine"] = {**content["folder"], "view": None}
     with pytest.raises(InputError, match=r"params\.yaml: mine\.view = None"):
         validate_params(Experiment, content)

@@ -169,6 +169,16 @@ def test_plots_draw_every_file_in_the_curves_folder():
     assert str(CURVES) in [next(iter(out)) if isinstance(out, dict) else out for out in STAGES["report"]["outs"]]
 
 
+@pytest.mark.parametrize("name", PIPELINE["stages"])
+def test_names_from_params_are_validated_and_quoted(name):
+    """A name that is not validated could lead to any path, which DVC removes before the stage runs."""
+    stage = PIPELINE["stages"][name]
+    assert "${" not in stage["cmd"].removesuffix(" ${item}"), "DVC quotes for the shell only what comes from `${item}`"
+    if "${" in f"{stage['cmd']} {stage['outs']}":
+        (valid_params,) = PIPELINE["stages"]["check_params"]["outs"]
+        assert valid_params in stage["deps"]
+
+
 @pytest.mark.parametrize("name", ["pretrain", "pretrain_blip"])
 def test_pretraining_is_frozen(name):
     """A fresh clone must not train the shipped checkpoints again."""

@@ -131,7 +131,7 @@ def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
     result = undisturbed.run("dvc", "exp", "run", *options, "-n", "other")
     assert result.returncode == 0, result.stdout + result.stderr
     ran = re.findall(r"Running stage '(.*?)'", result.stdout)
-    assert sorted(ran) == ["report", "train_head@transformer-1", "train_retrieval"]
+    assert sorted(ran) == ["check_params", "report", "train_head@transformer-1", "train_retrieval"]
     assert "Training from scratch,3e-3" in undisturbed.read("reports/tables/table4_retrieval.csv").decode()
     undisturbed.run("git", "checkout", "params.yaml")
     assert undisturbed.repro().returncode == 0

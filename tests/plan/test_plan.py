@@ -108,7 +108,7 @@ def test_a_plan_prints_three_tables_and_writes_nothing(project, capsys):
         ("papr", [], "profile = 'papr'"),
         ("paper", ["paper.nothing=1"], "paper.nothing"),
         ("paper", ["nowhere.at.all=1"], "has no key 'nowhere.at.all'"),
-        ("paper", ["paper.captions={"], "paper.captions = {: not valid YAML"),
+        ("paper", ["paper.captions={"], "paper.captions = '{': not valid YAML"),
         ("paper", ["paper.voc_archive=ftp://x"], "paper.voc_archive = 'ftp://x'"),
     ],
 )

@@ -101,9 +101,9 @@ def test_the_transformers_logits_are_normalized_over_classes():
             "segmentation.heads.mine.dim = 8: unknown key; allowed here: kind, kernel",
         ),
         ("convolutional", {}, "'segmentation.heads.mine.kernel' is missing"),
-        ("convolutional", {"kernel": True}, "segmentation.heads.mine.kernel = True: must be an integer greater than 0"),
-        ("convolutional", {"kernel": "3"}, "segmentation.heads.mine.kernel = '3': must be an integer greater than 0"),
-        ("convolutional", {"kernel": 0}, "segmentation.heads.mine.kernel = 0: .*greater than 0"),
+        ("convolutional", {"kernel": True}, "segmentation.heads.mine.kernel = True: must be an integer from 1 to 99"),
+        ("convolutional", {"kernel": "3"}, "segmentation.heads.mine.kernel = '3': must be an integer from 1 to 99"),
+        ("convolutional", {"kernel": 0}, "segmentation.heads.mine.kernel = 0: must be an integer from 1 to 99"),
         ("transformer", {"shared_qk": 1}, "segmentation.heads.mine.shared_qk = 1: .*valid boolean"),
         (
             "transformer",

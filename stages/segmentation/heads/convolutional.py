@@ -1,9 +1,13 @@
 """The convolutional head: one unpadded convolution over the patch grid."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 
-from stages.params.section import Count
+from stages.params.section import Between
 from stages.segmentation.heads.base import HeadShape, SegmentationHead
+
+KernelSide = Annotated[int, Between(1, 99)]
 
 
 class ConvolutionalHead(SegmentationHead):
@@ -13,7 +17,7 @@ class ConvolutionalHead(SegmentationHead):
     of what was lost: little on a grid of 30 tokens, much on one of 10.
     """
 
-    def __init__(self, shape: HeadShape, *, kernel: Count):
+    def __init__(self, shape: HeadShape, *, kernel: KernelSide):
         super().__init__()
         self.min_grid = kernel
         self.classify = nn.Conv2d(shape.dim, shape.classes, kernel)
