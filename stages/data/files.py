@@ -1,4 +1,4 @@
-"""Files of the user: what may be opened, and text without surprises."""
+"""What kind of file may be opened."""
 
 import stat
 from pathlib import Path
