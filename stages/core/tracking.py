@@ -126,10 +126,11 @@ def _store_errors_as_warning(consequence: str) -> Iterator[None]:
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` in the body after `seconds`: a server that sends a byte now and then never times out."""
+    """Raise `RuntimeError` in the body after `seconds`: a server that sends a byte now and then never times out."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"not finished within {seconds:g} s")
+        # No `TimeoutError`: libraries would take it for the socket's, and try again.
+        raise RuntimeError(f"not finished within {seconds:g} s")
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

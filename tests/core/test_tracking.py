@@ -265,4 +265,4 @@ def test_a_server_that_never_finishes_its_answer_is_given_up(monkeypatch, capsys
         monkeypatch.setattr(tracking, "STORE_SECONDS", 0.5)
         assert tracking.register([build_run()]) is None
         server.shutdown()
-    assert "not registered: not finished within 0.5 s" in capsys.readouterr().err
+    assert "not finished within 0.5 s" in capsys.readouterr().err
