@@ -1,6 +1,7 @@
 """Names, prompts and captions appear in figures as they are, and no figure fails because of what they hold."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ def test_attention(tmp_path, drawn, name):
 def test_search(tmp_path, drawn, name):
     path = tmp_path / "a.png"
     row = image_row(tmp_path)
-    draw_images(path, name, [(0.5, name)], {name: row.image})
+    draw_images(path, name, [(0.5, name)], {name: Path(row.image)})
     check_figure(path, drawn, name)
     drawn.clear()
     draw_captions(path, Image.new("RGB", (WIDTH, HEIGHT)), [(0.5, name)])
@@ -184,7 +185,7 @@ def test_long_names_leave_room_for_the_plot(tmp_path, drawn):
     plot_confusion_matrix(tmp_path / "4.png", head, (LONG, "other"))
     plot_mistakes(tmp_path / "5.png", LONG, (row,), [prediction])
     plot_captions(tmp_path / "6.png", (row,), {f'greedy, "{LONG}"': {"a": (LONG, LONG)}})
-    draw_images(tmp_path / "7.png", LONG, [(0.5, LONG)], {LONG: row.image})
+    draw_images(tmp_path / "7.png", LONG, [(0.5, LONG)], {LONG: Path(row.image)})
     draw_captions(tmp_path / "8.png", Image.new("RGB", (WIDTH, HEIGHT)), [(0.5, LONG)])
     assert all(len(text) < 400 for text in drawn)
     assert any("x" * 20 in text for text in drawn)

@@ -127,7 +127,7 @@ def test_search_takes_a_run_with_its_seed_or_the_first_seed(train_with):
 
 
 def test_a_diverged_run_is_named_with_its_params(train_with):
-    rows = {"finetuned": GridRow(init="provided", lr=1e300, **{**TRAINING, "weight_decay": 0.5})}
+    rows = {"finetuned": GridRow.model_construct(init="provided", lr=1e300, **{**TRAINING, "weight_decay": 0.5})}
     with pytest.raises(InputError, match=r"^retrieval\.finetune: training diverged in epoch 1; lr = 1e\+300"):
         train_with([1, 2], rows)
 
