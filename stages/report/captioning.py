@@ -1,18 +1,14 @@
 """The captioning section: Tables 2 and 3, their comparison with the original, BLEU against temperature, examples."""
 
-from collections import defaultdict
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stages.params.experiment import Experiment
-from stages.report.comparison import OriginalTable, Row, original_value
+from stages.report.comparison import OriginalTable, Row, build_section, original_value
 from stages.report.contact_sheets import plot_captions
 from stages.report.curves import plot_bleu
 from stages.report.numbers import MISSING, format_optional
 from stages.report.original import load_original
+from stages.report.predictions import read_captions
 from stages.report.results import Result, unique_labels
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.significance import Metric
@@ -55,15 +51,6 @@ def build_tables(cells: list[Result], metric: Metric, experiment: Experiment) ->
     return tables
 
 
-@cache
-def read_captions(path: Path) -> dict[tuple[str, int | None], dict[str, tuple[str, str]]]:
-    """Caption and reference by image ID, for every cell and seed."""
-    captions: dict[tuple[str, int | None], dict[str, tuple[str, str]]] = defaultdict(dict)
-    for row in pq.read_table(path, columns=["cell", "seed", "image_id", "caption", "reference"]).to_pylist():
-        captions[row["cell"], row["seed"]][row["image_id"]] = (row["caption"], row["reference"])
-    return dict(captions)
-
-
 def overrun_rows() -> list[dict[str, Any]]:
     """The original's rows of sampling in Table 2, whose printed BLEU is of captions that run on past their end."""
     columns = ("k", "temperature", "bleu")
@@ -90,15 +77,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         named="class_named" in cells[0].metrics,
         overruns=overrun_rows(),
     )
-    headline = {name: values for table in tables for name, values in table.headline().items()}
-    selected = select_metrics(cells, "bleu_all_references", *NAMING)
-    return Section(
-        text,
-        assigned={table.name: table.assigned() for table in tables},
-        numbers=[record for table in tables for record in table.numbers()],
-        metrics={name: headline[name] | values for name, values in selected.items()},
-        figures={best.run_id: figures},
-    )
+    return build_section(text, tables, select_metrics(cells, "bleu_all_references", *NAMING), {best.run_id: figures})
 
 
 def _example_captions(cells: list[Result], best: Result) -> dict[str, dict[str, tuple[str, str]]]:

@@ -218,7 +218,8 @@ class Evaluator:
         reference = self._recorded(row, claim.reference) if isinstance(claim.reference, str) else claim.reference
         interval_key = claim.metric
         if claim.difference:
-            value, reference = value - reference, 0.0
+            value -= reference
+            reference = 0.0
             interval_key = claim.difference
         return Measurement(
             rows=(row,),
@@ -249,18 +250,21 @@ class Evaluator:
 
     def _compare_epoch(self, claim: EpochAgainst) -> Measurement:
         row = self._row(claim.row)
-        best, last = row.metrics["best_accuracy"] / 100, row.metrics["accuracy"] / 100
+        best = row.metrics["best_accuracy"] / 100
+        last = row.metrics["accuracy"] / 100
         images = round(row.metrics["images"])
         reference = 0.0
         if claim.last:
             value = last - best
             error = NORMAL_95 * sqrt((best * (1 - best) + last * (1 - last)) / images)
-            low, high = value - error, value + error
+            low = value - error
+            high = value + error
         else:
             value = best
             reference = 100 / len(row.run.details["confusion"])
             interval = binomtest(round(best * images), images).proportion_ci(0.95, method="wilson")
-            low, high = interval.low, interval.high
+            low = interval.low
+            high = interval.high
         return Measurement(
             rows=(row,),
             compared=describe(claim),

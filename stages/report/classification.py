@@ -1,19 +1,16 @@
 """The classification section: the table, its comparison with the original, accuracy per epoch, confusions, mistakes."""
 
 import math
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from stages.params.experiment import Experiment
-from stages.report.comparison import OriginalTable, Row, original_value
+from stages.report.comparison import OriginalTable, Row, build_section, original_value
 from stages.report.confusion_matrix import plot_confusion_matrix
 from stages.report.contact_sheets import plot_mistakes
 from stages.report.curves import plot_accuracy, write_curves
 from stages.report.numbers import format_best, format_scientific
 from stages.report.original import load_original
+from stages.report.predictions import read_rows
 from stages.report.results import Result
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.significance import Metric
@@ -50,12 +47,6 @@ def effective_batch_size(result: Result) -> int:
     return result.run.params["batch_size"] * result.run.params["accumulate"]
 
 
-@cache
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Every validation image's label, the predicted one, and all probabilities."""
-    return pq.read_table(path).to_pylist()
-
-
 def still_learning(results: list[Result]) -> list[dict[str, Any]]:
     """The settings that were still learning when their training ended, with what the page says of them."""
     return [
@@ -88,7 +79,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     best = max(results, key=lambda result: result.metrics["accuracy"])
     plot_accuracy(accuracy_figure, results)
     plot_confusion_matrix(confusion_figure, best, manifest.labels)
-    wrong = plot_mistakes(mistakes_figure, best.name, manifest.split("val"), read_predictions(best.predictions))
+    wrong = plot_mistakes(mistakes_figure, best.name, manifest.split("val"), read_rows(best.predictions))
     write_curves("classification", results, {key: key for key in ("epoch", "train_loss", "val_loss", "accuracy")})
     text = render(
         "classification.md",
@@ -100,12 +91,5 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         learning=still_learning(results),
         wrong=wrong,
     )
-    headline = table.headline()
     selected = select_metrics(results, "best_accuracy", "best_epoch", "train_loss", "val_loss")
-    return Section(
-        text,
-        assigned={TABLE: table.assigned()},
-        numbers=table.numbers(),
-        metrics={name: headline[name] | selected[name] for name in headline},
-        figures={best.run_id: figures if wrong else figures[:2]},
-    )
+    return build_section(text, [table], selected, {best.run_id: figures if wrong else figures[:2]})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,7 @@ from stages.report.numbers import format_range, star_highest
 from stages.report.original import load_original
 from stages.report.original_settings import ORIGINAL_PROFILE, changed_settings, deviations, original_number
 from stages.report.results import Result
-from stages.report.section import render
+from stages.report.section import Section, render
 from stages.report.significance import Metric, star_margin
 from stages.report.tables import Table
 
@@ -97,7 +98,7 @@ class OriginalTable:
         for row in sort_as_original(self.rows, self.name):
             mean = row.result.metrics[self.metric.key]
             cells = dict(zip(label_columns, row.cells, strict=True))
-            cells[number_column] = _mean_and_deviation(row.result, self.metric.key)
+            cells[number_column] = _mean_and_deviation(row.result, self.metric)
             cells["Seeds"] = "-" if row.result.run.seed is None else str(len(row.result.runs))
             cells["95 % interval"] = format_range(*row.interval)
             cells["Original"] = _format_original(row.original)
@@ -153,6 +154,23 @@ class OriginalTable:
         }
 
 
+def build_section(
+    text: Markdown,
+    tables: list[OriginalTable],
+    metrics: dict[str, dict[str, Any]],
+    figures: dict[str | None, list[Path]],
+) -> Section:
+    """A task's section of the original's tables. `metrics` are those besides each row's headline, by run."""
+    headline = {name: values for table in tables for name, values in table.headline().items()}
+    return Section(
+        text,
+        assigned={table.name: table.assigned() for table in tables},
+        numbers=[record for table in tables for record in table.numbers()],
+        metrics={name: headline[name] | values for name, values in metrics.items()},
+        figures=figures,
+    )
+
+
 def result_numbers(
     table: str,
     result: Result,
@@ -192,10 +210,11 @@ def write_numbers(records: list[dict[str, Any]]) -> str:
     return pd.DataFrame(records, columns=columns).astype({"seed": "Int64"}).to_csv(index=False)
 
 
-def _mean_and_deviation(result: Result, key: str) -> str:
+def _mean_and_deviation(result: Result, metric: Metric) -> str:
     """`53.20`; with several seeds `53.20 ± 0.45`, the standard deviation over the seeds."""
-    mean = f"{result.metrics[key]:.2f}"
-    return mean if len(result.runs) == 1 else f"{mean} ± {result.frame[key].std():.2f}"
+    mean = f"{result.metrics[metric.key]:.2f}"
+    spread = metric.spread(result)
+    return mean if spread is None else f"{mean} ± {spread:.2f}"
 
 
 def _format_original(value: float | str | None) -> str:

@@ -4,7 +4,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from stages import captioning, classification, retrieval, segmentation
 from stages.captioning.bleu import bootstrap_bleu, count_ngrams
@@ -12,6 +11,7 @@ from stages.core.bootstrap import bootstrap_means
 from stages.core.runs import Run
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest
+from stages.report.predictions import read_captions, read_masks, read_rows
 from stages.report.section import Inputs
 from stages.report.significance import Metric
 from stages.retrieval import RECALL
@@ -43,12 +43,10 @@ def miou_metric(manifest: Manifest, seed: int) -> Metric:
         return {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val") if row.mask}
 
     def draw_run(run: Run) -> np.ndarray:
-        predictions = {row["image_id"]: row for row in _read_predictions(run)}
+        predictions = read_masks(Path(run.artifacts["predictions"]))
         matrices = []
         for image_id, truth in read_truths().items():
-            row = predictions[image_id]
-            predicted = np.frombuffer(row["mask"], np.uint8).reshape(1, row["height"], row["width"])
-            matrices.append(confusion(truth[None], predicted, len(manifest.classes)))
+            matrices.append(confusion(truth[None], predictions[image_id][None], len(manifest.classes)))
         return mean_iou_draws(np.concatenate(matrices), seed=seed)
 
     return Metric("miou", "mIoU", draw_run, seed)
@@ -57,18 +55,10 @@ def miou_metric(manifest: Manifest, seed: int) -> Metric:
 def bleu_metric(seed: int) -> Metric:
     """The metric of captioning: BLEU-4."""
 
-    @cache  # all cells and seeds are in one file
-    def read_captions(path: str) -> dict[tuple[str, int | None], tuple[list[str], list[list[str]]]]:
-        captions: dict[tuple[str, int | None], tuple[list[str], list[list[str]]]] = {}
-        for row in pq.read_table(path, columns=["cell", "seed", "caption", "reference"]).to_pylist():
-            predictions, references = captions.setdefault((row["cell"], row["seed"]), ([], []))
-            predictions.append(row["caption"])
-            references.append([row["reference"]])
-        return captions
-
     def draw_run(run: Run) -> np.ndarray:
-        predictions, references = read_captions(run.artifacts["predictions"])[run.name, run.seed]
-        return bootstrap_bleu(count_ngrams(predictions, references), seed=seed)
+        captions = read_captions(Path(run.artifacts["predictions"]))[run.name, run.seed]
+        predictions, references = zip(*captions.values(), strict=True)
+        return bootstrap_bleu(count_ngrams(predictions, [[reference] for reference in references]), seed=seed)
 
     return Metric("bleu", "BLEU", draw_run, seed)
 
@@ -77,7 +67,7 @@ def recall_metric(seed: int) -> Metric:
     """The metric of retrieval, R@1 from image to text: the share of images whose own caption is ranked first."""
 
     def draw_run(run: Run) -> np.ndarray:
-        hits = [100.0 * (row["image_to_text_rank"] == 1) for row in _read_predictions(run)]
+        hits = [100.0 * (row["image_to_text_rank"] == 1) for row in read_rows(Path(run.artifacts["predictions"]))]
         return bootstrap_means(np.array(hits), seed=seed)
 
     return Metric(RECALL, "R@1", draw_run, seed)
@@ -87,12 +77,7 @@ def accuracy_metric(seed: int) -> Metric:
     """The metric of classification: the share of images whose label is predicted."""
 
     def draw_run(run: Run) -> np.ndarray:
-        hits = [100.0 * (row["predicted"] == row["label"]) for row in _read_predictions(run)]
+        hits = [100.0 * (row["predicted"] == row["label"]) for row in read_rows(Path(run.artifacts["predictions"]))]
         return bootstrap_means(np.array(hits), seed=seed)
 
     return Metric("accuracy", "Accuracy", draw_run, seed)
-
-
-def _read_predictions(run: Run) -> list[dict]:
-    """One row per validation image, in the manifest's order."""
-    return pq.read_table(run.artifacts["predictions"]).to_pylist()

@@ -1,16 +1,11 @@
 """The retrieval section: Tables 4 and 5, their comparison with the original, recall per epoch, retrieved images."""
 
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-import pyarrow.parquet as pq
-
 from stages.params.experiment import Experiment
-from stages.report.comparison import OriginalTable, Row, original_value
+from stages.report.comparison import OriginalTable, Row, build_section, original_value
 from stages.report.contact_sheets import plot_retrieved
 from stages.report.curves import plot_recall, write_curves
 from stages.report.numbers import format_optional, format_scientific
+from stages.report.predictions import read_rows
 from stages.report.results import Result, unique_labels
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.significance import Metric
@@ -44,12 +39,6 @@ def build_table(
     return OriginalTable(name, rows, metric, experiment.profile, "training", ("Mode",), starred)
 
 
-@cache
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Every validation image's caption, its ranks, and the images nearest to the caption."""
-    return pq.read_table(path).to_pylist()
-
-
 def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     """Tables 4 and 5, their comparisons and figures."""
     recipes = inputs.results["retrieval"]
@@ -63,7 +52,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     plot_recall(figures[0], dict(zip(unique_labels(results, describe), results, strict=True)))
     best = max(results, key=lambda result: result.metrics[RECALL])
     rows = inputs.manifest.split("val")
-    plot_retrieved(figures[1], describe(best), rows, read_predictions(best.predictions))
+    plot_retrieved(figures[1], describe(best), rows, read_rows(best.predictions))
     write_curves("retrieval", results, {"epoch": "epoch", "train_loss": "train_loss", "r_at_1": RECALL})
     text = render(
         "retrieval.md",
@@ -71,15 +60,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         gallery=recipes[0].metrics["gallery"],
         tables=tables,
     )
-    headline = {name: values for table in tables for name, values in table.headline().items()}
-    selected = select_metrics(results, *MORE)
-    return Section(
-        text,
-        assigned={table.name: table.assigned() for table in tables},
-        numbers=[record for table in tables for record in table.numbers()],
-        metrics={name: headline[name] | values for name, values in selected.items()},
-        figures={best.run_id: figures},
-    )
+    return build_section(text, tables, select_metrics(results, *MORE), {best.run_id: figures})
 
 
 def describe(result: Result) -> str:

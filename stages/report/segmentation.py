@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
-
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest, evenly_spaced
 from stages.params.experiment import Experiment
-from stages.report.comparison import OriginalTable, Row, original_value
+from stages.report.comparison import OriginalTable, Row, build_section, original_value
 from stages.report.curves import plot_class_iou, plot_miou, write_curves
 from stages.report.numbers import format_best
 from stages.report.original import load_original
 from stages.report.original_settings import HEADS, list_changes
 from stages.report.overlays import plot_masks
+from stages.report.predictions import read_masks
 from stages.report.results import Result, unique_labels
 from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
 from stages.report.significance import Metric
@@ -42,15 +40,6 @@ def build_table(heads: list[Result], metric: Metric, experiment: Experiment) -> 
     return OriginalTable(TABLE, rows, metric, experiment.profile, "training", left=("Head",))
 
 
-def read_predictions(path: Path, image_ids: list[str] | None = None) -> dict[str, np.ndarray]:
-    """Predicted masks `(H, W)` uint8 by image ID, of all images or of those in `image_ids`."""
-    filters = None if image_ids is None else [("image_id", "in", image_ids)]
-    return {
-        row["image_id"]: np.frombuffer(row["mask"], np.uint8).reshape(row["height"], row["width"])
-        for row in pq.read_table(path, filters=filters).to_pylist()
-    }
-
-
 def plot_head(head: Result, manifest: Manifest) -> dict[str, Path]:
     """Write the figures of one head; returns their paths by caption. IoU by class and masks are of its first seed."""
     label = head_label(head)
@@ -61,7 +50,7 @@ def plot_head(head: Result, manifest: Manifest) -> dict[str, Path]:
     plot_class_iou(class_iou, label, head.run)
     examples = evenly_spaced(manifest.split("val"), EXAMPLES)
     truths = {row.image_id: read_mask(Path(row.mask)) for row in examples if row.mask}
-    predictions = read_predictions(head.predictions, [row.image_id for row in examples])
+    predictions = read_masks(head.predictions, [row.image_id for row in examples])
     plot_masks(masks, label, examples, truths, predictions, manifest.classes)
     return {
         "Validation mIoU per epoch": miou,
@@ -88,13 +77,6 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
             for label, head, paths in zip(labels, heads, figures, strict=True)
         ],
     )
-    headline = table.headline()
     selected = select_metrics(heads, "best_miou", "best_epoch", "train_loss")
     paths_by_run = {head.run_id: list(paths.values()) for head, paths in zip(heads, figures, strict=True)}
-    return Section(
-        text,
-        assigned={TABLE: table.assigned()},
-        numbers=table.numbers(),
-        metrics={name: headline[name] | selected[name] for name in headline},
-        figures=paths_by_run,
-    )
+    return build_section(text, [table], selected, paths_by_run)

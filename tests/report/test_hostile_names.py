@@ -3,10 +3,10 @@
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from markdown_it import MarkdownIt
+from sample_report import metric
 
 from stages.core import tracking
 from stages.core.runs import Run
@@ -15,7 +15,6 @@ from stages.params.experiment import load_experiment
 from stages.report import __main__ as report
 from stages.report import captioning, classification, retrieval, segmentation
 from stages.report.claims import evaluate_claims
-from stages.report.curves import RECALL
 from stages.report.html import document, page
 from stages.report.html.browse import Browsing
 from stages.report.html.pictures import Figure
@@ -23,8 +22,8 @@ from stages.report.markdown import Markdown, code, escape, join, prose
 from stages.report.page import build_page
 from stages.report.results import load_results
 from stages.report.section import FIGURES, Inputs, render
-from stages.report.significance import Metric
 from stages.report.tables import Table
+from stages.retrieval import RECALL
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -62,16 +61,6 @@ class Tags(HTMLParser):
         self.text += data
 
 
-class WithoutDraws(Metric):
-    def interval(self, result):
-        mean = result.metrics[self.key]
-        return mean - 1, mean + 1
-
-
-def metric(key):
-    return WithoutDraws(key, key, lambda run: np.full(10, run.metrics[key]), seed=1)
-
-
 @pytest.fixture
 def committed(monkeypatch):
     """Inputs from the committed records, with hostile text wherever a run takes it from data or params; no figures."""
@@ -89,10 +78,10 @@ def committed(monkeypatch):
     for module, names in (
         (segmentation, ("plot_miou", "write_curves")),
         (captioning, ("plot_bleu", "plot_captions", "_example_captions")),
-        (retrieval, ("plot_recall", "plot_retrieved", "read_predictions", "write_curves")),
+        (retrieval, ("plot_recall", "plot_retrieved", "read_rows", "write_curves")),
         (
             classification,
-            ("plot_accuracy", "plot_confusion_matrix", "plot_mistakes", "read_predictions", "write_curves"),
+            ("plot_accuracy", "plot_confusion_matrix", "plot_mistakes", "read_rows", "write_curves"),
         ),
     ):
         for name in names:

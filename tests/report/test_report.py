@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from jinja2 import Environment
 from markdown_it import MarkdownIt
+from sample_report import metric
 
 from stages.core import tracking
 from stages.core.runs import RUNS, Run, write_run
@@ -30,27 +31,14 @@ from stages.report.numbers import format_scientific, star_highest
 from stages.report.original import load_original
 from stages.report.overlays import overlay
 from stages.report.page import build_page
+from stages.report.predictions import read_captions
 from stages.report.results import Result, load_results
 from stages.report.section import TEMPLATES, Inputs, Section, link, render
-from stages.report.significance import Metric
 from stages.report.tables import Table, escape_latex
 
 EXPERIMENT = load_experiment(ROOT / "params.yaml")
 ASSIGNMENT = ROOT.parent / "shared/assignment/tables.json"
 NASTY = "<script>alert('x')</script> | `a` \"b\" *c* [d](e)\n# f $g$ &amp; _h_"
-
-
-@dataclass(frozen=True)
-class WithoutDraws(Metric):
-    """A metric whose interval is one point to each side of the mean."""
-
-    def interval(self, result):
-        mean = result.metrics[self.key]
-        return mean - 1, mean + 1
-
-
-def metric(key):
-    return WithoutDraws(key, key, lambda run: np.full(10, run.metrics[key]), seed=1)
 
 
 def result(task, name, *metrics, params=None, seeds=None, **fields):
@@ -594,7 +582,7 @@ def test_captions_are_read_by_cell_and_seed(tmp_path):
         "reference": ["r", "r", "r"],
     }
     pq.write_table(pa.table(columns), tmp_path / "captions.parquet")
-    captions = captioning.read_captions(tmp_path / "captions.parquet")
+    captions = read_captions(tmp_path / "captions.parquet")
     assert captions["greedy", None] == {"a": ("x", "r")}
     assert captions["k", 2] == {"a": ("z", "r")}
 

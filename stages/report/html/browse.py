@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest, Row, evenly_spaced
-from stages.report import captioning, classification, retrieval, segmentation
+from stages.report import captioning, retrieval, segmentation
 from stages.report.html.caption_score import score_captions
 from stages.report.html.pictures import color_codes, embed_image, embed_mask, mask_palette
-from stages.report.results import Result, unique_labels
+from stages.report.predictions import read_captions, read_masks, read_rows
+from stages.report.results import unique_labels
 from stages.report.section import Inputs
 from stages.segmentation.iou import confusion, iou
 
@@ -107,7 +107,7 @@ def _segmentation(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]
     heads = inputs.results["segmentation"]
     predictions = []
     for head in heads:
-        predicted = segmentation.read_predictions(head.predictions)
+        predicted = read_masks(head.predictions)
         masks = []
         for row, truth in zip(rows, truths, strict=True):
             mask = predicted[row.image_id]
@@ -138,9 +138,9 @@ def _captioning(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]]:
     references: list[str] = []
     captions = []
     for cell in cells:
-        table = _read_captions(cell)
-        references = [table[row.image_id]["reference"] for row in rows]
-        texts = [table[row.image_id]["caption"] for row in rows]
+        table = read_captions(cell.predictions)[cell.name, cell.run.seed]
+        references = [table[row.image_id][1] for row in rows]
+        texts = [table[row.image_id][0] for row in rows]
         scores = score_captions(texts, references)
         captions.append({"texts": texts, "scores": scores.round(1).tolist()})
     return len(rows), {
@@ -149,15 +149,6 @@ def _captioning(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]]:
         "references": references,
         "captions": captions,
     }
-
-
-def _read_captions(cell: Result) -> dict[str, dict[str, Any]]:
-    """Rows of the captions' file by image ID: those of the cell's first run."""
-    filters: list[tuple[str, str, Any]] = [("cell", "==", cell.name)]
-    if cell.run.seed is not None:  # a cell without randomness has no seed, and one row per image
-        filters.append(("seed", "==", cell.run.seed))
-    table = pq.read_table(cell.predictions, columns=["image_id", "caption", "reference"], filters=filters)
-    return {row["image_id"]: row for row in table.to_pylist()}
 
 
 def _retrieval(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]]:
@@ -169,7 +160,7 @@ def _retrieval(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]]:
     captions: list[str] = []
     ranks = []
     for result in results:
-        table = {row["image_id"]: row for row in retrieval.read_predictions(result.predictions)}
+        table = {row["image_id"]: row for row in read_rows(result.predictions)}
         queries = [table[row.image_id] for row in rows]
         captions = [query["caption"] for query in queries]
         ranks.append(
@@ -194,7 +185,7 @@ def _classification(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, An
     labels: list[int] = []
     predictions = []
     for setting in settings:
-        table = {row["image_id"]: row for row in classification.read_predictions(setting.predictions)}
+        table = {row["image_id"]: row for row in read_rows(setting.predictions)}
         images = [table[row.image_id] for row in gallery.sample]
         labels = [label_indices[image["label"]] for image in images]
         predicted = [label_indices[image["predicted"]] for image in images]

@@ -1,0 +1,33 @@
+"""What runs predicted for the validation images, as their stages have written it."""
+
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+
+def read_masks(path: Path, image_ids: list[str] | None = None) -> dict[str, np.ndarray]:
+    """Predicted masks `(H, W)` uint8 by image ID, of all images or of those in `image_ids`."""
+    filters = None if image_ids is None else [("image_id", "in", image_ids)]
+    return {
+        row["image_id"]: np.frombuffer(row["mask"], np.uint8).reshape(row["height"], row["width"])
+        for row in pq.read_table(path, filters=filters).to_pylist()
+    }
+
+
+@cache  # all cells and seeds are in one file
+def read_captions(path: Path) -> dict[tuple[str, int | None], dict[str, tuple[str, str]]]:
+    """Caption and reference by image ID, for every cell and seed."""
+    captions: dict[tuple[str, int | None], dict[str, tuple[str, str]]] = defaultdict(dict)
+    for row in pq.read_table(path, columns=["cell", "seed", "image_id", "caption", "reference"]).to_pylist():
+        captions[row["cell"], row["seed"]][row["image_id"]] = (row["caption"], row["reference"])
+    return dict(captions)
+
+
+@cache  # the same rows are counted, plotted and browsed
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """One row per validation image, in the manifest's order: ranks of retrieval, or labels of classification."""
+    return pq.read_table(path).to_pylist()
