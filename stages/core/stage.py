@@ -30,10 +30,11 @@ def stage(name: str, record: bool = True) -> Iterator[None]:
     exceptions pass.
     """
     start = time.perf_counter()
+    torch = sys.modules.get("torch")  # stages without a model must not pay for the import
     try:
-        if "torch" in sys.modules:  # stages without a model must not pay for the import
+        if torch:
             # Denormal floats are up to 100 times slower on a CPU, and too small to matter here.
-            sys.modules["torch"].set_flush_denormal(True)
+            torch.set_flush_denormal(True)
         yield
     except InputError as error:
         _exit(name, str(error))
@@ -49,6 +50,9 @@ def stage(name: str, record: bool = True) -> Iterator[None]:
         # torch's workers pass tensors through shared memory; in containers, it is small by default.
         cause = cause.removeprefix("RuntimeError: ").rstrip(".")
         _exit(name, f"{cause}. Fewer compute.workers need less shared memory (/dev/shm).")
+    finally:
+        if torch:
+            torch.set_flush_denormal(False)
     if record:
         try:
             write_duration(name, time.perf_counter() - start)

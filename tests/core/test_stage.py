@@ -4,6 +4,7 @@ import errno
 import json
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from stages.core import stage as stages
@@ -96,3 +97,13 @@ def test_commands_besides_the_pipeline_record_no_duration(folder):
     with stage("plan", record=False):
         pass
     assert list(json.loads((folder / "reports/timings.json").read_text())) == ["data"]
+
+
+def test_denormal_floats_are_flushed_within_a_stage_only():
+    smallest = torch.full((1,), 2.0**-149)
+    with stage("train"):
+        assert (smallest * 1).item() == 0
+    assert (smallest * 1).item() == 2.0**-149
+    with pytest.raises(ValueError), stage("train"):
+        raise ValueError
+    assert (smallest * 1).item() == 2.0**-149
