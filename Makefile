@@ -63,7 +63,7 @@ test: $(READY)  ## run the tests
 	python -m pytest
 
 ui: $(READY)  ## show the runs in MLflow on http://127.0.0.1:5000
-	python -m stages.core.tracking
+	python -m stages.tracking
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 

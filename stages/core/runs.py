@@ -1,6 +1,6 @@
 """A run: its params, metrics and per-epoch history in one record file.
 
-The record is an output of its stage and the source of truth; MLflow displays it (`stages/core/tracking.py`). It
+The record is an output of its stage and the source of truth; MLflow displays it (`stages/tracking`). It
 contains nothing that differs between two runs with the same params, such as durations or dates.
 """
 

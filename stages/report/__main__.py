@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
-from stages.core import tracking
 from stages.core.atomic import remove_folders, write_text
 from stages.core.runs import RUNS, record_path, run_key
 from stages.core.skipped import skip_reason
@@ -24,6 +23,7 @@ from stages.report.page import build_page
 from stages.report.results import RunNames, load_results
 from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Inputs, Section, render
 from stages.report.significance import Metric
+from stages.tracking import registration
 
 # Identities of the runs on the page. This is the only output that is not committed: in a fresh clone, where all other
 # outputs are up to date, its absence makes DVC run this stage, which registers the runs in MLflow.
@@ -98,7 +98,7 @@ def attach_figures(sections: Iterable[Section]) -> None:
         for run_id, paths in section.figures.items():
             assert run_id is not None  # all results come from the store
             figures[run_id] = paths
-    tracking.attach(figures)
+    registration.attach(figures)
 
 
 def describe_timings() -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from stages.core import tracking
 from stages.core.runs import Run, read_run, run_key
+from stages.tracking import registration
 
 RunNames = list[tuple[str, int | None]]  # names and seeds of a task's runs
 
@@ -69,13 +69,13 @@ def load_results(names: dict[str, RunNames]) -> tuple[dict[str, list[Result]], b
     """
     runs = {task: [read_run(task, run_key(name, seed)) for name, seed in pairs] for task, pairs in names.items()}
     all_runs = [run for task_runs in runs.values() for run in task_runs]
-    stored = tracking.register(all_runs)
-    metrics = tracking.read_records(all_runs) if stored is None else stored
+    stored = registration.register(all_runs)
+    metrics = registration.read_records(all_runs) if stored is None else stored
     return {task: group_seeds(task_runs, metrics) for task, task_runs in runs.items()}, stored is not None
 
 
 def group_seeds(runs: Iterable[Run], metrics: pd.DataFrame) -> list[Result]:
-    """One result per name, in order. `metrics` has a row per run, as `tracking.register` returns it."""
+    """One result per name, in order. `metrics` has a row per run, as `registration.register` returns it."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.name, []).append(run)

@@ -94,6 +94,7 @@ ORDER = (
     "retrieval",
     "classification",
     "attention",
+    "tracking",
     "report",
     "plan",
 )

@@ -12,7 +12,6 @@ from PIL import Image
 from stages.attention.panels import Panel, plot_positions, plot_rows
 from stages.core import figures
 from stages.core.runs import Run
-from stages.core.tracking import read_records
 from stages.core.train_state import TrainState
 from stages.data.manifest import Row
 from stages.pretraining.card import plot_curve
@@ -22,6 +21,7 @@ from stages.report.curves import plot_accuracy, plot_bleu, plot_class_iou, plot_
 from stages.report.overlays import plot_masks
 from stages.report.results import Result, group_seeds
 from stages.retrieval.search import draw_captions, draw_images
+from stages.tracking.registration import read_records
 
 # Each name with what a figure shows of it.
 NAMES = {

@@ -8,7 +8,6 @@ from conftest import ROOT
 from markdown_it import MarkdownIt
 from sample_report import metric
 
-from stages.core import tracking
 from stages.core.runs import Run
 from stages.data.manifest import Manifest, Row
 from stages.params.experiment import load_experiment
@@ -24,6 +23,7 @@ from stages.report.results import load_results
 from stages.report.section import FIGURES, Inputs, render
 from stages.report.tables import Table
 from stages.retrieval import RECALL
+from stages.tracking import registration
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -66,7 +66,7 @@ def committed(monkeypatch):
     """Inputs from the committed records, with hostile text wherever a run takes it from data or params; no figures."""
     monkeypatch.chdir(ROOT)
     experiment = load_experiment()
-    monkeypatch.setattr(tracking, "register", lambda runs: None)
+    monkeypatch.setattr(registration, "register", lambda runs: None)
     results, _ = load_results(report.expected_runs(experiment))
     rows = (Row("a", "train", "a.jpg", height=20, width=30), Row("b", "val", "b.jpg", height=40, width=25))
     manifest = Manifest(rows, ALL, ("background", *HOSTILE), HOSTILE, license=ALL)

@@ -16,7 +16,6 @@ from jinja2 import Environment
 from markdown_it import MarkdownIt
 from sample_report import metric
 
-from stages.core import tracking
 from stages.core.runs import RUNS, Run, write_run
 from stages.core.skipped import mark_skipped
 from stages.data.manifest import Manifest, Row
@@ -35,6 +34,7 @@ from stages.report.predictions import read_captions
 from stages.report.results import Result, load_results
 from stages.report.section import TEMPLATES, Inputs, Section, link, render
 from stages.report.tables import Table, escape_latex
+from stages.tracking import registration
 
 EXPERIMENT = load_experiment(ROOT / "params.yaml")
 ASSIGNMENT = ROOT.parent / "shared/assignment/tables.json"
@@ -353,7 +353,7 @@ def test_metrics_are_the_same_from_the_store_and_from_the_records(tmp_path, monk
     names = {"segmentation": [("linear", 1), ("linear", 2)], "position_similarity": [("rotary", None)]}
     stored, from_store = load_results(names)
     assert from_store
-    monkeypatch.setattr(tracking, "register", lambda runs: None)
+    monkeypatch.setattr(registration, "register", lambda runs: None)
     recorded, from_store = load_results(names)
     assert not from_store
     for task in names:

@@ -16,10 +16,11 @@ import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
 
-from stages.core import tracking
 from stages.core.runs import RUNS, Run, read_run, record_path, write_run
 from stages.core.skipped import mark_skipped
 from stages.core.stage import TIMINGS, InputError
+from stages.tracking import __main__ as tracking
+from stages.tracking import content, registration, store
 
 
 def build_run(**changes):
@@ -53,7 +54,7 @@ def project(tmp_path, monkeypatch):
 
 
 def runs_in_store():
-    client = MlflowClient(tracking.store_uri())
+    client = MlflowClient(store.store_uri())
     return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
@@ -84,19 +85,19 @@ def test_nan_is_never_written():
 
 def test_run_is_registered_once_with_metrics_params_tags_and_record():
     (run,) = write_runs(build_run())
-    frame = tracking.register([run])
-    pd.testing.assert_frame_equal(tracking.register([run]), frame)
+    frame = registration.register([run])
+    pd.testing.assert_frame_equal(registration.register([run]), frame)
     assert len(runs_in_store()) == 1
     assert (frame.loc[run.identity, "miou"], frame.loc[run.identity, "best_epoch"]) == (31.25, 2)
     run_id = frame.loc[run.identity, "run_id"]
-    client = MlflowClient(tracking.store_uri())
+    client = MlflowClient(store.store_uri())
     curve = client.get_metric_history(run_id, "epoch/miou")
     assert [(metric.step, metric.value) for metric in curve] == [(1, 10.0), (2, 31.25)]
     class_curve = client.get_metric_history(run_id, "epoch/iou/a _b_")
     assert [metric.value for metric in class_curve] == [1.0, 2.0]
     data = client.get_run(run_id).data
     assert data.params["lr"] == "0.001"
-    assert data.tags[tracking.IDENTITY] == run.identity
+    assert data.tags[content.IDENTITY] == run.identity
     assert data.tags["dvc.stage"] == "train_head@linear"
     assert [file.path for file in client.list_artifacts(run_id)] == ["linear.json"]
 
@@ -104,12 +105,12 @@ def test_run_is_registered_once_with_metrics_params_tags_and_record():
 def test_metrics_of_all_tasks_are_one_frame():
     seeds = [build_run(seed=seed, params={"seed": seed}, metrics={"miou": 30.0 + seed}) for seed in (1, 2)]
     runs = write_runs(*seeds, build_run(task="captioning", name="greedy", metrics={"bleu": 20.125}, history=[]))
-    frame = tracking.register(runs)
+    frame = registration.register(runs)
     assert set(frame.columns) == {"run_id", "miou", "bleu"}
     assert frame.loc[[run.identity for run in seeds], "miou"].tolist() == [31.0, 32.0]
     assert frame.loc[runs[2].identity, "bleu"] == 20.125
     assert np.isnan(frame.loc[runs[2].identity, "miou"])
-    data = MlflowClient(tracking.store_uri()).get_run(frame.loc[seeds[1].identity, "run_id"]).data
+    data = MlflowClient(store.store_uri()).get_run(frame.loc[seeds[1].identity, "run_id"]).data
     assert (data.tags["name"], data.tags["seed"], data.params["seed"]) == ("linear", "2", "2")
     assert data.tags["mlflow.runName"] == "linear-seed2"
 
@@ -117,20 +118,20 @@ def test_metrics_of_all_tasks_are_one_frame():
 def test_more_metrics_than_a_request_holds_are_registered(project):
     history = [{"epoch": epoch, "loss": 1.0 / epoch} for epoch in range(1, 2101)]
     (run,) = write_runs(build_run(history=history))
-    run_id = tracking.register([run]).loc[run.identity, "run_id"]
-    assert len(MlflowClient(tracking.store_uri()).get_metric_history(run_id, "epoch/loss")) == 2100
+    run_id = registration.register([run]).loc[run.identity, "run_id"]
+    assert len(MlflowClient(store.store_uri()).get_metric_history(run_id, "epoch/loss")) == 2100
 
 
 def test_changed_metrics_are_another_run():
     for miou in (1.0, 2.0):
-        tracking.register(write_runs(build_run(metrics={"miou": miou})))
+        registration.register(write_runs(build_run(metrics={"miou": miou})))
     assert len(runs_in_store()) == 2
 
 
 def test_runs_of_a_stage_share_its_duration():
     runs = write_runs(build_run(name="first"), build_run(name="second"))
     TIMINGS.write_text(json.dumps({"train_head@linear": {"seconds": 8.0}}))
-    assert set(tracking.register(runs).index) == {run.identity for run in runs}
+    assert set(registration.register(runs).index) == {run.identity for run in runs}
     infos = [run.info for run in runs_in_store()]
     assert {info.run_name for info in infos} == {"first", "second"}
     assert all(3900 <= info.end_time - info.start_time < 8000 for info in infos)
@@ -151,14 +152,14 @@ def test_interrupted_registration_is_repeated(monkeypatch):
     (run,) = write_runs(build_run())
     with monkeypatch.context() as context:
         context.setattr(MlflowClient, "log_batch", fail)
-        assert tracking.register([run]) is None
-    assert tracking.register([run]) is not None
+        assert registration.register([run]) is None
+    assert registration.register([run]) is not None
     assert sorted(run.info.status for run in runs_in_store()) == ["FAILED", "FINISHED"]
 
 
 def test_unreachable_store_is_one_line_of_warning(monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert tracking.register([build_run(), build_run(name="second")]) is None
+    assert registration.register([build_run(), build_run(name="second")]) is None
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert "http://127.0.0.1:9 not usable, linear and 1 more not registered" in lines[0]
@@ -166,25 +167,25 @@ def test_unreachable_store_is_one_line_of_warning(monkeypatch, capsys):
 
 def test_figures_are_attached_and_replaced(project):
     (run,) = write_runs(build_run())
-    run_id = tracking.register([run]).loc[run.identity, "run_id"]
+    run_id = registration.register([run]).loc[run.identity, "run_id"]
     figure = project / "curve.png"
-    for content in (b"first", b"second"):
-        figure.write_bytes(content)
-        tracking.attach({run_id: [figure]})
-    client = MlflowClient(tracking.store_uri())
+    for picture in (b"first", b"second"):
+        figure.write_bytes(picture)
+        registration.attach({run_id: [figure]})
+    client = MlflowClient(store.store_uri())
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/curve.png"]
 
 
 def test_store_is_in_the_project_root_even_from_a_temporary_copy(project, monkeypatch):
     monkeypatch.chdir(project.parent)
-    assert tracking.store_uri() == f"sqlite:///{project}/mlflow.db"
+    assert store.store_uri() == f"sqlite:///{project}/mlflow.db"
 
 
 def test_class_names_that_mlflow_rejects_are_replaced():
     classes = {"cats/": 1.0, "a//b": 2.0, "..": 3.0, "dogs": 4.0}
     (run,) = write_runs(build_run(history=[{"epoch": 1, "iou": classes}]))
-    run_id = tracking.register([run]).loc[run.identity, "run_id"]
-    client = MlflowClient(tracking.store_uri())
+    run_id = registration.register([run]).loc[run.identity, "run_id"]
+    client = MlflowClient(store.store_uri())
     for name, value in {"cats_": 1.0, "a__b": 2.0, "_": 3.0, "dogs": 4.0}.items():
         (metric,) = client.get_metric_history(run_id, f"epoch/iou/{name}")
         assert metric.value == value
@@ -192,13 +193,13 @@ def test_class_names_that_mlflow_rejects_are_replaced():
 
 def test_a_run_whose_metrics_were_changed_in_the_store_is_registered_anew(project, capsys):
     first, second = write_runs(build_run(name="first"), build_run(name="second"))
-    frame = tracking.register([first, second])
+    frame = registration.register([first, second])
     with sqlite3.connect(project / "mlflow.db") as database:
         database.execute(
             "UPDATE latest_metrics SET value = 99.99 WHERE key = 'miou' AND run_uuid = ?", [frame.run_id.iloc[0]]
         )
         database.execute("DELETE FROM latest_metrics WHERE key = 'best_epoch' AND run_uuid = ?", [frame.run_id.iloc[1]])
-    repaired = tracking.register([first, second])
+    repaired = registration.register([first, second])
     assert repaired.loc[first.identity, "miou"] == 31.25
     assert repaired.loc[second.identity, "best_epoch"] == 2
     assert not set(repaired["run_id"]) & set(frame["run_id"])
@@ -211,23 +212,23 @@ def test_a_kill_while_the_database_is_created_leaves_no_broken_store(project):
     (run,) = write_runs(build_run())
     kill = (
         "import os; from mlflow.store.db import utils; utils._upgrade_db = lambda engine: os._exit(9);"
-        "from stages.core import tracking; tracking._connect()"
+        "from stages.tracking.store import connect; connect()"
     )
     killed = subprocess.run([sys.executable, "-c", kill], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
     assert killed.returncode == 9  # after the tables of MLflow's first version, before the later ones
     assert not (project / "mlflow.db").exists()
-    assert tracking.register([run]) is not None
+    assert registration.register([run]) is not None
 
 
 def test_a_locked_store_is_one_line_of_warning(project, monkeypatch, capfd):
-    monkeypatch.setattr(tracking, "SQLITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(store, "SQLITE_TIMEOUT", 0.05)
     (run,) = write_runs(build_run())
-    tracking.register([run])
+    registration.register([run])
     capfd.readouterr()
     lock = sqlite3.connect(project / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     try:
-        assert tracking.register([build_run(name="second")]) is None
+        assert registration.register([build_run(name="second")]) is None
     finally:
         lock.close()
     lines = capfd.readouterr().err.strip().splitlines()
@@ -262,7 +263,7 @@ def test_a_server_that_never_finishes_its_answer_is_given_up(monkeypatch, capsys
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(tracking, "STORE_SECONDS", 0.5)
-        assert tracking.register([build_run()]) is None
+        monkeypatch.setattr(store, "STORE_SECONDS", 0.5)
+        assert registration.register([build_run()]) is None
         server.shutdown()
     assert "not finished within 0.5 s" in capsys.readouterr().err

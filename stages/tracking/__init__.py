@@ -1,0 +1,1 @@
+"""MLflow shows the runs; their records are the truth."""

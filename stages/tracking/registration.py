@@ -1,0 +1,121 @@
+"""Runs in MLflow, registered from their records, each once. A failing store never costs a result.
+
+The report stage registers all runs that it shows in one go: in every training stage, starting MLflow would take four
+seconds. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`.
+"""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+
+from stages.core.messages import join_names
+from stages.core.runs import Run
+from stages.core.stage import git_revision, read_timings
+from stages.tracking.content import EPOCH, IDENTITY, run_metrics, run_params, run_tags
+from stages.tracking.store import connect, errors_as_warning, experiment_id, store_uri
+
+ENTITIES_PER_REQUEST = 1000  # MLflow's limit for metrics, and for metrics, params and tags together
+METRIC_COLUMN = "metrics."  # starts the columns of metrics in MLflow's DataFrame of runs
+
+
+def register(runs: list[Run]) -> pd.DataFrame | None:
+    """Register every run that the store lacks; return all of them as the store holds them, or None if it fails.
+
+    The DataFrame has one row per run, indexed by the run's identity: the column `run_id`, then final metrics by name,
+    NaN where a run has no such metric. A run is in the store if a finished MLflow run has its identity; if its metrics
+    are not the record's, somebody has changed them, and it is registered anew. Records hold no durations: a stage's
+    duration on this machine is divided evenly among its runs.
+    """
+    with errors_as_warning(f"{join_names([run.name for run in runs], limit=1)} not registered"):
+        client = connect()
+        durations = _durations(runs)
+        experiments = {task: experiment_id(client, task) for task in dict.fromkeys(run.task for run in runs)}
+        revision = git_revision()
+
+        def create(run: Run) -> str:
+            return _create_run(client, run, experiments[run.task], durations[run.stage], revision)
+
+        run_ids = {run.identity: _find_run(client, run, experiments[run.task]) or create(run) for run in runs}
+        stored = _read_runs(list(run_ids.values()))
+        changed = [run for run in runs if not _equals_record(stored.loc[run.identity], run)]
+        for run in changed:
+            run_id = run_ids[run.identity]
+            print(f"MLflow run {run_id}: its metrics differ from {run.path}; it is deleted and registered anew")
+            client.delete_run(run_id)
+            run_ids[run.identity] = create(run)
+        stored = _read_runs(list(run_ids.values())) if changed else stored
+        return stored.loc[list(run_ids)]
+    return None
+
+
+def read_records(runs: list[Run]) -> pd.DataFrame:
+    """The runs' metrics as their records hold them, in the form in which `register` returns them; `run_id` is None."""
+    frame = pd.DataFrame([run.metrics for run in runs], index=[run.identity for run in runs], dtype=float)
+    frame.insert(0, "run_id", None)
+    return frame
+
+
+def attach(figures: dict[str, list[Path]]) -> None:
+    """Upload figures, by MLflow run ID, to `figures/`. A file of the same name is replaced."""
+    with errors_as_warning("figures not attached"):
+        client = connect()
+        for run_id, paths in figures.items():
+            for path in paths:
+                client.log_artifact(run_id, str(path), "figures")
+
+
+def _equals_record(stored: pd.Series, run: Run) -> bool:
+    """Whether the store's final metrics of a run are those of its record."""
+    return stored.drop("run_id").dropna().to_dict() == {key: float(value) for key, value in run.metrics.items()}
+
+
+def _durations(runs: list[Run]) -> dict[str, float]:
+    """Seconds per run of each stage; 0 for stages that ran elsewhere."""
+    timings = read_timings()
+    counts = Counter(run.stage for run in runs)
+    return {stage: timings.get(stage, {}).get("seconds", 0.0) / count for stage, count in counts.items()}
+
+
+def _find_run(client: MlflowClient, run: Run, experiment: str) -> str | None:
+    query = f"tags.`{IDENTITY}` = '{run.identity}' and attributes.status = 'FINISHED'"
+    matches = client.search_runs([experiment], query, max_results=1)
+    return matches[0].info.run_id if matches else None
+
+
+def _create_run(client: MlflowClient, run: Run, experiment: str, seconds: float, revision: str | None) -> str:
+    now = time.time()
+    start_time = int((now - seconds) * 1000)  # MLflow counts in milliseconds
+    created = client.create_run(experiment, start_time=start_time, tags=run_tags(run, revision), run_name=run.key)
+    run_id = created.info.run_id
+    status = "FAILED"
+    try:
+        params = run_params(run)
+        metrics = list(run_metrics(run, int(now * 1000)))
+        # As few requests as possible: on a server each costs a round trip, and on a file each waits for the disk.
+        first = ENTITIES_PER_REQUEST - len(params)
+        client.log_batch(run_id, params=params, metrics=metrics[:first])
+        for start in range(first, len(metrics), ENTITIES_PER_REQUEST):
+            client.log_batch(run_id, metrics=metrics[start : start + ENTITIES_PER_REQUEST])
+        client.log_artifact(run_id, str(run.path))
+        status = "FINISHED"
+    finally:
+        client.set_terminated(run_id, status)
+    return run_id
+
+
+def _read_runs(run_ids: list[str]) -> pd.DataFrame:
+    """Final metrics of these runs in the store, as `register` returns them."""
+    mlflow.set_tracking_uri(store_uri())
+    ids = ", ".join(f"'{run_id}'" for run_id in run_ids)
+    runs = mlflow.search_runs(search_all_experiments=True, filter_string=f"attributes.run_id IN ({ids})")
+    runs = runs.set_index(f"tags.{IDENTITY}").rename_axis(None)
+    names = {}
+    for column in runs:
+        name = column.removeprefix(METRIC_COLUMN)
+        if name != column and not name.startswith(EPOCH):
+            names[column] = name
+    return runs[["run_id", *names]].rename(columns=names)
