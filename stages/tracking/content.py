@@ -1,43 +1,89 @@
-"""What an MLflow run holds of a record: tags, params and metrics."""
+"""What an MLflow run holds: tags and params from its start, metrics as epochs end, the record when it is finished."""
 
 import os
 import re
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 
+from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 
 from stages.core.runs import Run
+from stages.core.stage import git_revision
+from stages.tracking.store import experiment_id
 
 IDENTITY = "vitlab.identity"  # a tag: the SHA-256 of the record from which the run was registered
+METRICS_PER_REQUEST = 1000  # MLflow's limit
 EPOCH = "epoch/"  # starts the names of metrics that have a value per epoch
 
 
-def run_tags(run: Run, revision: str | None) -> dict[str, str]:
+def milliseconds() -> int:
+    """The time now, as MLflow counts it."""
+    return int(time.time() * 1000)
+
+
+def open_run(client: MlflowClient, run: Run, start_time: int) -> str:
+    """Create an MLflow run in the task's experiment, with what is known before its first epoch; return its ID.
+
+    Metrics and details of `run` may still be empty. `start_time` is in milliseconds.
+    """
+    experiment = experiment_id(client, run.task)
+    created = client.create_run(experiment, start_time=start_time, tags=_tags(run), run_name=run.key)
+    run_id = created.info.run_id
+    with failed_on_error(client, run_id):
+        client.log_batch(run_id, params=_params(run))
+    return run_id
+
+
+@contextmanager
+def failed_on_error(client: MlflowClient, run_id: str) -> Iterator[None]:
+    """Mark a run as failed if the body raises."""
+    try:
+        yield
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+
+
+def close_run(client: MlflowClient, run_id: str, run: Run) -> None:
+    """Add the finished run's metrics and its record; from now on the store has this run."""
+    now = milliseconds()
+    log_metrics(client, run_id, [Metric(key, float(value), now, 0) for key, value in run.metrics.items()])
+    client.log_artifact(run_id, str(run.path))
+    client.set_tag(run_id, IDENTITY, run.identity)
+    client.set_terminated(run_id, "FINISHED")
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    """Log any number of metrics in as few requests as possible: each is a round trip, or a wait for the disk."""
+    for start in range(0, len(metrics), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
+
+
+def epoch_metrics(row: dict, timestamp: int) -> list[Metric]:
+    """The metrics of an epoch, a row of a run's history, as `epoch/NAME`; the step is the epoch."""
+    return [Metric(f"{EPOCH}{key}", value, timestamp, row["epoch"]) for key, value in _flatten(row) if key != "epoch"]
+
+
+_revision = cache(git_revision)  # the same for all runs of a report
+
+
+def _tags(run: Run) -> dict[str, str]:
     tags = {
-        MLFLOW_RUN_NAME: run.key,
-        IDENTITY: run.identity,
         "name": run.name,  # what runs with several seeds share
         "seed": None if run.seed is None else str(run.seed),
         "dvc.stage": run.stage,
         "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
-        MLFLOW_GIT_COMMIT: revision,
+        MLFLOW_GIT_COMMIT: _revision(),
     }
     return {key: value for key, value in tags.items() if value}
 
 
-def run_params(run: Run) -> list[Param]:
+def _params(run: Run) -> list[Param]:
     return [Param(key, str(value)) for key, value in {**run.params, **run.inputs}.items()]
-
-
-def run_metrics(run: Run, timestamp: int) -> Iterator[Metric]:
-    """Final metrics by their own names, and the history as `epoch/NAME`, one step per epoch."""
-    for key, value in run.metrics.items():
-        yield Metric(key, float(value), timestamp, 0)
-    for row in run.history:
-        for key, value in _flatten(row):
-            if key != "epoch":
-                yield Metric(f"{EPOCH}{key}", value, timestamp, row["epoch"])
 
 
 def _flatten(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:

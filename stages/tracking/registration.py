@@ -4,7 +4,6 @@ The report stage registers all runs that it shows in one go: in every training s
 seconds. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`.
 """
 
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,11 +13,19 @@ from mlflow import MlflowClient
 
 from stages.core.messages import join_names
 from stages.core.runs import Run
-from stages.core.stage import git_revision, read_timings
-from stages.tracking.content import EPOCH, IDENTITY, run_metrics, run_params, run_tags
+from stages.core.stage import read_timings
+from stages.tracking.content import (
+    EPOCH,
+    IDENTITY,
+    close_run,
+    epoch_metrics,
+    failed_on_error,
+    log_metrics,
+    milliseconds,
+    open_run,
+)
 from stages.tracking.store import connect, errors_as_warning, experiment_id, store_uri
 
-ENTITIES_PER_REQUEST = 1000  # MLflow's limit for metrics, and for metrics, params and tags together
 METRIC_COLUMN = "metrics."  # starts the columns of metrics in MLflow's DataFrame of runs
 
 
@@ -34,19 +41,17 @@ def register(runs: list[Run]) -> pd.DataFrame | None:
         client = connect()
         durations = _durations(runs)
         experiments = {task: experiment_id(client, task) for task in dict.fromkeys(run.task for run in runs)}
-        revision = git_revision()
-
-        def create(run: Run) -> str:
-            return _create_run(client, run, experiments[run.task], durations[run.stage], revision)
-
-        run_ids = {run.identity: _find_run(client, run, experiments[run.task]) or create(run) for run in runs}
+        run_ids = {}
+        for run in runs:
+            found = _find_run(client, run, experiments[run.task])
+            run_ids[run.identity] = found or _create_run(client, run, durations[run.stage])
         stored = _read_runs(list(run_ids.values()))
         changed = [run for run in runs if not _equals_record(stored.loc[run.identity], run)]
         for run in changed:
             run_id = run_ids[run.identity]
             print(f"MLflow run {run_id}: its metrics differ from {run.path}; it is deleted and registered anew")
             client.delete_run(run_id)
-            run_ids[run.identity] = create(run)
+            run_ids[run.identity] = _create_run(client, run, durations[run.stage])
         stored = _read_runs(list(run_ids.values())) if changed else stored
         return stored.loc[list(run_ids)]
     return None
@@ -86,24 +91,12 @@ def _find_run(client: MlflowClient, run: Run, experiment: str) -> str | None:
     return matches[0].info.run_id if matches else None
 
 
-def _create_run(client: MlflowClient, run: Run, experiment: str, seconds: float, revision: str | None) -> str:
-    now = time.time()
-    start_time = int((now - seconds) * 1000)  # MLflow counts in milliseconds
-    created = client.create_run(experiment, start_time=start_time, tags=run_tags(run, revision), run_name=run.key)
-    run_id = created.info.run_id
-    status = "FAILED"
-    try:
-        params = run_params(run)
-        metrics = list(run_metrics(run, int(now * 1000)))
-        # As few requests as possible: on a server each costs a round trip, and on a file each waits for the disk.
-        first = ENTITIES_PER_REQUEST - len(params)
-        client.log_batch(run_id, params=params, metrics=metrics[:first])
-        for start in range(first, len(metrics), ENTITIES_PER_REQUEST):
-            client.log_batch(run_id, metrics=metrics[start : start + ENTITIES_PER_REQUEST])
-        client.log_artifact(run_id, str(run.path))
-        status = "FINISHED"
-    finally:
-        client.set_terminated(run_id, status)
+def _create_run(client: MlflowClient, run: Run, seconds: float) -> str:
+    now = milliseconds()
+    run_id = open_run(client, run, now - int(1000 * seconds))
+    with failed_on_error(client, run_id):
+        log_metrics(client, run_id, [metric for row in run.history for metric in epoch_metrics(row, now)])
+        close_run(client, run_id, run)
     return run_id
 
 
