@@ -50,15 +50,26 @@ class Classifier(nn.Module):
             module.training = mode and not isinstance(module, _BatchNorm)
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.backbone.vit.parameters()).dtype
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, labels)` of `(B, 3, H, W)` uint8 images."""
-        return self.backbone.vit(vit.normalize(images, self.backbone.mean, self.backbone.std))
+        pixels = vit.normalize(images, self.backbone.mean, self.backbone.std)
+        return self.backbone.vit(pixels.to(self.dtype))
 
 
 def build(pretrained: vit.Backbone, source: str, labels: tuple[str, ...], size: int) -> Classifier:
     """Put a new classification layer on a pretrained ViT, which is no longer frozen after that."""
-    pretrained.vit.reset_classifier(len(labels))
-    return Classifier(pretrained.vit, source, labels, size, pretrained.architecture)
+    network = pretrained.vit
+    network.reset_classifier(len(labels))
+    # Drawn in double precision and rounded: float32 draws differ between CPUs in their last bit.
+    layer = network.get_classifier().double()
+    layer.reset_parameters()
+    layer.float()
+    return Classifier(network, source, labels, size, pretrained.architecture)
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,10 @@ class _Config:
 
 
 def save(path: Path, classifier: Classifier) -> None:
-    """Write the weights, with the metadata that `load` needs."""
+    """Write the weights in float32, with the metadata that `load` needs."""
     config = _Config(classifier.source, classifier.labels, classifier.size, classifier.backbone.architecture)
-    save_weights(path, classifier.backbone.vit.state_dict(), classifier=asdict(config))
+    weights = {name: weight.float() for name, weight in classifier.backbone.vit.state_dict().items()}
+    save_weights(path, weights, classifier=asdict(config))
 
 
 def load(path: Path) -> Classifier:

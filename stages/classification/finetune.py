@@ -51,6 +51,8 @@ class Finetuning:
         self.stage = stage_name(name, seed)
         self.seed = experiment.seed_for(f"{TASK}/{name}", seed)
         self.compute = experiment.compute
+        if params.float64:
+            self.compute = self.compute.model_copy(update={"precision": "float32"})  # no autocast
         self.folder = RESUME / run_key(name, seed)
         self.train = manifest.split("train")
         self.val = ImageViews(manifest.split("val"), self.setting.size)
@@ -61,10 +63,12 @@ class Finetuning:
             "manifest": manifests.manifest_hash(LABELED),
             "backbone": params.backbone,
             "weights": vit.weights_hash(backbone),
-            "precision": self.compute.precision,
+            "precision": "float64" if params.float64 else self.compute.precision,
         }
         torch.manual_seed(self.seed)  # of the new layer's weights, and of dropout if any
         self.model = classifier.build(backbone, params.backbone, manifest.labels, self.setting.size)
+        if params.float64:
+            self.model.double()
         prepare_model(self.model, self.compute)
 
     def fit(self) -> tuple[list[dict], EvalResult]:

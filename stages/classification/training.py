@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +38,9 @@ def train_step(
     for pixels, labels in batches:
         with mixed.products():
             logits = classifier(pixels.to(device, non_blocking=True))
-        # In float32: half precision would round the log-softmax.
-        loss = F.cross_entropy(logits.float(), labels.to(device), reduction="sum")
+        # At least in float32: half precision would round the log-softmax.
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(precise, labels.to(device), reduction="sum")
         mixed.backward(loss / images)
         total += loss.item()
     mixed.step(optimizer)
@@ -98,7 +100,9 @@ class EvalResult:
 
 @torch.inference_mode()
 def evaluate(classifier: Classifier, views: ImageViews, compute: Compute) -> EvalResult:
-    """Evaluate a classifier on all views, in their order."""
+    """Evaluate a classifier on all views, in their order; one that trains in float64 as it is saved, in float32."""
+    if classifier.dtype == torch.float64:
+        classifier = deepcopy(classifier).float()
     device = next(classifier.parameters()).device
     classifier.eval()
     loader = build_loader(views, compute.workers, batch_size=EVAL_BATCH_SIZE)

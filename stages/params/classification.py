@@ -23,9 +23,13 @@ class NamedSizes(Section):
 
 
 class Classifier(Section):
-    """A profile's pretrained ViT for classification, and its values for the names that settings use."""
+    """A profile's pretrained ViT for classification, and its values for the names that settings use.
+
+    With `float64`, it is fine-tuned in double precision, whatever `compute.precision` says.
+    """
 
     backbone: ModelSource
+    float64: StrictBool
     lr: NamedRates
     size: NamedSizes
 

@@ -6,6 +6,7 @@ the next images, so a stage takes as long as the slower of the two.
 
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -200,8 +201,10 @@ def classification_work(experiment: Experiment, images: DatasetSize, classifier:
     def measure_setting(size: int, augment: bool, batch_size: int) -> tuple[float, float]:
         """Seconds per train and per val image."""
         load = partial(augmented_view, image, size, seed=1) if augment else partial(plain_view, image, size)
-        pixels = torch.randn(batch_size, 3, size, size)
-        step = measure_training(classifier.vit, pixels, lambda outputs: outputs.square().mean(), compute)
+        dtype = torch.float64 if experiment.active.classifier.float64 else torch.float32
+        pixels = torch.randn(batch_size, 3, size, size, dtype=dtype)
+        network = deepcopy(classifier.vit).to(dtype)
+        step = measure_training(network, pixels, lambda outputs: outputs.square().mean(), compute)
         train = max(measure_loading(load, compute), step)
         return train, measure_vit(classifier, random_pixels((size, size)), compute)
 
