@@ -16,7 +16,7 @@ VIEWS := segmentation.views=15 retrieval.views=8
 PAPER := $(VIEWS) captioning.stop=end_token
 ORIGINAL := $(VIEWS) captioning.stop=batch
 
-.PHONY: help setup params repro paper original plan pretrain check lint types test ui search dag clean
+.PHONY: help setup params repro verify paper original plan pretrain check lint types test ui search dag clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +34,10 @@ repro: params  ## run the pipeline; writes reports/report.md
 	then dvc config --local --unset core.no_scm >/dev/null 2>&1 || true; \
 	else dvc config --local core.no_scm true; fi
 	dvc repro
+
+verify: $(READY)  ## after `make repro`: compare the numbers with the committed ones
+	@dvc status --quiet || echo "verify: not all stages are up to date (dvc status); run \`make repro\` first" >&2
+	python -m stages.report.verify
 
 paper: params  ## run the pipeline on VOC, Oxford-IIIT Pet, DINO, BLIP and ViT-B/16: make paper SET="paper.captions=FILE"
 	dvc exp run -S profile=paper $(addprefix -S ,$(PAPER) $(SET))
@@ -75,7 +79,7 @@ dag: $(READY)  ## draw the stages
 
 clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped checkpoints
 	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
-		data/predictions data/fetched data/attention data/valid_params.txt data/report_runs.json data/resume reports/report.html reports/look reports/search.png reports/timings.json \
+		data/predictions data/fetched data/attention data/valid_params.txt data/report_runs.json data/resume reports/report.html reports/verify.md reports/look reports/search.png reports/timings.json \
 		predictions.csv mlflow.db mlflow.db.lock mlartifacts mlruns dvc_plots .pytest_cache .ruff_cache .mypy_cache
 
 # uv installs the same pinned packages about three times as fast as pip.

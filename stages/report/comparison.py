@@ -9,7 +9,7 @@ import pandas as pd
 
 from stages.params.experiment import Experiment
 from stages.report.markdown import Markdown
-from stages.report.numbers import format_range, star_highest
+from stages.report.numbers import format_number, format_range, star_highest
 from stages.report.original import load_original
 from stages.report.original_settings import ORIGINAL_PROFILE, changed_settings, deviations, original_number
 from stages.report.results import Result
@@ -83,7 +83,7 @@ class OriginalTable:
         original = load_original()[self.name]
         rows = self.assigned_rows
         means = [row.result.metrics[self.metric.key] for row in rows]
-        numbers = star_highest(means) if self.starred else [f"{mean:.2f}" for mean in means]
+        numbers = star_highest(means) if self.starred else [format_number(mean) for mean in means]
         cells = [(*row.cells, number) for row, number in zip(rows, numbers, strict=True)]
         frame = pd.DataFrame(cells, columns=original["columns"], dtype=object)
         return Table(original["caption"], frame, self.left, self.title)
@@ -212,7 +212,7 @@ def write_numbers(records: list[dict[str, Any]]) -> str:
 
 def _mean_and_deviation(result: Result, metric: Metric) -> str:
     """`53.20`; with several seeds `53.20 ± 0.45`, the standard deviation over the seeds."""
-    mean = f"{result.metrics[metric.key]:.2f}"
+    mean = format_number(result.metrics[metric.key])
     spread = metric.spread(result)
     return mean if spread is None else f"{mean} ± {spread:.2f}"
 

@@ -9,6 +9,11 @@ from stages.report.markdown import Markdown
 MISSING = "-"  # the original's cell without a value
 
 
+def format_number(value: float) -> str:
+    """`59.40`: the two decimals of the numbers in all of the original's tables."""
+    return f"{value:.2f}"
+
+
 def format_scientific(value: float | None) -> str:
     """`1e-3`, `5e-4`, `0`; `-` for None."""
     if value is None:
@@ -37,12 +42,12 @@ def format_interval(metrics: Mapping[str, float], key: str, digits: int = 2) -> 
 def format_best(values: pd.Series, epochs: pd.Series) -> str:
     """The mean over seeds of the best epoch's values, and the epochs: `49.23 (13)`, `49.23 (9 to 13)`."""
     first, last = int(epochs.min()), int(epochs.max())
-    return f"{values.mean():.2f} ({first if first == last else f'{first} to {last}'})"
+    return f"{format_number(values.mean())} ({first if first == last else f'{first} to {last}'})"
 
 
 def star_highest(values: list[float]) -> list[str]:
     """Two decimals; a star after the highest, also after all that print the same."""
-    texts = [f"{value:.2f}" for value in values]
+    texts = [format_number(value) for value in values]
     highest = max((float(text) for text in texts), default=None)
     # The star is no markup: it begins nothing, as nothing follows it.
     return [Markdown(f"{text}*") if float(text) == highest else text for text in texts]

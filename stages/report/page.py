@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from stages.core.messages import join_names
 from stages.core.runs import Run, package_versions
 from stages.data.manifest import SPLITS, Manifest
 from stages.params.model_source import display_name
 from stages.report.markdown import Markdown
 from stages.report.section import Section, render
+
+REPORT_PACKAGES = ("dvc", "mlflow", "pandas", "pyarrow", "scikit-learn", "scipy", "matplotlib")
 
 
 def build_page(
@@ -19,11 +22,14 @@ def build_page(
     runs: list[Run],
 ) -> Markdown:
     """The report in markdown; `from_store` says whether the metrics were read from MLflow."""
-    packages = package_versions("dvc", "mlflow", "pandas", "pyarrow", "scikit-learn", "scipy", "matplotlib")
+    users = version_users(runs)
+    mixed = {}
+    for package, versions in sorted(users.items()):
+        if len(versions) > 1:
+            mixed[package] = {version: join_names(names, limit=6) for version, names in versions.items()}
     manifest_hashes = {}
     weight_hashes = {}
     for run in runs:
-        packages |= run.versions
         weight_hashes[display_name(run.inputs["backbone"])] = run.inputs["weights"]
         if {"source", "manifest"} <= run.inputs.keys():
             manifest_hashes[run.inputs["source"]] = run.inputs["manifest"]
@@ -35,10 +41,26 @@ def build_page(
         data=[describe_data(manifest) for manifest in manifests],
         sections=sections,
         claims=claims,
-        packages=dict(sorted(packages.items())),
+        packages={package: " and ".join(versions) for package, versions in sorted(users.items())},
+        mixed=mixed,
         manifest_hashes=manifest_hashes,
         weight_hashes=weight_hashes,
     )
+
+
+def version_users(runs: list[Run]) -> dict[str, dict[str, list[str]]]:
+    """By package and version, the runs that were made with it; `report` stands for the page itself.
+
+    Records are kept while their stages' inputs stay the same, and packages are none of these: after an upgrade, one
+    page may show runs of several versions.
+    """
+    versions_by_user = {f"{run.task}/{run.key}": run.versions for run in runs}
+    versions_by_user["report"] = package_versions(*REPORT_PACKAGES)
+    users: dict[str, dict[str, list[str]]] = {}
+    for user, versions in versions_by_user.items():
+        for package, version in versions.items():
+            users.setdefault(package, {}).setdefault(version, []).append(user)
+    return users
 
 
 def describe_data(manifest: Manifest) -> dict[str, Any]:

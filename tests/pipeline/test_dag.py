@@ -184,3 +184,12 @@ def test_names_from_params_are_validated_and_quoted(name):
 def test_pretraining_is_frozen(name):
     """A fresh clone must not train the shipped checkpoints again."""
     assert STAGES[name]["frozen"] is True
+
+
+@pytest.mark.parametrize("name", PIPELINE["artifacts"])
+def test_every_artifact_is_the_output_of_a_stage(name):
+    """DVC does not check it: it finds out when somebody downloads the artifact."""
+    outputs = set()
+    for stage in STAGES.values():
+        outputs |= {next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]}
+    assert fill(PIPELINE["artifacts"][name], {})["path"] in outputs

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -456,6 +457,33 @@ def test_a_page_prints_names_and_reasons_as_they_are():
     rendered = plain_text(page)
     assert rendered.count(line) == 5
     assert "Table 1 is left out:" in rendered
+
+
+def page_of_versions(*versions):
+    """The page of two runs with these packages."""
+    inputs = {"backbone": "vit", "weights": "ab" * 32}
+    rows = (Row("a", "train", "a.jpg", height=20, width=30), Row("b", "val", "b.jpg", height=40, width=25))
+    runs = [
+        Run("task", name, "s", {}, {}, inputs=inputs, versions=packages)
+        for name, packages in zip(("first", "second"), versions, strict=True)
+    ]
+    return build_page([Manifest(rows, "somewhere", ())], "folder", [], Markdown("## Claims\n"), False, runs)
+
+
+def test_the_page_says_which_runs_were_made_with_which_versions_if_they_differ():
+    page = page_of_versions({"torch": "2.15.0", "numpy": "2.4.6"}, {"torch": "2.16.0", "numpy": "2.4.6"})
+    assert "versions of packages.** torch: 2.15.0 (task/first), 2.16.0 (task/second). With `dvc repro --force`" in page
+    assert "torch 2.15.0 and 2.16.0" in page.split("Packages: ")[1]
+    assert "numpy 2.4.6," in page.split("Packages: ")[1]
+
+
+def test_the_page_says_if_it_was_made_with_other_versions_than_a_run():
+    page = page_of_versions({"scipy": "0.0.1"}, {})
+    assert f"scipy: 0.0.1 (task/first), {version('scipy')} (report). With" in page
+
+
+def test_the_page_says_nothing_of_versions_that_are_the_same():
+    assert "different versions" not in page_of_versions({"torch": "2.15.0"}, {"torch": "2.15.0", "numpy": "2.4.6"})
 
 
 def test_links_to_figures_are_urls():
