@@ -33,7 +33,11 @@ class LiveHead:
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Record an epoch after its evaluation; `row` is that of `train`."""
         self.run.epoch(name_classes(row, self.classes))
-        self.run.image("masks", draw_masks(list(self._columns.values())), row["epoch"])
+        columns = list(self._columns.values())
+        if row["epoch"] == 1:
+            # MLflow opens the series at step 0, and shows an empty box if there is no picture: the truth alone.
+            self.run.image("masks", draw_masks([(truth, np.full_like(truth, VOID)) for truth, _ in columns]), 0)
+        self.run.image("masks", draw_masks(columns), row["epoch"])
 
 
 def name_classes(row: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:

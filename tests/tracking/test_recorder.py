@@ -142,7 +142,7 @@ def test_a_head_killed_after_three_epochs_is_a_failed_run_with_three_epochs(proj
     assert curve(run, "iou/background")
     client = MlflowClient(store.store_uri())
     images = [file.path for file in client.list_artifacts(run.info.run_id, "images")]
-    assert {path.split("+")[2] for path in images if path.endswith(".png")} == {"1", "2", "3"}
+    assert {path.split("+")[2] for path in images if path.endswith(".png")} == {"0", "1", "2", "3"}
     assert run.data.params["kind"] == "linear"
     assert not (project / RECORD).exists()
 
