@@ -44,7 +44,7 @@ from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import confusion
 from stages.segmentation.training import train
 
-COMPUTE = Compute(precision="float32", compile=False, workers=2)
+COMPUTE = Compute(precision="float32", compile=False, workers=2, live=False)
 
 
 def make_scenes(folder: Path, train: int, val: int, side: int) -> dict[str, tuple[Row, ...]]:

@@ -189,6 +189,7 @@ def clone(root: Path) -> Project:
                 "epochs": 2,
             },
         },
+        compute__live=False,  # a recorder per stage would take longer than these trainings; tests/tracking has them
         segmentation__epochs=2,
         segmentation__views=2,
         captioning__seeds=[1, 2],

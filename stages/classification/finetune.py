@@ -6,6 +6,7 @@ A killed run resumes from its last finished epoch and gives the same numbers (on
 import argparse
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from stages.classification.pixels import ImageViews
 from stages.classification.training import EvalResult, evaluate, steps_per_epoch, train_epoch
 from stages.core import train_state
 from stages.core.atomic import atomic_write, remove_folders
+from stages.core.live import OFF, LiveRun, Recorder, record_live
 from stages.core.messages import join_names
 from stages.core.runs import Run, package_versions, record_path, run_key, write_run
 from stages.core.skipped import mark_skipped
@@ -71,7 +73,7 @@ class Finetuning:
             self.model.double()
         prepare_model(self.model, self.compute)
 
-    def fit(self) -> tuple[list[dict], EvalResult]:
+    def fit(self, live: LiveRun) -> tuple[list[dict], EvalResult]:
         """Train, starting from the saved state of a killed run if any; save the state after every epoch.
 
         A run resumes only one with equal params and inputs. Returns the history, one row per epoch, and the evaluation
@@ -85,6 +87,8 @@ class Finetuning:
         optimizers: list[torch.optim.Optimizer | torch.amp.GradScaler] = [optimizer, mixed.scaler]
         self._check_best_weights(state_path)
         state = train_state.load_state(state_path, resume_key, self.model, optimizers)
+        for row in state.curve:  # the earlier epochs of a resumed run
+            live.epoch(row)
         result = None
         images = len(self.train)
         with tqdm(total=setting.epochs * images, initial=state.step * images, unit="image", mininterval=1) as bar:
@@ -105,6 +109,7 @@ class Finetuning:
                 row = {"epoch": epoch + 1, "train_loss": loss, "val_loss": result.loss, "accuracy": result.accuracy}
                 state = train_state.TrainState(epoch + 1, 0.0, [*state.curve, row])
                 train_state.save_state(state_path, resume_key, self.model, optimizers, state)
+                live.epoch(row)
         # No result: the run was killed after its last epoch, so only the evaluation is missing.
         return state.curve, result or evaluate(self.model, self.val, self.compute)
 
@@ -209,33 +214,39 @@ def load_pretrained(experiment: Experiment, name: str, setting: FineTuning) -> v
     return backbone
 
 
-def finetune(experiment: Experiment, name: str, seed: int, manifest: Manifest) -> Run:
+def finetune(experiment: Experiment, name: str, seed: int, manifest: Manifest, recorder: Recorder = OFF) -> Run:
     """Fine-tune under `classification.settings.NAME`; write weights, predictions and the run record."""
     finetuning = Finetuning(experiment, name, seed, manifest)
     setting = finetuning.setting
-    history, result = finetuning.fit()
-    weights, predictions = output_paths(run_key(name, seed))
-    classifier.save(weights / "last.safetensors", finetuning.model)
-    with atomic_write(weights / "best.safetensors") as temporary:
-        shutil.copy(finetuning.folder / "best.safetensors", temporary)
-    write_predictions(predictions, manifest, result)
     run = Run(
         task=TASK,
         name=name,
         seed=seed,
         stage=finetuning.stage,
         params={"profile": experiment.profile, "base_seed": experiment.seed, "seed": seed, **setting.model_dump()},
+        metrics={},
+        inputs=finetuning.inputs,
+        versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy"),
+    )
+    live_run = recorder.open(run)
+    history, result = finetuning.fit(live_run)
+    weights, predictions = output_paths(run.key)
+    classifier.save(weights / "last.safetensors", finetuning.model)
+    with atomic_write(weights / "best.safetensors") as temporary:
+        shutil.copy(finetuning.folder / "best.safetensors", temporary)
+    write_predictions(predictions, manifest, result)
+    run = replace(
+        run,
         metrics={
             **compute_metrics(history, result),
             "steps": setting.epochs * steps_per_epoch(len(finetuning.train), setting),
         },
         history=history,
-        inputs=finetuning.inputs,
         artifacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
-        versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "scipy"),
         details=compute_details(result, manifest),
     )
     write_run(run)
+    live_run.finish()
     return run
 
 
@@ -268,7 +279,8 @@ def main(name: str, seed: int) -> None:
         mark_skipped(reason, *output_paths(key), record_path(TASK, key))
         return
     check_labeled(manifest)
-    finetune(experiment, name, seed, manifest)
+    with record_live(stage_name(name, seed), experiment.compute.live) as recorder:
+        finetune(experiment, name, seed, manifest, recorder)
     remove_state(key)
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.bootstrap import bootstrap_means, confidence_interval
+from stages.core.live import LiveRun, record_live
 from stages.core.runs import RUNS, Run, package_versions, write_run
 from stages.core.skipped import mark_skipped, skip_reason
 from stages.core.stage import InputError
@@ -37,8 +38,24 @@ def train_and_record(task: str, stage: str, rows: Mapping[str, GridRow | None]) 
     if reason:
         mark_skipped(reason, *folders)
         return
-    data = RetrievalData(experiment, manifests.read_manifest())
-    trainings = _train_rows(task, stage, rows, data, experiment)
+    with record_live(stage, experiment.compute.live) as recorder:
+        data = RetrievalData(experiment, manifests.read_manifest())
+        runs = _new_runs(task, stage, rows, data, experiment)
+        live_runs = {(run.name, run.seed): recorder.open(run) for run in runs}
+        trainings = _train_rows(task, stage, rows, live_runs, data, experiment)
+        for run in runs:
+            if run.seed is None:
+                _evaluate_and_write(run, data.provided_projections(), data, experiment)
+            else:
+                training = trainings[run.name, run.seed]
+                _evaluate_and_write(replace(run, history=training.history), training.projections, data, experiment)
+            live_runs[run.name, run.seed].finish()
+
+
+def _new_runs(
+    task: str, stage: str, rows: Mapping[str, GridRow | None], data: RetrievalData, experiment: Experiment
+) -> list[Run]:
+    """The runs of all rows, in order, before they are trained."""
     params = {
         "profile": experiment.profile,
         "base_seed": experiment.seed,
@@ -47,27 +64,16 @@ def train_and_record(task: str, stage: str, rows: Mapping[str, GridRow | None]) 
     }
     inputs = {key: data.metadata[key] for key in INPUTS}
     versions = package_versions("torch", "transformers", "torchvision", "numpy", "pillow")
+    runs = []
     for name, row in rows.items():
         if row is None:
             run_params = params | {"init": "provided"}
-            run = Run(task, name, stage, run_params, metrics={}, inputs=inputs, versions=versions)
-            _evaluate_and_write(run, data.provided_projections(), data, experiment)
+            runs.append(Run(task, name, stage, run_params, metrics={}, inputs=inputs, versions=versions))
             continue
         for seed in experiment.retrieval.seeds:
-            training = trainings[name, seed]
             run_params = params | {"seed": seed} | row.model_dump()
-            run = Run(
-                task,
-                name,
-                stage,
-                run_params,
-                metrics={},
-                history=training.history,
-                inputs=inputs,
-                versions=versions,
-                seed=seed,
-            )
-            _evaluate_and_write(run, training.projections, data, experiment)
+            runs.append(Run(task, name, stage, run_params, metrics={}, inputs=inputs, versions=versions, seed=seed))
+    return runs
 
 
 def _evaluate_and_write(run: Run, projections: Projections, data: RetrievalData, experiment: Experiment) -> None:
@@ -97,7 +103,12 @@ def _evaluate_and_write(run: Run, projections: Projections, data: RetrievalData,
 
 
 def _train_rows(
-    task: str, stage: str, rows: Mapping[str, GridRow | None], data: RetrievalData, experiment: Experiment
+    task: str,
+    stage: str,
+    rows: Mapping[str, GridRow | None],
+    live_runs: Mapping[tuple[str, int | None], LiveRun],
+    data: RetrievalData,
+    experiment: Experiment,
 ) -> dict[tuple[str, int], ProjectionTraining]:
     """Finished trainings by name and seed, all trained side by side.
 
@@ -113,7 +124,7 @@ def _train_rows(
         for seed in experiment.retrieval.seeds:
             run_seed = experiment.seed_for(f"{task}/{name}", seed)
             projections = data.random_projections(run_seed) if row.init == "scratch" else data.provided_projections()
-            trainings[name, seed] = ProjectionTraining(name, row, run_seed, projections)
+            trainings[name, seed] = ProjectionTraining(name, row, run_seed, projections, live_runs[name, seed])
     epochs = sum(training.params.epochs for training in trainings.values())
     with tqdm(total=epochs, desc=stage, unit="epoch", mininterval=1) as progress:
         try:

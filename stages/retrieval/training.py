@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from stages.core.live import LiveRun
 from stages.params.retrieval import TrainingParams
 from stages.retrieval.projections import Projections
 from stages.retrieval.stacked_training import StackedAdamW, StackedProjections
@@ -34,12 +35,13 @@ class TrainPairs:
 
 @dataclass
 class ProjectionTraining:
-    """One training; `train` updates `projections` and adds one dict per epoch to `history`."""
+    """One training; `train` updates `projections`, and adds one dict per epoch to `history` and to `live`."""
 
     name: str
     params: TrainingParams
     seed: int
     projections: Projections
+    live: LiveRun | None = None
     history: list[dict] = field(default_factory=list)
 
 
@@ -99,6 +101,8 @@ def _add_epoch(training: ProjectionTraining, epoch: int, losses: Tensor, evaluat
         raise DivergedError(training.name, epoch)
     metrics = evaluate(training.projections)
     training.history.append({"epoch": epoch, "train_loss": losses.mean().item(), **metrics})
+    if training.live:
+        training.live.epoch(training.history[-1])
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, temperature: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Stage `train_head@NAME-SEED`: train one segmentation head on cached tokens."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from stages.core.atomic import atomic_write
 from stages.core.bootstrap import confidence_interval
+from stages.core.live import OFF, Recorder, record_live
 from stages.core.runs import Run, package_versions, record_path, run_key, write_run
 from stages.core.skipped import mark_skipped, skip_reason
 from stages.core.stage import InputError, stage
@@ -26,6 +28,7 @@ from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.heads import build_head, check_heads, resolve_options
 from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import mean_iou_draws
+from stages.segmentation.live_head import LiveHead, name_classes
 from stages.segmentation.training import predict, train
 
 TASK = "segmentation"
@@ -55,7 +58,7 @@ def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def run_head(experiment: Experiment, name: str, seed: int) -> Run:
+def run_head(experiment: Experiment, name: str, seed: int, recorder: Recorder = OFF) -> Run:
     """Train the head `segmentation.heads.NAME` with one of the seeds; write its weights, predictions and record."""
     task = experiment.segmentation
     if name not in task.heads:
@@ -80,11 +83,6 @@ def run_head(experiment: Experiment, name: str, seed: int) -> Run:
     masks = {row.image_id: Path(row.mask) for row in manifest.rows if row.mask}
     views = TrainViews(train_table, masks, views=task.views, epochs=task.epochs)
     val = ValImages(val_table, masks)
-    history, matrices = train(head, views, val, classes, task, run_seed, stage_name(name, seed))
-
-    weights_path, predictions_path = output_paths(run_key(name, seed))
-    write_head(weights_path, head, config, manifest.classes)
-    write_predictions(predictions_path, head, val)
     head_params = {**task.model_dump(exclude={"heads", "seeds"}), "kind": kind, **options}
     run = Run(
         task=TASK,
@@ -92,14 +90,26 @@ def run_head(experiment: Experiment, name: str, seed: int) -> Run:
         seed=seed,
         stage=stage_name(name, seed),
         params={"profile": experiment.profile, "base_seed": experiment.seed, "seed": seed, **head_params},
-        metrics=_metrics(history, matrices, experiment.seed_for(BOOTSTRAP)),
-        history=[{**row, "iou": dict(zip(manifest.classes, row["iou"], strict=True))} for row in history],
+        metrics={},
         inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(features)},
-        artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow"),
+    )
+    live_run = recorder.open(run)
+    live = LiveHead(live_run, manifest.classes, [row.image_id for row in manifest.split("val") if row.mask])
+    history, matrices = train(head, views, val, classes, task, run_seed, run.stage, live)
+
+    weights_path, predictions_path = output_paths(run.key)
+    write_head(weights_path, head, config, manifest.classes)
+    write_predictions(predictions_path, head, val)
+    run = replace(
+        run,
+        metrics=_metrics(history, matrices, experiment.seed_for(BOOTSTRAP)),
+        history=[name_classes(row, manifest.classes) for row in history],
+        artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
         details={"absent_classes": absent_classes(history, manifest.classes)},
     )
     write_run(run)
+    live_run.finish()
     return run
 
 
@@ -150,7 +160,9 @@ def main(name: str, seed: int) -> None:
     if reason:
         mark_skipped(reason, *output_paths(key), record_path(TASK, key))
         return
-    run = run_head(load_experiment(), name, seed)
+    experiment = load_experiment()
+    with record_live(stage_name(name, seed), experiment.compute.live) as recorder:
+        run = run_head(experiment, name, seed, recorder)
     absent = run.details["absent_classes"]
     if absent:
         print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(absent)}")

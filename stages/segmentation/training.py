@@ -1,7 +1,7 @@
 """Train and evaluate a head on cached tokens."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from stages.core.stage import InputError
 from stages.params.segmentation import Segmentation
 from stages.segmentation.dataset import TrainViews, ValBatch, ValImages
 from stages.segmentation.iou import confusion, iou
+from stages.segmentation.live_head import LiveHead
 from stages.segmentation.pixel_loss import pixel_loss
 from stages.segmentation.upsampling import upsample
 
@@ -47,15 +48,33 @@ def predict(head: nn.Module, images: ValImages) -> Iterator[tuple[ValBatch, Tens
         yield batch, logits.max(-1).indices.to(torch.uint8).cpu()
 
 
-def evaluate(head: nn.Module, images: ValImages, classes: int) -> np.ndarray:
-    """Return the confusion matrix of every validation image, `(N, classes, classes)`."""
-    return np.concatenate(
-        [confusion(batch.masks, predicted.numpy(), classes) for batch, predicted in predict(head, images)]
-    )
+def evaluate(
+    head: nn.Module,
+    images: ValImages,
+    classes: int,
+    on_batch: Callable[[ValBatch, np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """Return the confusion matrix of every validation image, `(N, classes, classes)`.
+
+    `on_batch` is called with every batch and its predicted classes `(n, H, W)`.
+    """
+    matrices = []
+    for batch, predicted in predict(head, images):
+        matrices.append(confusion(batch.masks, predicted.numpy(), classes))
+        if on_batch is not None:
+            on_batch(batch, predicted.numpy())
+    return np.concatenate(matrices)
 
 
 def train(
-    head: nn.Module, views: TrainViews, val: ValImages, classes: int, task: Segmentation, seed: int, name: str
+    head: nn.Module,
+    views: TrainViews,
+    val: ValImages,
+    classes: int,
+    task: Segmentation,
+    seed: int,
+    name: str,
+    live: LiveHead | None = None,
 ) -> tuple[list[dict], np.ndarray]:
     """Train for `task.epochs`; return one history row per epoch and the confusion matrices after the last epoch.
 
@@ -75,8 +94,10 @@ def train(
                     "choose a smaller learning rate"
                 )
             schedule.step()
-            matrices = evaluate(head, val, classes)
+            matrices = evaluate(head, val, classes, live.add_masks if live else None)
             result = iou(matrices.sum(0))
             history.append({"epoch": epoch + 1, "train_loss": loss, "miou": result.mean, "iou": result.per_class})
+            if live:
+                live.end_epoch(history[-1])
             progress.set_postfix(loss=f"{loss:.3f}", mIoU=f"{result.mean:.2f}")
     return history, matrices

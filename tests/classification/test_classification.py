@@ -22,6 +22,7 @@ from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews, augmented_view, plain_view
 from stages.classification.training import EvalResult, evaluate, train_step
 from stages.core import train_state
+from stages.core.live import Recorder
 from stages.core.runs import Run, read_run, record_path, run_key, write_run
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError
@@ -35,7 +36,7 @@ from stages.params.compute import Compute
 from stages.params.experiment import load_experiment
 
 LABELS = ("blue", "green", "red")
-FLOAT32 = MixedPrecision(Compute(precision="float32", compile=False, workers=0))
+FLOAT32 = MixedPrecision(Compute(precision="float32", compile=False, workers=0, live=False))
 SMALL = vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 8), outputs=28)
 WEIGHTS = Path("data/models/classification/mine-seed1")
 PREDICTIONS = Path("data/predictions/classification/mine-seed1.parquet")
@@ -306,6 +307,26 @@ def test_a_resumed_run_gives_the_numbers_of_an_uninterrupted_one(project, manife
     assert output_bytes() == expected
     predictions = pq.read_table(PREDICTIONS).to_pylist()
     assert run.metrics["accuracy"] == 100 * sum(row["predicted"] == row["label"] for row in predictions) / 6
+
+
+class EpochRecorder(Recorder):
+    """Keeps what a recorder's process would get."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def send(self, kind, key, **content):
+        if kind == "epoch":
+            self.epochs.append(content["row"])
+
+
+def test_a_resumed_run_records_its_earlier_epochs_as_well(project, manifest, monkeypatch):
+    interrupt_at_first_save(monkeypatch, lambda: finetune.finetune(project, "mine", 1, manifest))
+    recorder = EpochRecorder()
+    run = finetune.finetune(project, "mine", 1, manifest, recorder)
+    assert recorder.epochs == run.history
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("damaged", ["state.pt", "best.safetensors"])

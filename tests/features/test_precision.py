@@ -20,8 +20,8 @@ from stages.models.vit import Backbone
 from stages.params.compute import Compute
 from stages.segmentation.extract import build_metadata, extract, val_views
 
-COMPUTE = Compute(precision="float32", compile=False, workers=0)
-COMPILED = Compute(precision="float32", compile=True, workers=0)
+COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
+COMPILED = Compute(precision="float32", compile=True, workers=0, live=False)
 METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
 
 

@@ -33,7 +33,7 @@ from stages.segmentation.extract import extract, val_views
 COUNT = 11  # views, in three shards of 4, 4 and 3
 SIZE = 4
 BATCH = 2
-COMPUTE = Compute(precision="float32", compile=False, workers=0)
+COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 VECTOR_METADATA = {"backbone": "tiny blip", "precision": "float32"}
 METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
 

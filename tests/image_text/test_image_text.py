@@ -27,7 +27,7 @@ from stages.models import blip, vit
 from stages.models.checkpoints.record import Checkpoint
 from stages.params.compute import Compute
 
-COMPUTE = Compute(precision="float32", compile=False, workers=0)
+COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 CAPTIONS = ("a red circle", "a blue star above a pink ring", "a one")
 
 

@@ -52,6 +52,8 @@ class RandomData:
 def train_with(tmp_path, monkeypatch):
     """Train the rows with the given seeds, in an empty folder."""
     experiment = load_experiment(ROOT / "params.yaml")
+    compute = experiment.compute.model_copy(update={"live": False})
+    experiment = experiment.model_copy(update={"compute": compute})
     monkeypatch.setattr(runs, "RetrievalData", lambda experiment, manifest: RandomData())
     monkeypatch.setattr(runs.manifests, "read_manifest", lambda: None)
 

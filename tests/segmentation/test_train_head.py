@@ -34,7 +34,7 @@ from stages.segmentation.upsampling import upsample
 
 VIEW = ViewParams(short_side_min=24, short_side_max=28, crop=24)
 CLASSES = 3
-COMPUTE = Compute(precision="float32", compile=False, workers=0)
+COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 
 
 @pytest.fixture(scope="module")
