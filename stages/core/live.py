@@ -2,8 +2,9 @@
 
 The stage itself never imports MLflow, which takes seconds: it starts `stages.tracking.recorder` as a child process and
 writes messages to its stdin, one JSON object per line. When the pipe closes, however the stage ended, the recorder
-marks every run without a `finish` message as failed. No error here ever costs a result: the run's record is the truth,
-and the report registers the runs that MLflow lacks.
+marks every run without a `finish` message as failed; after a kill, data loading processes hold the pipe open for up to
+five seconds. No error here ever costs a result: the run's record is the truth, and the report registers the runs that
+MLflow lacks.
 """
 
 import base64
