@@ -16,7 +16,7 @@ VIEWS := segmentation.views=15 retrieval.views=8
 PAPER := $(VIEWS) captioning.stop=end_token
 ORIGINAL := $(VIEWS) captioning.stop=batch
 
-.PHONY: help setup params repro verify paper original plan pretrain check lint types test ui search dag clean
+.PHONY: help setup params repro verify paper original plan compare pretrain check lint types test ui search dag clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,6 +47,9 @@ original: params  ## as `make paper`, with the original's mistakes, for its prin
 
 plan: $(READY)  ## show what a run would download, compute and store: make plan PROFILE=paper
 	python -m stages.plan $(PROFILE) $(if $(filter paper,$(PROFILE)),$(VIEWS)) $(SET)
+
+compare: $(READY)  ## compare the experiments of the last commit: changed params, headline metrics, difference
+	@python -m stages.compare
 
 # The stages are run by hand: `dvc unfreeze` and `dvc freeze` would rewrite all of dvc.yaml.
 pretrain: $(READY)  ## train the two shipped checkpoints again (about 1.5 hours on 2 cores)

@@ -24,6 +24,7 @@ PIPELINE = (
     "dvc.yaml",
     "params.yaml",
     ".dvc/config",
+    ".dvc/plots",
     ".dvc/.gitignore",
     ".dvcignore",
     ".gitignore",
@@ -162,7 +163,7 @@ def clone(root: Path) -> Project:
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "timings.json", "figures", "tables", "curves", "runs")
+            ignored = shutil.ignore_patterns("__pycache__", "timings.json", "figures", "tables", "plots", "runs")
             shutil.copytree(source, target, ignore=ignored)
         elif source.exists():
             shutil.copy(source, target)

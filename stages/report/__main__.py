@@ -21,7 +21,7 @@ from stages.report.html import build_html
 from stages.report.metrics import task_metrics
 from stages.report.page import build_page
 from stages.report.results import RunNames, load_results
-from stages.report.section import CURVES, FIGURES, ROOT, TABLES, Inputs, Section, render
+from stages.report.section import FIGURES, PLOTS, ROOT, TABLES, Inputs, Section, render
 from stages.report.significance import Metric
 from stages.tracking import registration
 
@@ -79,7 +79,7 @@ def skip_reasons(runs: dict[str, RunNames]) -> dict[str, str]:
 
 
 def build_sections(inputs: Inputs, metrics: dict[str, Metric]) -> dict[str, Section]:
-    """Every task's part of the page, by task; writes its figures and curves."""
+    """Every task's part of the page, by task; writes its figures and the data of its plots."""
     sections = {}
     for task, build in SECTIONS.items():
         if task in inputs.skipped:
@@ -118,7 +118,7 @@ def main() -> None:
     results_by_task, from_store = load_results({task: names for task, names in runs.items() if task not in skipped})
     inputs = Inputs(results_by_task, skipped, manifest, labeled, experiment)
 
-    folders = (FIGURES, TABLES, CURVES)
+    folders = (FIGURES, TABLES, PLOTS)
     remove_folders(*folders)
     for folder in folders:
         folder.mkdir(parents=True)  # DVC requires the folder, even if nothing is written to it

@@ -1,6 +1,7 @@
 """The attention section: pictures that the stages drew, and what they measured on the validation images."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,6 +20,7 @@ TASKS = {  # with the name of their table in `reports/results.csv`
     "class_attention": CLASS_TABLE,
     "caption_attention": WORD_TABLE,
 }
+HEADLINES = {"class_attention": ("mean_mass", "hit"), "caption_attention": ("class_mass", "color_mass")}
 WORD_KINDS = {
     "class": "Class names",
     "color": "Colors",
@@ -78,6 +80,17 @@ def word_table(metrics: dict[str, float]) -> Table:
     return Table(caption, pd.DataFrame(rows, dtype=object), ("Words",))
 
 
+def headline_metrics(results: list[Result]) -> dict[str, dict[str, Any]]:
+    """The headline metrics by task and run, for `dvc metrics`."""
+    headline: dict[str, dict[str, Any]] = {}
+    for result in results:
+        keys = HEADLINES.get(result.run.task, ())
+        metrics = {key: result.metrics[key] for key in keys if key in result.metrics}
+        if metrics:
+            headline.setdefault(result.run.task, {})[result.name] = metrics
+    return headline
+
+
 def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     """All parts on attention. Their intervals are in the runs' own metrics, so `metrics` has nothing for them."""
     positions, class_tokens, captions = (inputs.results.get(task, []) for task in TASKS)
@@ -99,7 +112,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         text,
         tables={name: table for name, table in tables.items() if table},
         numbers=[record for result in results for record in result_numbers(TASKS[result.run.task], result)],
-        metrics={f"{result.run.task}/{result.name}": result.metrics for result in results if result.metrics},
+        metrics=headline_metrics(results),
         figures={
             result.run_id: [Path(path) for path in result.run.artifacts.values() if path.endswith(".png")]
             for result in results

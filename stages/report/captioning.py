@@ -2,15 +2,17 @@
 
 from typing import Any
 
+from stages.core.figures import LABEL_LENGTH
 from stages.params.experiment import Experiment
 from stages.report.comparison import OriginalTable, Row, build_section, original_value
 from stages.report.contact_sheets import plot_captions
 from stages.report.curves import plot_bleu
 from stages.report.numbers import MISSING, format_optional
 from stages.report.original import load_original
+from stages.report.plots import plot_text, write_plot
 from stages.report.predictions import read_captions
 from stages.report.results import Result, unique_labels
-from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render
 from stages.report.significance import Metric
 
 TABLE2 = "table2_captioning"
@@ -68,6 +70,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     best = max(cells, key=lambda cell: cell.metrics["bleu"])
     figures = [FIGURES / "captioning/bleu_against_temperature.png", FIGURES / "captioning/captions.png"]
     plot_bleu(figures[0], [(row.result, row.interval) for table in tables for row in table.rows])
+    write_plot("captioning", bleu_rows(cells))
     plot_captions(figures[1], inputs.manifest.split("val"), _example_captions(cells, best))
     text = render(
         "captioning.md",
@@ -77,7 +80,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         named="class_named" in cells[0].metrics,
         overruns=overrun_rows(),
     )
-    return build_section(text, tables, select_metrics(cells, "bleu_all_references", *NAMING), {best.run_id: figures})
+    return build_section(text, tables, {best.run_id: figures})
 
 
 def _example_captions(cells: list[Result], best: Result) -> dict[str, dict[str, tuple[str, str]]]:
@@ -91,12 +94,26 @@ def _example_captions(cells: list[Result], best: Result) -> dict[str, dict[str, 
     }
 
 
-def describe(cell: Result) -> str:
+def bleu_rows(cells: list[Result]) -> list[dict[str, Any]]:
+    """A row per cell and seed for `dvc plots`; the cells of a line differ in their temperature only."""
+    rows = []
+    for cell in cells:
+        line = plot_text(describe(cell, with_temperature=False), LABEL_LENGTH)
+        for run in cell.runs:
+            temperature = run.params.get("temperature")
+            rows.append(
+                {"line": line, "run": run.name, "seed": run.seed, "temperature": temperature}
+                | {"bleu": run.metrics["bleu"]}
+            )
+    return rows
+
+
+def describe(cell: Result, with_temperature: bool = True) -> str:
     """A cell in a few words, such as `Top-K sampling, K = 5, T = 0.1, "a picture of"`."""
     label, width, temperature, prompt = settings(cell)
     parts = [label]
     if width != MISSING:
         parts.append(f"K = {width}" if "k" in cell.run.params else width)
-    if temperature != MISSING:
+    if with_temperature and temperature != MISSING:
         parts.append(f"T = {temperature}")
     return ", ".join([*parts, f'"{prompt}"'])

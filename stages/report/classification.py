@@ -7,12 +7,13 @@ from stages.params.experiment import Experiment
 from stages.report.comparison import OriginalTable, Row, build_section, original_value
 from stages.report.confusion_matrix import plot_confusion_matrix
 from stages.report.contact_sheets import plot_mistakes
-from stages.report.curves import plot_accuracy, write_curves
+from stages.report.curves import plot_accuracy
 from stages.report.numbers import format_best, format_scientific
 from stages.report.original import load_original
+from stages.report.plots import confusion_rows, curve_rows, write_plot
 from stages.report.predictions import read_rows
 from stages.report.results import Result
-from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render
 from stages.report.significance import Metric
 
 TABLE = "classification"
@@ -80,7 +81,9 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     plot_accuracy(accuracy_figure, results)
     plot_confusion_matrix(confusion_figure, best, manifest.labels)
     wrong = plot_mistakes(mistakes_figure, best.name, manifest.split("val"), read_rows(best.predictions))
-    write_curves("classification", results, {key: key for key in ("epoch", "train_loss", "val_loss", "accuracy")})
+    curves = curve_rows(results, {key: key for key in ("train_loss", "val_loss", "accuracy")})
+    write_plot("classification", curves)
+    write_plot("confusion", confusion_rows(results, manifest.labels))
     text = render(
         "classification.md",
         run=best.run,
@@ -91,5 +94,4 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         learning=still_learning(results),
         wrong=wrong,
     )
-    selected = select_metrics(results, "best_accuracy", "best_epoch", "train_loss", "val_loss")
-    return build_section(text, [table], selected, {best.run_id: figures if wrong else figures[:2]})
+    return build_section(text, [table], {best.run_id: figures if wrong else figures[:2]})

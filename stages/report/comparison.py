@@ -142,31 +142,18 @@ class OriginalTable:
         return records
 
     def headline(self) -> dict[str, dict[str, float]]:
-        """The metric of every row and its interval, by run, for `dvc metrics`."""
+        """The metric of every row, by run, for `dvc metrics`."""
         key = self.metric.key
-        return {
-            row.result.name: {
-                key: row.result.metrics[key],
-                f"{key}_low": row.interval[0],
-                f"{key}_high": row.interval[1],
-            }
-            for row in self.rows
-        }
+        return {row.result.name: {key: row.result.metrics[key]} for row in self.rows}
 
 
-def build_section(
-    text: Markdown,
-    tables: list[OriginalTable],
-    metrics: dict[str, dict[str, Any]],
-    figures: dict[str | None, list[Path]],
-) -> Section:
-    """A task's section of the original's tables. `metrics` are those besides each row's headline, by run."""
-    headline = {name: values for table in tables for name, values in table.headline().items()}
+def build_section(text: Markdown, tables: list[OriginalTable], figures: dict[str | None, list[Path]]) -> Section:
+    """A task's section of the original's tables."""
     return Section(
         text,
         assigned={table.name: table.assigned() for table in tables},
         numbers=[record for table in tables for record in table.numbers()],
-        metrics={name: headline[name] | values for name, values in metrics.items()},
+        metrics={name: values for table in tables for name, values in table.headline().items()},
         figures=figures,
     )
 

@@ -1,4 +1,4 @@
-"""Line plots: metrics per epoch, and BLEU against temperature. Per-epoch metrics also as CSV, for `dvc plots`.
+"""Line plots: metrics per epoch, and BLEU against temperature.
 
 Lines are means over the seeds; a band around each reaches from the lowest seed to the highest.
 """
@@ -12,13 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from stages.core.atomic import write_text
 from stages.core.figures import figure, label_text, short_text
 from stages.core.runs import Run
 from stages.data.voc import BACKGROUND
 from stages.report.colors import class_colors
 from stages.report.results import Result
-from stages.report.section import CURVES
 from stages.retrieval import RECALL
 
 OUTSIDE_RIGHT = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
@@ -27,18 +25,6 @@ OUTSIDE_RIGHT = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to
 def seed_curves(result: Result, key: str) -> pd.DataFrame:
     """A column of the history by epoch (rows) and seed (columns)."""
     return pd.DataFrame({run.key: {epoch["epoch"]: epoch[key] for epoch in run.history} for run in result.runs})
-
-
-def write_curves(folder: str, results: list[Result], columns: dict[str, str]) -> None:
-    """Write the mean history over the seeds as CSV to `reports/curves/FOLDER/NAME.csv`; runs without epochs get none.
-
-    `columns` maps each column's title to its key in the history. `dvc plots` draws the last column.
-    """
-    for result in results:
-        if result.run.history:
-            means = {title: seed_curves(result, key).mean(axis="columns") for title, key in columns.items()}
-            frame = pd.DataFrame(means).astype({"epoch": int})
-            write_text(CURVES / folder / f"{result.name}.csv", frame.to_csv(index=False))
 
 
 def plot_miou(path: Path, results: dict[str, Result]) -> None:

@@ -3,11 +3,12 @@
 from stages.params.experiment import Experiment
 from stages.report.comparison import OriginalTable, Row, build_section, original_value
 from stages.report.contact_sheets import plot_retrieved
-from stages.report.curves import plot_recall, write_curves
+from stages.report.curves import plot_recall
 from stages.report.numbers import format_optional, format_scientific
+from stages.report.plots import curve_rows, write_plot
 from stages.report.predictions import read_rows
 from stages.report.results import Result, unique_labels
-from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render
 from stages.report.significance import Metric
 from stages.retrieval import RECALL
 
@@ -53,14 +54,14 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     best = max(results, key=lambda result: result.metrics[RECALL])
     rows = inputs.manifest.split("val")
     plot_retrieved(figures[1], describe(best), rows, read_rows(best.predictions))
-    write_curves("retrieval", results, {"epoch": "epoch", "train_loss": "train_loss", "r_at_1": RECALL})
+    write_plot("retrieval", curve_rows(results, {"train_loss": "train_loss", "r_at_1": RECALL}))
     text = render(
         "retrieval.md",
         run=recipes[0].run,
         gallery=recipes[0].metrics["gallery"],
         tables=tables,
     )
-    return build_section(text, tables, select_metrics(results, *MORE), {best.run_id: figures})
+    return build_section(text, tables, {best.run_id: figures})
 
 
 def describe(result: Result) -> str:

@@ -1,7 +1,6 @@
 """One task's part of the page, and the templates that it is written with."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ from stages.report.tables import Table
 ROOT = Path("reports")
 FIGURES = ROOT / "figures"
 TABLES = ROOT / "tables"
-CURVES = ROOT / "curves"
+PLOTS = ROOT / "plots"
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -40,8 +39,8 @@ class Section:
     """One task's markdown and files.
 
     `assigned` are the original's tables with our numbers, which stand first on the page, and `tables` those in the
-    text, by file name; `numbers` are records of `reports/results.csv`; `metrics` are by run, for `dvc metrics`;
-    `figures` are by MLflow run ID.
+    text, by file name; `numbers` are records of `reports/results.csv`; `metrics` are the headline metrics by run, for
+    `dvc metrics`; `figures` are by MLflow run ID.
     """
 
     text: Markdown
@@ -78,12 +77,3 @@ def _environment() -> Environment:
     )
     environment.filters |= {"code": code, "display_name": display_name, "join": join, "link": link, "prose": prose}
     return environment
-
-
-def select_metrics(results: Iterable[Result], *keys: str) -> dict[str, dict[str, Any]]:
-    """The metrics `keys` of every result that has them, by name."""
-    selected = {}
-    for result in results:
-        metrics = result.metrics
-        selected[result.name] = {key: metrics[key] for key in keys if key in metrics}
-    return selected

@@ -6,14 +6,15 @@ from stages.data.images import read_mask
 from stages.data.manifest import Manifest, evenly_spaced
 from stages.params.experiment import Experiment
 from stages.report.comparison import OriginalTable, Row, build_section, original_value
-from stages.report.curves import plot_class_iou, plot_miou, write_curves
+from stages.report.curves import plot_class_iou, plot_miou
 from stages.report.numbers import format_best
 from stages.report.original import load_original
 from stages.report.original_settings import HEADS, list_changes
 from stages.report.overlays import plot_masks
+from stages.report.plots import curve_rows, write_plot
 from stages.report.predictions import read_masks
 from stages.report.results import Result, unique_labels
-from stages.report.section import FIGURES, Inputs, Section, render, select_metrics
+from stages.report.section import FIGURES, Inputs, Section, render
 from stages.report.significance import Metric
 
 TABLE = "table1_segmentation"
@@ -65,7 +66,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     table = build_table(heads, metrics["segmentation"], inputs.experiment)
     labels = unique_labels(heads, head_label)
     plot_miou(FIGURES / "segmentation/miou_per_epoch.png", dict(zip(labels, heads, strict=True)))
-    write_curves("segmentation", heads, {"epoch": "epoch", "train_loss": "train_loss", "miou": "miou"})
+    write_plot("segmentation", curve_rows(heads, {"train_loss": "train_loss", "miou": "miou"}))
     figures = [plot_head(head, inputs.manifest) for head in heads]
     text = render(
         "segmentation.md",
@@ -77,6 +78,5 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
             for label, head, paths in zip(labels, heads, figures, strict=True)
         ],
     )
-    selected = select_metrics(heads, "best_miou", "best_epoch", "train_loss")
     paths_by_run = {head.run_id: list(paths.values()) for head, paths in zip(heads, figures, strict=True)}
-    return build_section(text, [table], selected, paths_by_run)
+    return build_section(text, [table], paths_by_run)

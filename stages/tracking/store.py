@@ -17,6 +17,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -54,7 +55,14 @@ def experiment_id(client: MlflowClient, task: str) -> str:
     location = None  # a server decides where artifacts go
     if store_uri().startswith(SQLITE):
         location = (project_root() / "mlartifacts" / task).as_uri()
-    return client.create_experiment(name, artifact_location=location)
+    try:
+        return client.create_experiment(name, artifact_location=location)
+    except MlflowException:
+        # Another process that uses the same store may have created it since.
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return experiment.experiment_id
 
 
 def project_root() -> Path:

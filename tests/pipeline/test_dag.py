@@ -11,7 +11,7 @@ from conftest import ROOT
 from ruamel.yaml import YAML
 
 from stages.params.section import read_params
-from stages.report.section import CURVES
+from stages.report.section import PLOTS
 
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 PARAMS = read_params(ROOT / "params.yaml")
@@ -97,6 +97,7 @@ ORDER = (
     "tracking",
     "report",
     "plan",
+    "compare",
 )
 # What a folder must not import although it comes before it. Tasks do not import each other, except that captioning
 # and retrieval start from what `image_text` encoded, and `attention` looks into what the other tasks made.
@@ -163,11 +164,15 @@ def test_folders_import_in_order(module):
     assert imported <= allowed
 
 
-def test_plots_draw_every_file_in_the_curves_folder():
-    """No run is named: the folder is the plot's name, and the last column of every file is drawn."""
-    (plots,) = [entry for entry in PIPELINE["plots"] if isinstance(entry, dict)]
-    assert plots == {str(CURVES): {"template": "linear", "x": "epoch"}}
-    assert str(CURVES) in [next(iter(out)) if isinstance(out, dict) else out for out in STAGES["report"]["outs"]]
+def test_plots_are_of_files_that_the_report_writes():
+    """Their templates exist, and each draws a file of its own or shares it."""
+    assert str(PLOTS) in [next(iter(out)) if isinstance(out, dict) else out for out in STAGES["report"]["outs"]]
+    for plot in PIPELINE["plots"]:
+        ((_, definition),) = plot.items()
+        assert (ROOT / ".dvc/plots" / f"{definition['template']}.json").is_file()
+        for path, column in definition["y"].items():
+            assert Path(path).parent == PLOTS
+            assert {definition["x"], column} <= set((ROOT / path).read_text().splitlines()[0].split(","))
 
 
 @pytest.mark.parametrize("name", PIPELINE["stages"])

@@ -76,12 +76,12 @@ def committed(monkeypatch):
                 poison(run)
     monkeypatch.setattr(segmentation, "plot_head", lambda head, _: {"Masks": FIGURES / f"{ALL.encode().hex()}.png"})
     for module, names in (
-        (segmentation, ("plot_miou", "write_curves")),
-        (captioning, ("plot_bleu", "plot_captions", "_example_captions")),
-        (retrieval, ("plot_recall", "plot_retrieved", "read_rows", "write_curves")),
+        (segmentation, ("plot_miou", "write_plot")),
+        (captioning, ("plot_bleu", "plot_captions", "_example_captions", "write_plot")),
+        (retrieval, ("plot_recall", "plot_retrieved", "read_rows", "write_plot")),
         (
             classification,
-            ("plot_accuracy", "plot_confusion_matrix", "plot_mistakes", "read_rows", "write_curves"),
+            ("confusion_rows", "plot_accuracy", "plot_confusion_matrix", "plot_mistakes", "read_rows", "write_plot"),
         ),
     ):
         for name in names:

@@ -25,7 +25,6 @@ from stages.report import attention, captioning, classification, comparison, ret
 from stages.report.__main__ import expected_runs, skip_reasons
 from stages.report.colors import class_colors
 from stages.report.comparison import original_value
-from stages.report.curves import seed_curves, write_curves
 from stages.report.markdown import Markdown, code, escape, prose
 from stages.report.numbers import format_scientific, star_highest
 from stages.report.original import load_original
@@ -383,20 +382,6 @@ def test_skipped_tasks_give_their_reason(tmp_path, monkeypatch):
     mark_skipped("x has no labels", RUNS / "classification/base-seed1.json")  # one stage per run
     runs = {"captioning": [("greedy", None)], "classification": [("base", 1)], "retrieval": [("scratch", 1)]}
     assert skip_reasons(runs) == {"captioning": "x has no captions", "classification": "x has no labels"}
-
-
-def test_every_row_with_epochs_gets_a_csv_of_its_mean_history(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    runs = [
-        Run("task", "trained", "s", {}, {}, [{"epoch": 1, "score": 10.0}, {"epoch": 2, "score": shift}], seed=seed)
-        for seed, shift in ((1, 1.0), (2, 2.5))
-    ]
-    trained = Result(tuple(runs), pd.DataFrame(index=[0, 1]), (None, None))
-    write_curves("task", [trained, result("task", "provided", {})], {"epoch": "epoch", "r_at_1": "score"})
-    (path,) = (tmp_path / "reports/curves/task").iterdir()
-    assert path.name == "trained.csv"
-    assert list(csv.reader(path.open())) == [["epoch", "r_at_1"], ["1", "10.0"], ["2", "1.75"]]
-    assert seed_curves(trained, "score").loc[2].tolist() == [1.0, 2.5]
 
 
 # ---- Markdown and LaTeX ----
