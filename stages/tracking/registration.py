@@ -1,11 +1,11 @@
 """Runs in MLflow, registered from their records, each once. A failing store never costs a result.
 
 The report stage registers all runs that it shows in one go: in every training stage, starting MLflow would take four
-seconds. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`.
+seconds. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`. What the report adds to
+its runs is in `report_runs.py`.
 """
 
 from collections import Counter
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -62,15 +62,6 @@ def read_records(runs: list[Run]) -> pd.DataFrame:
     frame = pd.DataFrame([run.metrics for run in runs], index=[run.identity for run in runs], dtype=float)
     frame.insert(0, "run_id", None)
     return frame
-
-
-def attach(figures: dict[str, list[Path]]) -> None:
-    """Upload figures, by MLflow run ID, to `figures/`. A file of the same name is replaced."""
-    with errors_as_warning("figures not attached"):
-        client = connect()
-        for run_id, paths in figures.items():
-            for path in paths:
-                client.log_artifact(run_id, str(path), "figures")
 
 
 def _equals_record(stored: pd.Series, run: Run) -> bool:

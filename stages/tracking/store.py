@@ -37,6 +37,8 @@ for logger, level in LOG_LEVELS.items():
 
 STORE_SECONDS = 600.0  # for all runs; a hundred take ten seconds in a local store
 SQLITE_TIMEOUT = 5.0  # seconds to wait for another process that writes
+# MLflow's page of such an experiment has runs and models; by default it has traces and prompts of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 SQLITE = "sqlite:///"  # starts the URI of a database file
 
 
@@ -54,7 +56,7 @@ def experiment_id(client: MlflowClient, task: str) -> str:
     location = None  # a server decides where artifacts go
     if store_uri().startswith(SQLITE):
         location = (project_root() / "mlartifacts" / task).as_uri()
-    return client.create_experiment(name, artifact_location=location)
+    return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
 
 
 def project_root() -> Path:
