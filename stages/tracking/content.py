@@ -87,8 +87,8 @@ def epoch_metrics(row: dict, timestamp: int) -> list[Metric]:
 
 def final_metrics(run: Run, timestamp: int, model_id: str | None = None) -> list[Metric]:
     """A finished run's metrics, on its dataset; with `model_id`, they are its model's too."""
-    input_ = dataset_input(run)
-    dataset = {"dataset_name": input_.dataset.name, "dataset_digest": input_.dataset.digest} if input_ else {}
+    used = dataset_input(run)
+    dataset = {"dataset_name": used.dataset.name, "dataset_digest": used.dataset.digest} if used else {}
     return [Metric(key, float(value), timestamp, 0, model_id, **dataset) for key, value in run.metrics.items()]
 
 

@@ -6,12 +6,12 @@ It is put together from files: neither torch nor the model is loaded for that.
 
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import mlflow.pyfunc
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
@@ -87,15 +87,7 @@ def log_trained_model(client: MlflowClient, stored: MlflowRun, run: Run) -> str:
             metadata=metadata,
         )
         try:
-            mlflow.pyfunc.save_model(
-                f"{folder}/model",
-                mlflow_model=model,
-                loader_module=f"{LOADERS}.{run.task}",
-                data_path=str(weights),
-                code_paths=[str(_copy_code(Path(folder)))],
-                # MLflow would load the model to find out what it imports.
-                pip_requirements=[f"{package}=={version}" for package, version in package_versions(*PACKAGES).items()],
-            )
+            _save(Path(folder), f"{LOADERS}.{run.task}", weights, model)
             client.log_model_artifacts(logged.model_id, f"{folder}/model")
         except BaseException:
             client.finalize_logged_model(logged.model_id, "FAILED")
@@ -105,6 +97,23 @@ def log_trained_model(client: MlflowClient, stored: MlflowRun, run: Run) -> str:
     # With the time at which the run got them: another one would make them second values of the run's metrics.
     log_metrics(client, run_id, final_metrics(run, stored.info.end_time, logged.model_id))
     return logged.model_id
+
+
+def _save(folder: Path, loader: str, weights: Path, model: Model) -> None:
+    """Write a model with its weights and code to `folder / "model"`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # MLflow's of its own type hints
+        import mlflow.pyfunc
+
+    mlflow.pyfunc.save_model(
+        str(folder / "model"),
+        mlflow_model=model,
+        loader_module=loader,
+        data_path=str(weights),
+        code_paths=[str(_copy_code(folder))],
+        # MLflow would load the model to find out what it imports.
+        pip_requirements=[f"{package}=={version}" for package, version in package_versions(*PACKAGES).items()],
+    )
 
 
 def _collect_weights(run: Run, folder: Path) -> dict[str, Any]:
