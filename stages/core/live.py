@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+from stages.core.machine import describe_machine
 from stages.core.runs import Run
 
 # A local store needs less than a second after the last message, plus what is left of MLflow's import. A recorder that
@@ -36,7 +37,7 @@ class Recorder:
         """Open a run: its metrics, history and artifacts are still empty."""
         self._opened = True
         live_run = LiveRun(self, run.key)
-        self.send("open", run.key, run=asdict(run))
+        self.send("open", run.key, run=asdict(run), machine=describe_machine())
         return live_run
 
     def send(self, kind: str, key: str, **content: Any) -> None:

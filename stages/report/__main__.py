@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from stages.report.page import build_page
 from stages.report.results import RunNames, load_results
 from stages.report.section import FIGURES, PLOTS, ROOT, TABLES, Inputs, Section, render
 from stages.report.significance import Metric
-from stages.tracking import registration
+from stages.report.tables import Table
+from stages.tracking.report_runs import Group, show_in_report
 
 # Identities of the runs on the page. This is the only output that is not committed: in a fresh clone, where all other
 # outputs are up to date, its absence makes DVC run this stage, which registers the runs in MLflow.
@@ -35,6 +37,17 @@ SECTIONS = {
     "retrieval": retrieval.section,
     "classification": classification.section,
     "attention": attention.section,
+}
+# How MLflow groups the runs of a task: the group's title, and the tables in which the runs are rows.
+GROUPS = {
+    "segmentation": ("Table 1", (segmentation.TABLE,)),
+    "captioning": ("Tables 2 and 3", (captioning.TABLE2, captioning.TABLE3)),
+    "retrieval": ("Table 4", (retrieval.TABLE4,)),
+    "retrieval_grid": ("Table 5", (retrieval.TABLE5,)),
+    "classification": ("Classification", (classification.TABLE,)),
+    "position_similarity": ("Position embeddings", ()),
+    "class_attention": ("Class token", (attention.CLASS_TABLE,)),
+    "caption_attention": ("Words of captions", (attention.WORD_TABLE,)),
 }
 TASK_TABLES = {
     "segmentation": "Table 1 is",
@@ -91,14 +104,28 @@ def build_sections(inputs: Inputs, metrics: dict[str, Metric]) -> dict[str, Sect
     return sections
 
 
-def attach_figures(sections: Iterable[Section]) -> None:
-    """Add the figures of every run to its MLflow run."""
-    figures = {}
-    for section in sections:
-        for run_id, paths in section.figures.items():
-            assert run_id is not None  # all results come from the store
-            figures[run_id] = paths
-    registration.attach(figures)
+def build_groups(inputs: Inputs, metrics: dict[str, Metric], tables: dict[str, Table]) -> list[Group]:
+    """The runs of every task that was not skipped, with the tables in which they are rows, as MLflow shows them."""
+    groups = []
+    for task, results in inputs.results.items():
+        title, names = GROUPS[task]
+        written = {name: tables[name] for name in names if name in tables}
+        runs = {}
+        for result in results:
+            for run_id, run in zip(result.run_ids, result.runs, strict=True):
+                assert run_id is not None  # all results come from the store
+                runs[run_id] = run
+        group = Group(
+            title,
+            runs,
+            files=[TABLES / f"{name}{suffix}" for name in written for suffix in (".md", ".csv")],
+            text="\n".join(table.markdown() for table in written.values()),
+        )
+        if task in metrics:
+            key = metrics[task].key
+            group = replace(group, metric=key, rows={result.name: result.metrics[key] for result in results})
+        groups.append(group)
+    return groups
 
 
 def describe_timings() -> str:
@@ -124,8 +151,6 @@ def main() -> None:
         folder.mkdir(parents=True)  # DVC requires the folder, even if nothing is written to it
     metrics = task_metrics(inputs)
     sections = build_sections(inputs, metrics)
-    if from_store:
-        attach_figures(sections.values())
     claims = render("claims.md", verdicts=evaluate_claims(inputs, metrics))
     write_text(ROOT / "claims.md", f"# What the original says, and what the runs show\n\n{claims}")
 
@@ -133,6 +158,11 @@ def main() -> None:
     tables = assigned | {name: table for section in sections.values() for name, table in section.tables.items()}
     for name, table in tables.items():
         table.write(TABLES, name)
+    if from_store:
+        figures = {
+            run_id: paths for section in sections.values() for run_id, paths in section.figures.items() if run_id
+        }
+        show_in_report(build_groups(inputs, metrics, tables), figures, experiment.profile)
     numbers = [record for section in sections.values() for record in section.numbers]
     write_text(ROOT / "results.csv", write_numbers(numbers))
     metrics_by_task = {task: section.metrics for task, section in sections.items() if section.metrics}

@@ -1,7 +1,7 @@
 """Train and evaluate a head on cached tokens."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -39,13 +39,18 @@ def train_epoch(
 
 @torch.inference_mode()
 def predict(head: nn.Module, images: ValImages) -> Iterator[tuple[ValBatch, Tensor]]:
-    """Yield batches and their predicted classes `(n, H, W)` uint8, the argmax of logits upsampled to full size."""
-    device = next(head.parameters()).device
+    """Yield batches and their predicted classes `(n, H, W)` uint8."""
     head.eval()
     for batch in images:
-        logits = upsample(head(batch.tokens.to(device).float()), batch.masks.shape[1:])
-        # `max` over the last dimension is a fifth faster than `argmax` on a CPU.
-        yield batch, logits.max(-1).indices.to(torch.uint8).cpu()
+        yield batch, predict_masks(head, batch.tokens, batch.masks.shape[1:])
+
+
+def predict_masks(head: nn.Module, tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """Predicted classes `(n, *size)` uint8 of tokens `(n, rows, columns, dim)`: the argmax of upsampled logits."""
+    device = next(head.parameters()).device
+    logits = upsample(head(tokens.to(device).float()), size)
+    # `max` over the last dimension is a fifth faster than `argmax` on a CPU.
+    return logits.max(-1).indices.to(torch.uint8).cpu()
 
 
 def evaluate(

@@ -9,10 +9,10 @@ OWNER = "vitlab.process"  # a tag: the machine, the ID and the start time of the
 START_TOLERANCE = 5.0  # seconds; a process's start is computed from the machine's, which moves as the clock is adjusted
 
 
-def tag_owner(client: MlflowClient, run_id: str) -> None:
-    """Tag a run as recorded by this process."""
+def owner_tag() -> dict[str, str]:
+    """The tag of the runs that this process records."""
     process = psutil.Process()
-    client.set_tag(run_id, OWNER, f"{socket.gethostname()} {process.pid} {process.create_time():.0f}")
+    return {OWNER: f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"}
 
 
 def mark_abandoned(client: MlflowClient, experiments: list[str]) -> None:

@@ -1,4 +1,7 @@
-"""What an MLflow run holds: tags and params from its start, metrics as epochs end, the record when it is finished."""
+"""What an MLflow run holds: tags, params and dataset from its start, metrics as epochs end, the record at its end.
+
+What the report adds to a run, such as figures and the trained model, is in `attachments.py`.
+"""
 
 import os
 import re
@@ -6,16 +9,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 
 from stages.core.runs import Run
 from stages.core.stage import git_revision
+from stages.tracking.dataset import dataset_input
 from stages.tracking.store import experiment_id
 
+STAGES = Path(__file__).parents[1]
 IDENTITY = "vitlab.identity"  # a tag: the SHA-256 of the record from which the run was registered
+PROFILE = "profile"  # a tag
+DVC_EXPERIMENT = "dvc.experiment"  # a tag
+INPUTS = "inputs/"  # starts the names of params that are data and weights, not settings
 METRICS_PER_REQUEST = 1000  # MLflow's limit
 EPOCH = "epoch/"  # starts the names of metrics that have a value per epoch
 
@@ -25,17 +34,29 @@ def milliseconds() -> int:
     return int(time.time() * 1000)
 
 
-def open_run(client: MlflowClient, run: Run, start_time: int) -> str:
+def open_run(client: MlflowClient, run: Run, start_time: int, live_tags: dict[str, str] | None = None) -> str:
     """Create an MLflow run in the task's experiment, with what is known before its first epoch; return its ID.
 
-    Metrics and details of `run` may still be empty. `start_time` is in milliseconds.
+    Metrics and details of `run` may still be empty. `start_time` is in milliseconds. `live_tags` describe the machine
+    and the process of a training; a run from a record has none, as it does not say where it was made.
     """
     experiment = experiment_id(client, run.task)
-    created = client.create_run(experiment, start_time=start_time, tags=_tags(run), run_name=run.key)
+    tags = _tags(run) | (live_tags or {})
+    created = client.create_run(experiment, start_time=start_time, tags=tags, run_name=run.key)
     run_id = created.info.run_id
     with failed_on_error(client, run_id):
         client.log_batch(run_id, params=_params(run))
+        dataset = dataset_input(run)
+        if dataset:
+            client.log_inputs(run_id, [dataset])
     return run_id
+
+
+def find_run(client: MlflowClient, run: Run) -> str | None:
+    """The ID of the finished MLflow run of the same identity, or None."""
+    query = f"tags.`{IDENTITY}` = '{run.identity}' and attributes.status = 'FINISHED'"
+    matches = client.search_runs([experiment_id(client, run.task)], query, max_results=1)
+    return matches[0].info.run_id if matches else None
 
 
 @contextmanager
@@ -49,12 +70,15 @@ def failed_on_error(client: MlflowClient, run_id: str) -> Iterator[None]:
 
 
 def close_run(client: MlflowClient, run_id: str, run: Run) -> None:
-    """Add the finished run's metrics and its record; from now on the store has this run."""
+    """Add the finished run's metrics and its record; from now on the store has this run.
+
+    The final metrics' time is the run's end.
+    """
     now = milliseconds()
-    log_metrics(client, run_id, [Metric(key, float(value), now, 0) for key, value in run.metrics.items()])
+    log_metrics(client, run_id, final_metrics(run, now))
     client.log_artifact(run_id, str(run.path))
     client.set_tag(run_id, IDENTITY, run.identity)
-    client.set_terminated(run_id, "FINISHED")
+    client.set_terminated(run_id, "FINISHED", now)
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
@@ -68,6 +92,13 @@ def epoch_metrics(row: dict, timestamp: int) -> list[Metric]:
     return [Metric(f"{EPOCH}{key}", value, timestamp, row["epoch"]) for key, value in _flatten(row) if key != "epoch"]
 
 
+def final_metrics(run: Run, timestamp: int, model_id: str | None = None) -> list[Metric]:
+    """A finished run's metrics, on its dataset; with `model_id`, they are its model's too."""
+    used = dataset_input(run)
+    dataset = {"dataset_name": used.dataset.name, "dataset_digest": used.dataset.digest} if used else {}
+    return [Metric(key, float(value), timestamp, 0, model_id, **dataset) for key, value in run.metrics.items()]
+
+
 _revision = cache(git_revision)  # the same for all runs of a report
 
 
@@ -75,15 +106,28 @@ def _tags(run: Run) -> dict[str, str]:
     tags = {
         "name": run.name,  # what runs with several seeds share
         "seed": None if run.seed is None else str(run.seed),
+        PROFILE: run.params.get("profile"),
         "dvc.stage": run.stage,
-        "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
+        DVC_EXPERIMENT: os.environ.get("DVC_EXP_NAME"),
+        MLFLOW_SOURCE_NAME: _source(run.stage),
+        MLFLOW_SOURCE_TYPE: "LOCAL",
         MLFLOW_GIT_COMMIT: _revision(),
     }
     return {key: value for key, value in tags.items() if value}
 
 
+def _source(stage: str) -> str | None:
+    """The module or folder that a stage runs: it has the stage's name in `dvc.yaml`, without the part after `@`."""
+    name, _, _ = stage.partition("@")
+    for path in (*STAGES.glob(f"*/{name}.py"), STAGES / name):
+        if path.exists():
+            return str(path.relative_to(STAGES.parent))
+    return None
+
+
 def _params(run: Run) -> list[Param]:
-    return [Param(key, str(value)) for key, value in {**run.params, **run.inputs}.items()]
+    inputs = {f"{INPUTS}{key}": value for key, value in run.inputs.items()}
+    return [Param(key, str(value)) for key, value in {**run.params, **inputs}.items()]
 
 
 def _flatten(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:

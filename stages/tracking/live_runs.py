@@ -10,8 +10,8 @@ from mlflow.entities import Metric
 from PIL import Image
 
 from stages.core.runs import Run, read_run
-from stages.tracking.abandoned import mark_abandoned, tag_owner
-from stages.tracking.content import IDENTITY, close_run, epoch_metrics, failed_on_error, log_metrics, open_run
+from stages.tracking.abandoned import mark_abandoned, owner_tag
+from stages.tracking.content import close_run, epoch_metrics, failed_on_error, find_run, log_metrics, open_run
 from stages.tracking.store import connect, errors_as_warning, experiment_id
 
 
@@ -51,7 +51,6 @@ class LiveRun:
     """A run that MLflow shows as running; `metrics` are not in the store yet."""
 
     run_id: str
-    experiment: str
     task: str
     metrics: list[Metric] = field(default_factory=list)
 
@@ -68,7 +67,7 @@ class LiveRuns:
         key = message["key"]
         match message["kind"]:
             case "open":
-                self._open(Run(**message["run"]), message["time"])
+                self._open(Run(**message["run"]), message["time"], message["machine"])
             case "epoch":
                 self._runs[key].metrics += epoch_metrics(message["row"], message["time"])
             case "image":
@@ -94,13 +93,11 @@ class LiveRuns:
             self._client = connect()
         return self._client
 
-    def _open(self, run: Run, time: int) -> None:
-        experiment = experiment_id(self.client, run.task)
+    def _open(self, run: Run, time: int, machine: dict[str, str]) -> None:
         if not self._runs:
-            mark_abandoned(self.client, [experiment])
-        run_id = open_run(self.client, run, time)
-        tag_owner(self.client, run_id)
-        self._runs[run.key] = LiveRun(run_id, experiment, run.task)
+            mark_abandoned(self.client, [experiment_id(self.client, run.task)])
+        run_id = open_run(self.client, run, time, machine | owner_tag())
+        self._runs[run.key] = LiveRun(run_id, run.task)
 
     def _log_metrics(self, run: LiveRun) -> None:
         log_metrics(self.client, run.run_id, run.metrics)
@@ -115,8 +112,7 @@ class LiveRuns:
         """Finish a run from its record. If a finished run has the same record already, that one stays alone."""
         with failed_on_error(self.client, live_run.run_id):
             run = read_run(live_run.task, key)
-            query = f"tags.`{IDENTITY}` = '{run.identity}' and attributes.status = 'FINISHED'"
-            if self.client.search_runs([live_run.experiment], query, max_results=1):
+            if find_run(self.client, run):
                 self.client.set_terminated(live_run.run_id)
                 self.client.delete_run(live_run.run_id)
             else:

@@ -1,11 +1,11 @@
 """Runs in MLflow, registered from their records, each once. A failing store never costs a result.
 
 The report stage registers all runs that it shows in one go: in every training stage, starting MLflow would take four
-seconds. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`.
+seconds. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`. What the report adds to
+its runs is in `report_runs.py`.
 """
 
 from collections import Counter
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -14,12 +14,14 @@ from mlflow import MlflowClient
 from stages.core.messages import join_names
 from stages.core.runs import Run
 from stages.core.stage import read_timings
+from stages.tracking.abandoned import mark_abandoned
 from stages.tracking.content import (
     EPOCH,
     IDENTITY,
     close_run,
     epoch_metrics,
     failed_on_error,
+    find_run,
     log_metrics,
     milliseconds,
     open_run,
@@ -40,11 +42,10 @@ def register(runs: list[Run]) -> pd.DataFrame | None:
     with errors_as_warning(f"{join_names([run.name for run in runs], limit=1)} not registered"):
         client = connect()
         durations = _durations(runs)
-        experiments = {task: experiment_id(client, task) for task in dict.fromkeys(run.task for run in runs)}
+        mark_abandoned(client, [experiment_id(client, task) for task in dict.fromkeys(run.task for run in runs)])
         run_ids = {}
         for run in runs:
-            found = _find_run(client, run, experiments[run.task])
-            run_ids[run.identity] = found or _create_run(client, run, durations[run.stage])
+            run_ids[run.identity] = find_run(client, run) or _create_run(client, run, durations[run.stage])
         stored = _read_runs(list(run_ids.values()))
         changed = [run for run in runs if not _equals_record(stored.loc[run.identity], run)]
         for run in changed:
@@ -64,15 +65,6 @@ def read_records(runs: list[Run]) -> pd.DataFrame:
     return frame
 
 
-def attach(figures: dict[str, list[Path]]) -> None:
-    """Upload figures, by MLflow run ID, to `figures/`. A file of the same name is replaced."""
-    with errors_as_warning("figures not attached"):
-        client = connect()
-        for run_id, paths in figures.items():
-            for path in paths:
-                client.log_artifact(run_id, str(path), "figures")
-
-
 def _equals_record(stored: pd.Series, run: Run) -> bool:
     """Whether the store's final metrics of a run are those of its record."""
     return stored.drop("run_id").dropna().to_dict() == {key: float(value) for key, value in run.metrics.items()}
@@ -83,12 +75,6 @@ def _durations(runs: list[Run]) -> dict[str, float]:
     timings = read_timings()
     counts = Counter(run.stage for run in runs)
     return {stage: timings.get(stage, {}).get("seconds", 0.0) / count for stage, count in counts.items()}
-
-
-def _find_run(client: MlflowClient, run: Run, experiment: str) -> str | None:
-    query = f"tags.`{IDENTITY}` = '{run.identity}' and attributes.status = 'FINISHED'"
-    matches = client.search_runs([experiment], query, max_results=1)
-    return matches[0].info.run_id if matches else None
 
 
 def _create_run(client: MlflowClient, run: Run, seconds: float) -> str:

@@ -38,6 +38,8 @@ for logger, level in LOG_LEVELS.items():
 
 STORE_SECONDS = 600.0  # for all runs; a hundred take ten seconds in a local store
 SQLITE_TIMEOUT = 5.0  # seconds to wait for another process that writes
+# MLflow's page of such an experiment has runs and models; by default it has traces and prompts of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 SQLITE = "sqlite:///"  # starts the URI of a database file
 
 
@@ -56,7 +58,7 @@ def experiment_id(client: MlflowClient, task: str) -> str:
     if store_uri().startswith(SQLITE):
         location = (project_root() / "mlartifacts" / task).as_uri()
     try:
-        return client.create_experiment(name, artifact_location=location)
+        return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
     except MlflowException:
         # Another process that uses the same store may have created it since.
         experiment = client.get_experiment_by_name(name)

@@ -184,8 +184,15 @@ def test_runs_are_registered_again_when_the_store_is_lost(undisturbed):
         "position_similarity",
         "class_attention",
         "caption_attention",
+        "report",
     }
-    assert len(runs) == 2 + (1 + 2 + 1) + (1 + 2 + 2) + 2 + 2 + 1 + 2 + 1
+    parents = [run.info.run_id for run in runs if run.data.tags["dvc.stage"] == "report"]
+    children = [run for run in runs if run.info.run_id not in parents]
+    assert len(children) == 2 + (1 + 2 + 1) + (1 + 2 + 2) + 2 + 2 + 1 + 2 + 1
+    assert len(parents) == 8
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
+    assert all("report" in run.data.tags for run in runs)
+    assert sum("vitlab.model" in run.data.tags for run in runs) == 2 + 2
 
 
 def test_an_unreachable_store_loses_no_result_and_the_report_says_so(undisturbed):

@@ -91,7 +91,7 @@ def record(*messages):
 
 
 def opened(run):
-    return {"kind": "open", "key": run.key, "time": 1000, "run": vars(run)}
+    return {"kind": "open", "key": run.key, "time": 1000, "run": vars(run), "machine": {"cpu": "small"}}
 
 
 def epoch(run, number, loss=1.0):
@@ -250,7 +250,7 @@ def test_runs_of_dead_processes_are_marked_as_failed_by_the_next_recorder():
     for name, value in owners.items():
         tags = {} if value is None else {abandoned.OWNER: value}
         client.create_run(experiment, tags=tags, run_name=name)
-    abandoned.tag_owner(client, client.create_run(experiment, run_name="alive").info.run_id)
+    client.create_run(experiment, tags=abandoned.owner_tag(), run_name="alive")
     record(opened(build_run("next")))
     assert statuses() == {
         "dead": "FAILED",

@@ -15,47 +15,19 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
+from sample_runs import build_run, enter_project, runs_in_store, write_runs
 
-from stages.core.runs import RUNS, Run, read_run, record_path, write_run
+from stages.core.runs import RUNS, read_run, record_path, write_run
 from stages.core.skipped import mark_skipped
 from stages.core.stage import TIMINGS, InputError
 from stages.tracking import __main__ as tracking
 from stages.tracking import content, registration, store
 
 
-def build_run(**changes):
-    fields = {
-        "task": "segmentation",
-        "name": "linear",
-        "stage": "train_head@linear",
-        "params": {"lr": 0.001, "kind": "linear"},
-        "metrics": {"miou": 31.25, "best_epoch": 2},
-        "details": {"absent_classes": ["boat"]},
-        "history": [
-            {"epoch": 1, "train_loss": 2.0, "miou": 10.0, "iou": {"a (b)": 1.0, "boat": None}},
-            {"epoch": 2, "train_loss": 1.0, "miou": 31.25, "iou": {"a (b)": 2.0, "boat": None}},
-        ],
-    }
-    return Run(**{**fields, **changes})
-
-
-def write_runs(*runs):
-    for run in runs:
-        write_run(run)
-    return list(runs)
-
-
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    enter_project(tmp_path, monkeypatch)
     return tmp_path
-
-
-def runs_in_store():
-    client = MlflowClient(store.store_uri())
-    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
 def test_record_round_trip_and_identity():
@@ -165,17 +137,6 @@ def test_unreachable_store_is_one_line_of_warning(monkeypatch, capsys):
     assert "http://127.0.0.1:9 not usable, linear and 1 more not registered" in lines[0]
 
 
-def test_figures_are_attached_and_replaced(project):
-    (run,) = write_runs(build_run())
-    run_id = registration.register([run]).loc[run.identity, "run_id"]
-    figure = project / "curve.png"
-    for picture in (b"first", b"second"):
-        figure.write_bytes(picture)
-        registration.attach({run_id: [figure]})
-    client = MlflowClient(store.store_uri())
-    assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/curve.png"]
-
-
 def test_store_is_in_the_project_root_even_from_a_temporary_copy(project, monkeypatch):
     monkeypatch.chdir(project.parent)
     assert store.store_uri() == f"sqlite:///{project}/mlflow.db"
@@ -209,6 +170,7 @@ def test_a_run_whose_metrics_were_changed_in_the_store_is_registered_anew(projec
 
 
 def test_a_kill_while_the_database_is_created_leaves_no_broken_store(project):
+    (project / "mlflow.db").unlink()
     (run,) = write_runs(build_run())
     kill = (
         "import os; from mlflow.store.db import utils; utils._upgrade_db = lambda engine: os._exit(9);"
