@@ -77,7 +77,7 @@ def small_experiment():
     heads = {"heads": {"linear": Head(kind="linear")}, "views": 1, "epochs": 1, "batch_size": 3}
     return experiment.model_copy(
         update={
-            "compute": Compute(precision="float32", compile=False, workers=0),
+            "compute": Compute(precision="float32", compile=False, workers=0, live=False),
             "embedded": experiment.embedded.model_copy(update=active),
             "segmentation": experiment.segmentation.model_copy(update=heads),
             "classification": experiment.classification.model_copy(update={"settings": {"base": setting}}),
