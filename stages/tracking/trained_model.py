@@ -30,6 +30,7 @@ CODE = ("core", "params", "data", "models", "features", "segmentation", "classif
 # What the loaders import, and what timm does.
 PACKAGES = (
     "annotated-types",
+    "huggingface-hub",
     "mlflow",
     "numpy",
     "pandas",

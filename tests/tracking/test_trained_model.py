@@ -179,7 +179,12 @@ def test_all_that_a_model_imports_is_required(runs, fresh_process):
     model_id = model_uri(runs["segmentation"]).removeprefix("models:/")
     folder = Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
     required = {Requirement(line).name for line in (folder / "requirements.txt").read_text().splitlines()}
-    packages = {"PIL": "pillow", "annotated_types": "annotated-types", "ruamel": "ruamel.yaml"}
+    packages = {
+        "PIL": "pillow",
+        "annotated_types": "annotated-types",
+        "huggingface_hub": "huggingface-hub",
+        "ruamel": "ruamel.yaml",
+    }
     packages["pydantic_core"] = "pydantic"
     loaded = set(json.loads((fresh_process / "modules.json").read_text()))
     for path in (folder / "code").rglob("*.py"):
