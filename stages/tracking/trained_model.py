@@ -30,7 +30,6 @@ CODE = ("core", "params", "data", "models", "features", "segmentation", "classif
 # What the loaders import, and what timm does.
 PACKAGES = (
     "annotated-types",
-    "huggingface-hub",
     "mlflow",
     "numpy",
     "pandas",
