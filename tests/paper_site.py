@@ -211,6 +211,7 @@ class PaperSite(Loopback):
             "paper__vocabulary": f"bert/words@{COMMIT}",
             "paper__classifier": {
                 "backbone": f"{VITS[0]}@{COMMIT}",
+                "float64": False,
                 "lr": {"base": 1e-4, "high": 1e-2},
                 "size": {"base": 64, "large": 80},
             },
