@@ -17,7 +17,6 @@ from mlflow import MlflowClient
 from stages.core import live
 from stages.core.live import record_live
 from stages.core.runs import Run, read_run, write_run
-from stages.data import __main__ as data
 from stages.models import vit
 from stages.models.checkpoints.record import Checkpoint, write_checkpoint
 from stages.params.experiment import load_experiment
@@ -55,7 +54,8 @@ def project(tmp_path_factory):
         path = Path(load_experiment().embedded.backbone)
         vit.save(path, vit.build(architecture), architecture)
         write_checkpoint("backbone", Checkpoint(str(path), str(path), "0"))
-        data.main()
+        # Not in this process: joblib keeps its workers for a while, in the folder of the test that started them.
+        subprocess.run([sys.executable, "-m", "stages.data"], check=True)
         extract.main()
         store.connect()
         yield root
