@@ -51,12 +51,16 @@ def parse_experiments(revisions: list[dict]) -> tuple[Experiment, list[Experimen
     return baseline, experiments
 
 
-def changed_keys(baseline: dict[Keys, Any], others: list[dict[Keys, Any]]) -> list[Keys]:
-    """The keys that any of the others adds, removes or gives another value, in the order in which they appear."""
+def changed_keys(baseline: dict[Keys, Any], experiments: list[dict[Keys, Any]]) -> list[Keys]:
+    """The keys that any experiment adds, removes or gives another value, in the order in which they appear."""
     missing = object()
-    every_key = dict.fromkeys([*baseline, *(key for values in others for key in values)])
+    every_key = dict.fromkeys(baseline)
+    for values in experiments:
+        every_key |= dict.fromkeys(values)
     return [
-        key for key in every_key if any(values.get(key, missing) != baseline.get(key, missing) for values in others)
+        key
+        for key in every_key
+        if any(values.get(key, missing) != baseline.get(key, missing) for values in experiments)
     ]
 
 

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -115,16 +114,11 @@ def build_groups(inputs: Inputs, metrics: dict[str, Metric], tables: dict[str, T
             for run_id, run in zip(result.run_ids, result.runs, strict=True):
                 assert run_id is not None  # all results come from the store
                 runs[run_id] = run
-        group = Group(
-            title,
-            runs,
-            files=[TABLES / f"{name}{suffix}" for name in written for suffix in (".md", ".csv")],
-            text="\n".join(table.markdown() for table in written.values()),
-        )
-        if task in metrics:
-            key = metrics[task].key
-            group = replace(group, metric=key, rows={result.name: result.metrics[key] for result in results})
-        groups.append(group)
+        files = [TABLES / f"{name}{suffix}" for name in written for suffix in (".md", ".csv")]
+        text = "\n".join(table.markdown() for table in written.values())
+        metric = metrics[task].key if task in metrics else ""
+        rows = {result.name: result.metrics[metric] for result in results} if metric else {}
+        groups.append(Group(title, runs, files, text, metric, rows))
     return groups
 
 

@@ -100,10 +100,14 @@ def bleu_rows(cells: list[Result]) -> list[dict[str, Any]]:
     for cell in cells:
         line = plot_text(describe(cell, with_temperature=False), LABEL_LENGTH)
         for run in cell.runs:
-            temperature = run.params.get("temperature")
             rows.append(
-                {"line": line, "run": run.name, "seed": run.seed, "temperature": temperature}
-                | {"bleu": run.metrics["bleu"]}
+                {
+                    "line": line,
+                    "run": run.name,
+                    "seed": run.seed,
+                    "temperature": run.params.get("temperature"),
+                    "bleu": run.metrics["bleu"],
+                }
             )
     return rows
 

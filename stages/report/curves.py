@@ -148,7 +148,8 @@ def _plot_mean(axes: Any, result: Result, key: str, **style: Any) -> None:
     curves = seed_curves(result, key)
     (line,) = axes.plot(curves.index, curves.mean(axis="columns"), **style)
     if len(result.runs) > 1:
-        low, high = curves.min(axis="columns"), curves.max(axis="columns")
+        low = curves.min(axis="columns")
+        high = curves.max(axis="columns")
         axes.fill_between(curves.index, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
 
 

@@ -41,7 +41,8 @@ def format_interval(metrics: Mapping[str, float], key: str, digits: int = 2) -> 
 
 def format_best(values: pd.Series, epochs: pd.Series) -> str:
     """The mean over seeds of the best epoch's values, and the epochs: `49.23 (13)`, `49.23 (9 to 13)`."""
-    first, last = int(epochs.min()), int(epochs.max())
+    first = int(epochs.min())
+    last = int(epochs.max())
     return f"{format_number(values.mean())} ({first if first == last else f'{first} to {last}'})"
 
 

@@ -64,7 +64,7 @@ class Comparison:
         return self.numbers[self.numbers["headline"]]
 
     @property
-    def others(self) -> pd.DataFrame:
+    def secondary(self) -> pd.DataFrame:
         """Numbers of single seeds, and numbers without an interval."""
         return self.numbers[~self.numbers["headline"]]
 
@@ -102,10 +102,10 @@ class Comparison:
             rows.append(cells)
         return Table(self.caption(), pd.DataFrame(rows, dtype=object), left=("Table", "Run", "Metric", "Status"))
 
-    def other_listing(self) -> Table:
-        """The other numbers that are not equal, with all digits."""
+    def secondary_listing(self) -> Table:
+        """The secondary numbers that are not equal, with all digits."""
         rows = []
-        for _, number in self.others[self.others["status"] != Status.EQUAL].iterrows():
+        for _, number in self.secondary[self.secondary["status"] != Status.EQUAL].iterrows():
             key = [table_title(number["table"]), number["run"], number["metric"], number["seed"] or MISSING]
             values = [MISSING if np.isnan(value) else repr(value) for value in (number["value"], number["value_here"])]
             rows.append([*key, *values])
@@ -120,7 +120,7 @@ class Comparison:
             same_interval &= headline[bound].map(format_number) == headline[f"{bound}_here"].map(format_number)
         lines = [
             f"Intervals: {count_true(same_interval)} as printed.",
-            f"Numbers of single seeds or without an interval: {count_true(self.others['status'] == Status.EQUAL)}.",
+            f"Numbers of single seeds or without an interval: {count_true(self.secondary['status'] == Status.EQUAL)}.",
             f"Files under {ROOT}/: {describe_files(self.commit)}.",
         ]
         if self.changed_params:
@@ -190,7 +190,8 @@ def parse_params(text: str, source: str) -> dict[str, Any]:
 
 def list_changes(committed: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Dotted keys of the params that differ, without the sections of profiles other than the active one."""
-    flat, flat_here = (flatten(params, here["profile"]) for params in (committed, here))
+    flat = flatten(committed, here["profile"])
+    flat_here = flatten(here, here["profile"])
     return [key for key in flat | flat_here if not (key in flat and key in flat_here and flat[key] == flat_here[key])]
 
 
@@ -250,7 +251,8 @@ def load_comparison(revision: str) -> Comparison:
         raise InputError("nothing has run here yet; run `make repro`")
     committed = parse_numbers(read_committed(commit, RESULTS), f"{RESULTS} of {revision}")
     here = parse_numbers(RESULTS.read_text(encoding="utf-8"), str(RESULTS))
-    profile, profile_here = (join_names(sorted(set(frame["profile"]))) for frame in (committed, here))
+    profile = join_names(sorted(set(committed["profile"])))
+    profile_here = join_names(sorted(set(here["profile"])))
     if profile != profile_here:
         raise InputError(f"{RESULTS} is of profile '{profile_here}', that of {revision} of profile '{profile}'")
     numbers = compare(committed, here)
@@ -270,7 +272,7 @@ def verify(revision: str) -> bool:
     remarks = comparison.remarks()
     verdict = comparison.verdict()
     print(comparison.summary().plain(), "", *remarks, f"In full: {COMPARISON}", "", verdict, sep="\n")
-    tables = [table.markdown() for table in (comparison.listing(), comparison.other_listing()) if table]
+    tables = [table.markdown() for table in (comparison.listing(), comparison.secondary_listing()) if table]
     notes = "\n".join(f"- {escape(line)}" for line in remarks)
     write_text(COMPARISON, "\n\n".join([f"# {escape(verdict)}", notes, *tables]) + "\n")
     if comparison.count(Status.OUTSIDE):

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from stages.core.live import LiveRun
+from stages.data.manifest import Row, evenly_spaced
 from stages.data.voc import COLOR_MAP, VOID
 from stages.segmentation.dataset import ValBatch
 
@@ -15,13 +16,12 @@ GAP = 4  # pixels between masks
 
 
 class LiveHead:
-    """Records the epochs of a head. `classes` name the values of masks; examples are picked evenly from `image_ids`."""
+    """Records the epochs of a head. `classes` name the values of masks; examples are picked evenly from `rows`."""
 
-    def __init__(self, run: LiveRun, classes: tuple[str, ...], image_ids: list[str]):
+    def __init__(self, run: LiveRun, classes: tuple[str, ...], rows: tuple[Row, ...]):
         self.run = run
         self.classes = classes
-        picked = np.linspace(0, len(image_ids) - 1, EXAMPLES).round().astype(int)
-        self.examples = {image_ids[index] for index in picked}
+        self.examples = {row.image_id for row in evenly_spaced(rows, EXAMPLES)}
         self._columns: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def add_masks(self, batch: ValBatch, predicted: np.ndarray) -> None:

@@ -95,7 +95,7 @@ def run_head(experiment: Experiment, name: str, seed: int, recorder: Recorder = 
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow"),
     )
     live_run = recorder.open(run)
-    live = LiveHead(live_run, manifest.classes, [row.image_id for row in manifest.split("val") if row.mask])
+    live = LiveHead(live_run, manifest.classes, tuple(row for row in manifest.split("val") if row.mask))
     history, matrices = train(head, views, val, classes, task, run_seed, run.stage, live)
 
     weights_path, predictions_path = output_paths(run.key)

@@ -52,13 +52,6 @@ def open_run(client: MlflowClient, run: Run, start_time: int, live_tags: dict[st
     return run_id
 
 
-def find_run(client: MlflowClient, run: Run) -> str | None:
-    """The ID of the finished MLflow run of the same identity, or None."""
-    query = f"tags.`{IDENTITY}` = '{run.identity}' and attributes.status = 'FINISHED'"
-    matches = client.search_runs([experiment_id(client, run.task)], query, max_results=1)
-    return matches[0].info.run_id if matches else None
-
-
 @contextmanager
 def failed_on_error(client: MlflowClient, run_id: str) -> Iterator[None]:
     """Mark a run as failed if the body raises."""

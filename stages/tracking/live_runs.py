@@ -11,8 +11,8 @@ from PIL import Image
 
 from stages.core.runs import Run, read_run
 from stages.tracking.abandoned import mark_abandoned, owner_tag
-from stages.tracking.content import close_run, epoch_metrics, failed_on_error, find_run, log_metrics, open_run
-from stages.tracking.store import connect, errors_as_warning, experiment_id
+from stages.tracking.content import IDENTITY, close_run, epoch_metrics, failed_on_error, log_metrics, open_run
+from stages.tracking.store import connect, errors_as_warning, experiment_id, find_finished
 
 
 def record_messages(stage: str, messages: "SimpleQueue[dict | None]") -> None:
@@ -112,7 +112,7 @@ class LiveRuns:
         """Finish a run from its record. If a finished run has the same record already, that one stays alone."""
         with failed_on_error(self.client, live_run.run_id):
             run = read_run(live_run.task, key)
-            if find_run(self.client, run):
+            if find_finished(self.client, experiment_id(self.client, run.task), IDENTITY, run.identity):
                 self.client.set_terminated(live_run.run_id)
                 self.client.delete_run(live_run.run_id)
             else:

@@ -1,13 +1,12 @@
 """Runs in MLflow, registered from their records, each once. A failing store never costs a result.
 
-The report stage registers all runs that it shows in one go: in every training stage, starting MLflow would take four
-seconds. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`. What the report adds to
-its runs is in `report_runs.py`.
+The report stage registers all runs that it shows and that were not recorded live: those from DVC's cache, and those of
+stages without a training. `python -m stages.tracking` (and `make ui`) registers every record in `reports/runs`. What
+the report adds to its runs is in `report_runs.py`.
 """
 
 from collections import Counter
 
-import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
@@ -21,12 +20,11 @@ from stages.tracking.content import (
     close_run,
     epoch_metrics,
     failed_on_error,
-    find_run,
     log_metrics,
     milliseconds,
     open_run,
 )
-from stages.tracking.store import connect, errors_as_warning, experiment_id, store_uri
+from stages.tracking.store import connect, errors_as_warning, experiment_id, find_finished, id_query, search_runs
 
 METRIC_COLUMN = "metrics."  # starts the columns of metrics in MLflow's DataFrame of runs
 
@@ -42,10 +40,12 @@ def register(runs: list[Run]) -> pd.DataFrame | None:
     with errors_as_warning(f"{join_names([run.name for run in runs], limit=1)} not registered"):
         client = connect()
         durations = _durations(runs)
-        mark_abandoned(client, [experiment_id(client, task) for task in dict.fromkeys(run.task for run in runs)])
+        experiments = {task: experiment_id(client, task) for task in dict.fromkeys(run.task for run in runs)}
+        mark_abandoned(client, list(experiments.values()))
         run_ids = {}
         for run in runs:
-            run_ids[run.identity] = find_run(client, run) or _create_run(client, run, durations[run.stage])
+            finished = find_finished(client, experiments[run.task], IDENTITY, run.identity)
+            run_ids[run.identity] = finished.info.run_id if finished else _create_run(client, run, durations[run.stage])
         stored = _read_runs(list(run_ids.values()))
         changed = [run for run in runs if not _equals_record(stored.loc[run.identity], run)]
         for run in changed:
@@ -88,10 +88,7 @@ def _create_run(client: MlflowClient, run: Run, seconds: float) -> str:
 
 def _read_runs(run_ids: list[str]) -> pd.DataFrame:
     """Final metrics of these runs in the store, as `register` returns them."""
-    mlflow.set_tracking_uri(store_uri())
-    ids = ", ".join(f"'{run_id}'" for run_id in run_ids)
-    runs = mlflow.search_runs(search_all_experiments=True, filter_string=f"attributes.run_id IN ({ids})")
-    runs = runs.set_index(f"tags.{IDENTITY}").rename_axis(None)
+    runs = search_runs(id_query(run_ids)).set_index(f"tags.{IDENTITY}").rename_axis(None)
     names = {}
     for column in runs:
         name = column.removeprefix(METRIC_COLUMN)

@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.entities import Run as MlflowRun
@@ -17,7 +16,7 @@ from stages.core.messages import join_names
 from stages.core.runs import Run
 from stages.tracking.attachments import attach_captions, attach_files, attach_model
 from stages.tracking.content import DVC_EXPERIMENT, PROFILE, failed_on_error, log_metrics, open_run
-from stages.tracking.store import connect, errors_as_warning, experiment_id, store_uri
+from stages.tracking.store import connect, errors_as_warning, experiment_id, find_finished, id_query, search_runs
 
 REPORT = "report"  # a tag: where the newest report shows the run, such as `Table 5`
 GROUP = "vitlab.group"  # a tag of a parent: a hash of the identities of its children
@@ -60,7 +59,7 @@ def show_in_report(groups: list[Group], figures: dict[str, list[Path]], profile:
         client = connect()
         stored = _read_runs([run_id for group in groups for run_id in group.runs])
         problems = {}
-        shown = set(stored)
+        report_run_ids = set(stored)
         for group in groups:
             for run_id, run in group.runs.items():
                 if run_id in figures:
@@ -71,31 +70,24 @@ def show_in_report(groups: list[Group], figures: dict[str, list[Path]], profile:
                 if problem:
                     problems[run.key] = problem
             parent_id = _parent(client, group, [stored[run_id] for run_id in group.runs])
-            shown.add(parent_id)
+            report_run_ids.add(parent_id)
             for run_id in group.runs:
                 _set_tags(client, stored[run_id], {MLFLOW_PARENT_RUN_ID: parent_id, REPORT: group.title})
         if problems:
             print(f"MLflow: no model of {join_names(list(problems))}: {next(iter(problems.values()))}", file=sys.stderr)
-        _untag_others(client, shown, profile)
+        _untag_outdated(client, report_run_ids, profile)
 
 
 def _read_runs(run_ids: list[str]) -> dict[str, MlflowRun]:
     """The runs with these IDs, in the same order."""
-    mlflow.set_tracking_uri(store_uri())
-    ids = ", ".join(f"'{run_id}'" for run_id in run_ids)
-    runs = mlflow.search_runs(
-        search_all_experiments=True, filter_string=f"attributes.run_id IN ({ids})", output_format="list"
-    )
-    by_id = {run.info.run_id: run for run in runs}
+    by_id = {run.info.run_id: run for run in search_runs(id_query(run_ids), output_format="list")}
     return {run_id: by_id[run_id] for run_id in run_ids}
 
 
 def _parent(client: MlflowClient, group: Group, children: list[MlflowRun]) -> str:
     """The ID of a group's parent, which is created if no run of the same pipeline run has made it."""
     experiment = experiment_id(client, group.task)
-    query = f"tags.`{GROUP}` = '{group.identity}' and attributes.status = 'FINISHED'"
-    matches = client.search_runs([experiment], query, max_results=1)
-    parent = matches[0] if matches else _create_parent(client, group, children)
+    parent = find_finished(client, experiment, GROUP, group.identity) or _create_parent(client, group, children)
     attach_files(client, parent, group.files, "tables")
     tags = {REPORT: group.title}
     if len(group.text) <= MAX_TAG_VAL_LENGTH:
@@ -128,8 +120,10 @@ def _create_parent(client: MlflowClient, group: Group, children: list[MlflowRun]
 
 def _shared(dicts: list[dict]) -> dict:
     """The items that all of `dicts` have."""
-    first, *others = dicts
-    return {key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)}
+    common = dict(dicts[0])
+    for values in dicts[1:]:
+        common = {key: value for key, value in common.items() if key in values and values[key] == value}
+    return common
 
 
 def _set_tags(client: MlflowClient, stored: MlflowRun, tags: dict[str, str]) -> None:
@@ -139,11 +133,10 @@ def _set_tags(client: MlflowClient, stored: MlflowRun, tags: dict[str, str]) -> 
         client.log_batch(stored.info.run_id, tags=changed)
 
 
-def _untag_others(client: MlflowClient, shown: set[str], profile: str) -> None:
-    """Take the tag from the runs of this profile and DVC experiment that are not among `shown`."""
+def _untag_outdated(client: MlflowClient, report_run_ids: set[str], profile: str) -> None:
+    """Take the tag from the runs of this profile and DVC experiment that are not in the report."""
     query = f"tags.{REPORT} LIKE '%' and tags.{PROFILE} = '{profile}'"
-    tagged = mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list")
-    for run in tagged:
+    for run in search_runs(query, output_format="list"):
         same_experiment = run.data.tags.get(DVC_EXPERIMENT) == os.environ.get("DVC_EXP_NAME")
-        if same_experiment and run.info.run_id not in shown:
+        if same_experiment and run.info.run_id not in report_run_ids:
             client.delete_tag(run.info.run_id, REPORT)

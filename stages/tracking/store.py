@@ -5,7 +5,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server costs seconds, not minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
+import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -65,6 +67,25 @@ def experiment_id(client: MlflowClient, task: str) -> str:
         if experiment is None:
             raise
         return experiment.experiment_id
+
+
+def search_runs(query: str, **options: Any) -> Any:
+    """The runs of all experiments that match a query, as `mlflow.search_runs` returns them with `options`."""
+    mlflow.set_tracking_uri(store_uri())
+    return mlflow.search_runs(search_all_experiments=True, filter_string=query, **options)
+
+
+def id_query(run_ids: Iterable[str]) -> str:
+    """The query for the runs with these IDs."""
+    ids = ", ".join(f"'{run_id}'" for run_id in run_ids)
+    return f"attributes.run_id IN ({ids})"
+
+
+def find_finished(client: MlflowClient, experiment: str, tag: str, value: str) -> MlflowRun | None:
+    """A finished run of an experiment with this tag, or None."""
+    query = f"tags.`{tag}` = '{value}' and attributes.status = 'FINISHED'"
+    matches = client.search_runs([experiment], query, max_results=1)
+    return matches[0] if matches else None
 
 
 def project_root() -> Path:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, Project
 from mlflow import MlflowClient
+from sample_runs import runs_in_store
 
 from stages.core import live
 from stages.core.live import record_live
@@ -67,11 +68,6 @@ def empty_store(project):
     client = MlflowClient(store.store_uri())
     for run in runs_in_store():
         client.delete_run(run.info.run_id)
-
-
-def runs_in_store():
-    client = MlflowClient(store.store_uri())
-    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
 def statuses():
