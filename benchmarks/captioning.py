@@ -30,14 +30,15 @@ from torch.utils.data import DataLoader
 from transformers import BlipConfig, BlipForConditionalGeneration
 
 from benchmarks.segmentation import COMPUTE, clocked, make_scenes
-from stages.captioning.caption import decode
+from stages.captioning.caption_job import IMAGES, decode_batch
 from stages.captioning.captioner import Captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths, caption_tokens
 from stages.captioning.text_decoders import BlipDecoder
 from stages.data.manifest import Row
+from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
-from stages.image_text.decoder_states import encode_states
+from stages.image_text.decoder_states import BlipStatesJob
 from stages.image_text.pixels import val_dataset
 from stages.image_text.towers import Towers
 from stages.models import blip, vit
@@ -137,8 +138,9 @@ def encode(setup: Setup, folder: Path) -> None:
     """Write the hidden states of every image to a table in `folder`."""
     config = setup.towers.model.config.vision_config
     metadata = FeatureMetadata("benchmark", "", "", config.hidden_size, config.num_attention_heads, "", "")
-    shards = Shards(folder / "val", len(setup.rows), vars(metadata), waiting=folder / "waiting")
-    encode_states(setup.towers, setup.rows, shards, metadata)
+    keys = [(row.image_id, 0) for row in setup.rows]
+    shards = Shards(folder / "val", keys, vars(metadata), waiting=folder / "waiting")
+    extract_shards(BlipStatesJob(setup.towers, setup.rows, metadata), shards, setup.towers.compute, "encode")
     shards.commit()
 
 
@@ -151,8 +153,14 @@ def run_ours(setup: Setup, folder: Path, seconds: dict[str, float], counts: Coun
         generator.decoder.model_float64.register_forward_pre_hook(
             lambda _module, args: counts.update(float64=len(args[0]))
         )
-        tokens = decode(generator, FeatureTable(folder / "val"), setup.prompts, setup.experiment)
-    return {name: [run_tokens[row.image_id] for row in setup.rows] for (name, _), run_tokens in tokens.items()}
+        captions: Captions = {name: [] for name, _ in setup.experiment.captioning.runs}
+        for batch in FeatureTable(folder / "val").batches(IMAGES):
+            states = torch.stack([view.tokens for view in batch])
+            image_ids = [view.image_id for view in batch]
+            for image in decode_batch(generator, image_ids, states, setup.prompts, setup.experiment):
+                for sequences, tokens in zip(captions.values(), image, strict=True):
+                    sequences.append(tokens)
+    return captions
 
 
 @contextmanager

@@ -29,12 +29,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.segmentation import COMPUTE, clocked, make_scenes
+from stages.data.dataset import MappedDataset
 from stages.data.manifest import Row
-from stages.features.shards import Shards
+from stages.features.extraction import extract_shards
+from stages.features.shards import RowKey, Shards
+from stages.features.vectors import Vectors, concat_vectors
 from stages.image_text import REFERENCE_SEED
 from stages.image_text.pixels import train_dataset, val_dataset
 from stages.image_text.reference_caption import reference_index
-from stages.image_text.retrieval_vectors import TEXTS, encode_captions, encode_views
+from stages.image_text.retrieval_vectors import TEXTS, ViewVectorsJob, encode_captions
 from stages.image_text.towers import Towers, load_towers
 from stages.models.checkpoints.record import Checkpoint
 from stages.params.experiment import Experiment, load_experiment
@@ -168,6 +171,13 @@ def run_ours(towers: Towers, rows: Rows, experiment: Experiment, views: int, sec
         return recalls(tables, val.metrics(provided_projections(towers)))
 
 
+def encode_views(towers: Towers, dataset: MappedDataset, keys: list[RowKey], folder: Path) -> Vectors:
+    """The vectors of all views of `dataset`, through shards in `folder`."""
+    shards = Shards(Path(f"{len(keys)}_views"), keys, {}, waiting=folder)
+    paths = extract_shards(ViewVectorsJob(towers, dataset, keys, {}), shards, towers.compute, "encode")
+    return concat_vectors(paths)
+
+
 def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tuple[TrainPairs, ValPairs]:
     """The states that `encode_image_text` writes and `RetrievalData` reads."""
     side = towers.pixels.side
@@ -179,12 +189,11 @@ def encode(towers: Towers, rows: Rows, experiment: Experiment, views: int) -> tu
     for row, view in zip(train_rows, view_indices, strict=True):
         seeds.append(experiment.seed_for(f"retrieval/view/{view}/{row.image_id}"))
     with tempfile.TemporaryDirectory() as name:
-        shards = Shards(Path("train"), len(train_rows), {}, waiting=Path(name))
         dataset = train_dataset(train_rows, side, seeds, experiment.retrieval.augment_probability)
-        train_vectors = encode_views(towers, dataset, train_ids, view_indices, shards, {})
+        train_vectors = encode_views(towers, dataset, list(zip(train_ids, view_indices, strict=True)), Path(name))
         train_states = train_vectors.values.float().to(towers.device)
-        shards = Shards(Path("val"), len(val_ids), {}, waiting=Path(name))
-        val_vectors = encode_views(towers, val_dataset(rows["val"], side), val_ids, [0] * len(val_ids), shards, {})
+        val_keys = [(image_id, 0) for image_id in val_ids]
+        val_vectors = encode_views(towers, val_dataset(rows["val"], side), val_keys, Path(name))
         val_states = val_vectors.values.float()
     captions = encode_captions(towers, rows["train"] + rows["val"], {})
     caption_keys = zip(captions.image_ids, captions.indices, strict=True)

@@ -30,6 +30,7 @@ from stages.data.scenes.captions import scene_captions
 from stages.data.scenes.scene import CLASSES, Style, draw_scene
 from stages.data.views import crop_mask
 from stages.data.voc import VOID
+from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
@@ -38,7 +39,16 @@ from stages.params.experiment import load_experiment
 from stages.params.profiles import ViewParams
 from stages.params.segmentation import Head, Segmentation
 from stages.segmentation.dataset import TrainViews, ValImages
-from stages.segmentation.extract import BATCH, RowView, extract, load_pixels, split_batches, train_views, val_views
+from stages.segmentation.extract import (
+    BATCH,
+    RowView,
+    SegmentationJob,
+    load_pixels,
+    split_batches,
+    train_views,
+    val_views,
+    view_keys,
+)
 from stages.segmentation.heads import build_head
 from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import confusion
@@ -139,8 +149,8 @@ def train_cached(backbone, rows, task: Segmentation, params: ViewParams, seed: i
     splits = {"train": train_views(rows["train"], task.views, params, seed), "val": val_views(rows["val"])}
     with clocked(seconds, "extract"):
         for split, views in splits.items():
-            shards = Shards(folder / split, len(views), vars(metadata), waiting=folder / "waiting")
-            extract(backbone, views, shards, metadata, COMPUTE)
+            shards = Shards(folder / split, view_keys(views), vars(metadata), waiting=folder / "waiting")
+            extract_shards(SegmentationJob(backbone, views, metadata, COMPUTE), shards, COMPUTE, split)
             shards.commit()
     masks = {row.image_id: Path(row.mask) for split_rows in rows.values() for row in split_rows}
     with clocked(seconds, "heads"):

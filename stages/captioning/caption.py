@@ -3,17 +3,15 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from tqdm import tqdm
 
 from stages.captioning import BOOTSTRAP, PREDICTIONS
 from stages.captioning.bleu import ORDERS, bleu, bootstrap_bleu, count_ngrams
+from stages.captioning.caption_job import CaptionJob, read_captions
 from stages.captioning.captioner import caption_text, load_captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths, caption_tokens
 from stages.captioning.naming_accuracy import naming_accuracy
@@ -26,63 +24,40 @@ from stages.data import manifest as manifests
 from stages.data.manifest import Manifest, Row
 from stages.data.scenes.annotations import read_objects
 from stages.data.scenes.scene import SceneObject
+from stages.features.extraction import extract_shards
+from stages.features.shards import Shards
 from stages.features.tokens import FeatureTable
 from stages.image_text import DECODER_STATES, REFERENCE_SEED
 from stages.image_text.reference_caption import reference_index
-from stages.models.compute import get_device
+from stages.models import vit
 from stages.params.captioning import CellRun
 from stages.params.experiment import Experiment, load_experiment
 
 TASK = "captioning"
-IMAGES = 64  # per batch, each with all cells and seeds whose prompts have the same length
-# Images per batch where `captioning.stop` is `batch`: that of the original's captioning code, whose captions
-# depend on it.
-ORIGINAL_BATCH = 16
-
 TokenIds = dict[CellRun, dict[str, list[int]]]  # of captions, by cell and seed, and by image ID
 
 
 def decode(
     generator: CaptionGenerator, table: FeatureTable, prompts: dict[str, list[int]], experiment: Experiment
-) -> TokenIds:
-    """Token IDs of the captions of all cells and seeds. `prompts` has token IDs by prompt.
+) -> tuple[TokenIds, Shards]:
+    """Return the token IDs of all captions, and the shards that they were read from: delete these at the end.
 
-    Greedy and sampling cells whose prompts have the same length share batches, each sampling cell once per seed. A
-    caption's random numbers depend only on (seed, cell, image ID).
+    `prompts` has token IDs by prompt.
     """
     task = experiment.captioning
-    cells = task.cells
-    tokens: TokenIds = {run: {} for run in task.runs}
-    longest = generator.lengths.longest
-    groups: dict[int, list[CellRun]] = {}  # greedy and sampling runs by the length of their prompts
-    for name, seed in task.runs:
-        if cells[name].type != "beam":
-            groups.setdefault(len(prompts[cells[name].prompt]), []).append((name, seed))
-    batch_size = ORIGINAL_BATCH if task.stop == "batch" else IMAGES
-    with tqdm(total=len(table) * len(tokens), desc="caption", unit="caption", mininterval=1) as progress:
-        for batch in table.batches(batch_size):
-            image_ids = [features.image_id for features in batch]
-            states = torch.stack([features.tokens for features in batch]).to(get_device()).float()
-            for runs in groups.values():
-                group = [cells[name] for name, _ in runs]
-                keys = list(product(image_ids, runs))  # in the order of the generated captions
-                streams = [
-                    np.random.default_rng([experiment.seed_for(f"captioning/{name}", seed), *image_id.encode()])
-                    for image_id, (name, seed) in keys
-                ]
-                uniform = np.stack([stream.random(longest) for stream in streams])
-                uniform = uniform.reshape(len(image_ids), len(runs), longest)
-                captions = generator.sample(states, [prompts[cell.prompt] for cell in group], group, uniform)
-                for (image_id, run), caption in zip(keys, captions, strict=True):
-                    tokens[run][image_id] = caption
-                progress.update(len(captions))
-            for name, cell in cells.items():
-                if cell.type == "beam":
-                    assert cell.beams is not None  # params require it of this type
-                    captions = generator.beam_search(states, prompts[cell.prompt], cell.beams)
-                    tokens[name, None] |= dict(zip(image_ids, captions, strict=True))
-                    progress.update(len(captions))
-    return tokens
+    # The states are read from a file that is mapped into memory: there is nothing for loading processes to do.
+    compute = experiment.compute.model_copy(update={"workers": 0})
+    metadata = {
+        "states": table.metadata.as_text(),
+        "decoder": vit.weights_hash(generator.decoder.model),
+        "task": task.model_dump(mode="json"),
+        "seed": experiment.seed,
+    }
+    keys = [(image_id, 0) for image_id in table.image_ids]
+    shards = Shards(PREDICTIONS.parent / "shards", keys, metadata, location=compute.store)
+    job = CaptionJob(generator, table, prompts, experiment)
+    paths = extract_shards(job, shards, compute, "caption", unit="image")
+    return read_captions(paths, task.runs), shards
 
 
 @dataclass(frozen=True)
@@ -158,7 +133,7 @@ def run_cells(experiment: Experiment) -> None:
     table = FeatureTable(DECODER_STATES / "val", backbone=captioner.source, manifest=manifests.manifest_hash())
     prompts = captioner.prompts(task)
     generator = CaptionGenerator(captioner.decoder, Lengths(task.min_length, task.max_length), task.stop)
-    tokens = decode(generator, table, prompts, experiment)
+    tokens, shards = decode(generator, table, prompts, experiment)
     scorer = build_scorer(manifest, experiment)
     captions = {}
     metrics = {}
@@ -197,6 +172,7 @@ def run_cells(experiment: Experiment) -> None:
             versions=package_versions("torch", "transformers", "nltk", "numpy"),
         )
         write_run(run)
+    shards.delete()  # now there is nothing left to resume
 
 
 def main() -> None:

@@ -23,6 +23,10 @@ from stages.models.shared_keys import RowsByImage
 class TextDecoder(Protocol):
     """`states` are the outputs of the model's own image encoder, images first."""
 
+    @property
+    def model(self) -> nn.Module:
+        """The model that computes the logits."""
+
     start: int  # token IDs
     end: int
     pad: int

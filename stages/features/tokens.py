@@ -6,16 +6,17 @@ without padding. The values of a row group are contiguous in the file. The schem
 readers refuse a table whose metadata differs from what they expect.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -167,6 +168,10 @@ class FeatureTable:
     def __len__(self) -> int:
         return sum(file.metadata.num_rows for file in self._files.values())
 
+    def __reduce__(self) -> tuple[type["FeatureTable"], tuple[Path]]:
+        """Pickle the path alone: another process opens the files itself."""
+        return FeatureTable, (self.path,)
+
     @property
     def num_groups(self) -> int:
         """The number of row groups."""
@@ -182,14 +187,28 @@ class FeatureTable:
         return tuple(views)
 
     @cached_property
+    def image_ids(self) -> list[str]:
+        """The image ID of every view."""
+        return self._read_columns(["image_id"])["image_id"].to_pylist()
+
+    @cached_property
+    def grids(self) -> list[tuple[int, int]]:
+        """The rows and columns of every view's grid."""
+        grids = self._read_columns(["grid_rows", "grid_columns"])
+        return list(zip(grids["grid_rows"].to_pylist(), grids["grid_columns"].to_pylist(), strict=True))
+
+    @property
     def smallest_grid(self) -> tuple[int, int]:
         """The minimum over all views of the grid's rows, and of its columns."""
+        rows, columns = zip(*self.grids, strict=True)
+        return min(rows), min(columns)
+
+    def _read_columns(self, columns: list[str]) -> pa.Table:
         tables = []
         for shard, file in self._files.items():
             with reading_errors(shard):
-                tables.append(file.read(columns=["grid_rows", "grid_columns"]))
-        grids = pa.concat_tables(tables)
-        return pc.min(grids["grid_rows"]).as_py(), pc.min(grids["grid_columns"]).as_py()
+                tables.append(file.read(columns=columns))
+        return pa.concat_tables(tables)
 
     def groups_for_view(self, view: int) -> list[int]:
         """Return the row groups that hold a view index."""
@@ -199,6 +218,23 @@ class FeatureTable:
         """Yield all views in order, in batches of at most `count` consecutive views with one grid shape."""
         rows = (row for group in range(self.num_groups) for row in self.read_group(group))
         return batch_by_key(rows, lambda row: row.tokens.shape, lambda _: count)
+
+    @cached_property
+    def _group_ends(self) -> list[int]:
+        """The number of views up to the end of every row group."""
+        sizes = [self._files[shard].metadata.row_group(group).num_rows for shard, group in self._groups]
+        return list(accumulate(sizes))
+
+    def read_views(self, indices: Sequence[int]) -> list[ViewFeatures]:
+        """Return views by their index in the table. Ask for consecutive ones: each row group is read as a whole."""
+        groups: dict[int, list[ViewFeatures]] = {}
+        views = []
+        for index in indices:
+            group = bisect_right(self._group_ends, index)
+            if group not in groups:
+                groups[group] = self.read_group(group)
+            views.append(groups[group][index - self._group_ends[group]])  # counted from the group's end
+        return views
 
     def read_group(self, index: int) -> list[ViewFeatures]:
         """Return the views of one row group; their tokens are slices of the group's memory."""

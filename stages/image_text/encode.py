@@ -15,19 +15,20 @@ from stages.core.skipped import mark_skipped
 from stages.core.stage import InputError, stage
 from stages.core.weights_file import save_weights
 from stages.data import manifest as manifests
-from stages.data.manifest import Manifest
-from stages.features.shards import WAITING, Shards
+from stages.data.dataset import MappedDataset
+from stages.data.manifest import Manifest, Row
+from stages.features.extraction import TokenJob, extract_shards
+from stages.features.shards import RowKey, Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
-from stages.features.vectors import Vectors, write_vectors
+from stages.features.vectors import Vectors, concat_vectors, write_vectors
 from stages.image_text import DECODER_STATES, RETRIEVAL_VECTORS
-from stages.image_text.decoder_states import encode_grids, encode_states
+from stages.image_text.decoder_states import BlipStatesJob, CatrStatesJob
 from stages.image_text.image_encoder import load_catr
 from stages.image_text.pixels import train_dataset, val_dataset
-from stages.image_text.retrieval_vectors import class_tokens, encode_captions, encode_views
+from stages.image_text.retrieval_vectors import ViewVectorsJob, class_tokens, encode_captions
 from stages.image_text.towers import Towers, load_blip
 from stages.image_text.vocabulary import unknown_words
 from stages.models import catr, vit
-from stages.models.compute import prepare_model
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 
@@ -66,9 +67,8 @@ def resume_key(metadata: dict[str, str], compute: Compute) -> dict[str, str]:
 def encode_blip_states(towers: Towers, manifest: Manifest, metadata: FeatureMetadata) -> Shards:
     """Encode the validation images with BLIP; return the shards of their states, not committed."""
     rows = manifest.split("val")
-    shards = Shards(DECODER_STATES / "val", len(rows), resume_key(metadata.as_text(), towers.compute))
-    encode_states(towers, rows, shards, metadata)
-    return shards
+    job = BlipStatesJob(towers, rows, metadata)
+    return encode_states(job, rows, towers.compute)
 
 
 def encode_catr_states(experiment: Experiment, manifest: Manifest) -> Shards:
@@ -85,16 +85,32 @@ def encode_catr_states(experiment: Experiment, manifest: Manifest) -> Shards:
         precision=experiment.compute.precision,
     )
     rows = tuple(sorted(manifest.split("val"), key=lambda row: (row.height, row.width)))
-    shards = Shards(DECODER_STATES / "val", len(rows), resume_key(metadata.as_text(), experiment.compute))
-    prepare_model(model, experiment.compute)
-    encode_grids(model, rows, shards, metadata, experiment.compute)
+    return encode_states(CatrStatesJob(model, rows, metadata, experiment.compute), rows, experiment.compute)
+
+
+def encode_states(job: TokenJob, rows: tuple[Row, ...], compute: Compute) -> Shards:
+    """Run a job over validation images; return the shards, not committed."""
+    keys = [(row.image_id, 0) for row in rows]
+    key = resume_key(job.metadata.as_text(), compute)
+    shards = Shards(DECODER_STATES / "val", keys, key, location=compute.store)
+    extract_shards(job, shards, compute, "encode val images")
     return shards
+
+
+def encode_views(
+    towers: Towers, dataset: MappedDataset, keys: list[RowKey], name: str, metadata: dict[str, str]
+) -> tuple[Vectors, Shards]:
+    """Return the vector of every view of `dataset`, and the shards that they are read from: delete these at the end."""
+    compute = towers.compute
+    shards = Shards(RETRIEVAL_VECTORS / name, keys, resume_key(metadata, compute), location=compute.store)
+    job = ViewVectorsJob(towers, dataset, keys, metadata)
+    return concat_vectors(extract_shards(job, shards, compute, f"encode {name} views")), shards
 
 
 def encode_retrieval(
     towers: Towers, experiment: Experiment, manifest: Manifest, metadata: dict[str, str], states: Shards
-) -> dict[str, Vectors]:
-    """Return the vectors of training views, validation images and captions, by table name.
+) -> tuple[dict[str, Vectors], list[Shards]]:
+    """Return the vectors of training views, validation images and captions, by table name; and shards to delete.
 
     `states` are the validation images' decoder states. If they are BLIP's, their class tokens are the vectors.
     """
@@ -121,22 +137,20 @@ def encode_retrieval(
         "augment_probability": str(probability),
         "seed": str(experiment.seed),
     }
-    train_key = resume_key(train_metadata, towers.compute)
-    train_shards = Shards(RETRIEVAL_VECTORS / "train", len(train_rows), train_key)
     dataset = train_dataset(train_rows, side, seeds, probability)
-    train_ids = [row.image_id for row in train_rows]
-    tables = {"train": encode_views(towers, dataset, train_ids, view_indices, train_shards, train_metadata)}
+    train_keys = [(row.image_id, view) for row, view in zip(train_rows, view_indices, strict=True)]
+    train_vectors, train_shards = encode_views(towers, dataset, train_keys, "train", train_metadata)
+    shards = [train_shards]
 
     if experiment.captioning.model == "blip":
-        tables["val"] = class_tokens(FeatureTable(states.folder), metadata)
+        val_vectors = class_tokens(FeatureTable(states.folder), metadata)
     else:
-        val_rows = manifest.split("val")
-        val_shards = Shards(RETRIEVAL_VECTORS / "val", len(val_rows), resume_key(metadata, towers.compute))
-        val_ids = [row.image_id for row in val_rows]
-        dataset = val_dataset(val_rows, side)
-        tables["val"] = encode_views(towers, dataset, val_ids, [0] * len(val_rows), val_shards, metadata)
-    tables["captions"] = encode_captions(towers, manifest.rows, caption_metadata)
-    return tables
+        rows = manifest.split("val")
+        val_keys = [(row.image_id, 0) for row in rows]
+        val_vectors, val_shards = encode_views(towers, val_dataset(rows, side), val_keys, "val", metadata)
+        shards.append(val_shards)
+    captions = encode_captions(towers, manifest.rows, caption_metadata)
+    return {"train": train_vectors, "val": val_vectors, "captions": captions}, shards
 
 
 def write_retrieval(towers: Towers, tables: dict[str, Vectors]) -> None:
@@ -166,14 +180,16 @@ def main() -> None:
         states = encode_blip_states(towers, manifest, metadata)
     else:
         states = encode_catr_states(experiment, manifest)
+    vector_shards: list[Shards] = []
     if towers.missing_tower:
         mark_skipped(f"no retrieval: {towers.missing_tower}", RETRIEVAL_VECTORS)
     else:
-        tables = encode_retrieval(towers, experiment, manifest, metadata.as_text(), states)
+        tables, vector_shards = encode_retrieval(towers, experiment, manifest, metadata.as_text(), states)
         write_retrieval(towers, tables)
     # Only now are all outputs written, and nothing is left to resume.
     states.commit()
-    remove_folders(WAITING / RETRIEVAL_VECTORS)
+    for shards in vector_shards:
+        shards.delete()
 
 
 if __name__ == "__main__":

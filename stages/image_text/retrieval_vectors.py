@@ -1,44 +1,65 @@
 """Vectors that retrieval compares: class-token states of image views and of captions."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 from stages.data.dataset import MappedDataset
 from stages.data.manifest import Row
-from stages.features.loading import iterate_shards
-from stages.features.shards import Shards
+from stages.features.extraction import ShardJob
+from stages.features.loading import Batch, compute_ahead
+from stages.features.shards import RowKey
 from stages.features.tokens import FeatureTable
-from stages.features.vectors import Vectors, concat_vectors, write_vectors
+from stages.features.vectors import Vectors, write_vectors
 from stages.image_text.pixels import split_batches
 from stages.image_text.towers import Towers
 
 TEXTS = 128  # captions per batch of the text tower
 
 
-def encode_views(
-    towers: Towers,
-    dataset: MappedDataset,
-    image_ids: list[str],
-    view_indices: list[int],
-    shards: Shards,
-    metadata: dict[str, str],
-) -> Vectors:
-    """Return the class-token states of every view of `dataset`: view `view_indices[i]` of image `image_ids[i]`.
+@dataclass
+class ViewVectorsJob(ShardJob):
+    """The class-token states of image views: row `i` belongs to image and view `keys[i]`, and is `dataset[i]`."""
 
-    The shards stay until the caller deletes them.
-    """
-    name = f"encode {shards.target.name} views"
-    for path, batches in iterate_shards(shards, dataset, split_batches, towers.workers, name):
-        shard_indices: list[int] = []
+    towers: Towers
+    views: MappedDataset
+    keys: list[RowKey]
+    metadata: dict[str, str]
+
+    @property
+    def model(self) -> nn.Module:
+        return self.towers.model
+
+    def prepare(self) -> None:
+        self.towers.prepare()
+
+    @property
+    def dataset(self) -> MappedDataset:
+        return self.views
+
+    def split_batches(self, rows: range) -> Iterable[list[int]]:
+        return split_batches(rows)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return `(B, dim)` float16."""
+        return self.towers.image_states(inputs)[:, 0].half()
+
+    def write(self, path: Path, batches: Iterable[Batch]) -> None:
+        image_ids: list[str] = []
+        view_indices: list[int] = []
         states = []
-        for indices, pixels in batches:
-            shard_indices += indices
-            states.append(towers.image_states(pixels)[:, 0].half().cpu())
-        shard_ids = [image_ids[index] for index in shard_indices]
-        shard_views = [view_indices[index] for index in shard_indices]
-        write_vectors(path, Vectors(shard_ids, shard_views, torch.cat(states), metadata))
-    return concat_vectors(shards.files())
+        for indices, batch_states in compute_ahead(batches, self.forward):
+            for index in indices:
+                image_id, view_index = self.keys[index]
+                image_ids.append(image_id)
+                view_indices.append(view_index)
+            states.append(batch_states)
+        write_vectors(path, Vectors(image_ids, view_indices, torch.cat(states), self.metadata))
 
 
 def class_tokens(table: FeatureTable, metadata: dict[str, str]) -> Vectors:

@@ -33,10 +33,10 @@ class Towers:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    @property
-    def workers(self) -> int:
-        """Worker processes that load views."""
-        return self.compute.workers
+    def prepare(self) -> None:
+        """Move the model to this process's device, and compile the image tower if `compute.compile` is set."""
+        prepare_model(self.model.vision_model, self.compute)
+        self.model.to(get_device())  # type: ignore[arg-type]  # transformers wraps `to` in an untyped decorator
 
     @torch.inference_mode()
     def image_states(self, pixels: Tensor) -> Tensor:
@@ -69,10 +69,10 @@ def load_towers(checkpoint: Checkpoint, compute: Compute) -> Towers:
     except blip.PartsMissingError as error:
         model = blip.load(BlipForConditionalGeneration, checkpoint.path)
         missing_tower = f"{checkpoint.source} {error}"
-    prepare_model(model.vision_model, compute)
-    model.to(get_device())  # type: ignore[arg-type]  # transformers wraps `to` in an untyped decorator
     tokenizer = blip.load_tokenizer(checkpoint.path)
-    return Towers(model, tokenizer, blip.load_preprocessing(checkpoint.path), compute, missing_tower)
+    towers = Towers(model, tokenizer, blip.load_preprocessing(checkpoint.path), compute, missing_tower)
+    towers.prepare()
+    return towers
 
 
 def load_blip(experiment: Experiment) -> Towers:

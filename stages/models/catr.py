@@ -201,16 +201,25 @@ class Catr(nn.Module):
         return sine_positions(valid, self.config.hidden, dtype).flatten(1, 2), attention_mask
 
 
-def preprocess(image: Image.Image) -> Tensor:
-    """An image as CATR was validated on: float `(3, H, W)` in -1..1, with a longer side of 299 pixels.
+def resized_shape(height: int, width: int) -> tuple[int, int]:
+    """Height and width after `preprocess`: a longer side of 299 pixels.
 
     Sides are truncated to whole pixels, so that the longer one may be 298 (datasets/coco.py, `under_max`). Raises
     `ValueError` for an image so narrow that no pixel is left.
     """
-    scale = LONGER_SIDE / max(image.size)
-    width, height = (int(side * scale) for side in image.size)
-    if not (width and height):
-        raise ValueError(f"a {image.width}x{image.height} image has no pixels left at {LONGER_SIDE} on its longer side")
+    scale = LONGER_SIDE / max(height, width)
+    shape = (int(height * scale), int(width * scale))
+    if not all(shape):
+        raise ValueError(f"a {width}x{height} image has no pixels left at {LONGER_SIDE} on its longer side")
+    return shape
+
+
+def preprocess(image: Image.Image) -> Tensor:
+    """An image as CATR was validated on: float `(3, H, W)` in -1..1, of `resized_shape`.
+
+    Raises `ValueError` as `resized_shape` does.
+    """
+    height, width = resized_shape(image.height, image.width)
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)  # Pillow's default since 7.0
     return (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 

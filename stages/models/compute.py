@@ -24,12 +24,13 @@ def prepare_model(model: nn.Module, compute: Compute) -> nn.Module:
     """Move the model to its device, and compile its repeated layers if `compute.compile` is set.
 
     Only the layers are compiled: timm guards on the height of each image, so a whole ViT would be compiled again for
-    each height.
+    each height. A model that is prepared again stays as it is.
     """
     model.to(get_device())
     if compute.compile:
         for layer in _repeated_layers(model):
-            layer.compile(dynamic=True)
+            if layer._compiled_call_impl is None:
+                layer.compile(dynamic=True)
     return model
 
 

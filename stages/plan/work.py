@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from stages.captioning.caption import IMAGES
+from stages.captioning.caption_job import IMAGES
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.captioning.text_decoders import BlipDecoder
 from stages.classification.pixels import augmented_view, plain_view

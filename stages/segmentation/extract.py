@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,12 @@ from stages.data.images import read_image
 from stages.data.manifest import Manifest, Row
 from stages.data.views import View, crop_image, native_view, random_view
 from stages.features.batching import batch_by_key
-from stages.features.loading import iterate_shards
-from stages.features.shards import Shards
-from stages.features.tokens import FeatureMetadata, ViewFeatures, open_feature_writer
+from stages.features.extraction import TokenJob, extract_shards
+from stages.features.shards import RowKey, Shards
+from stages.features.tokens import FeatureMetadata, ViewFeatures
 from stages.models import vit
 from stages.models.checkpoints.vits import load_vit
-from stages.models.compute import mixed_precision, prepare_model
+from stages.models.compute import get_device, mixed_precision, prepare_model
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.profiles import ViewParams
@@ -73,30 +74,42 @@ def split_batches(views: list[RowView], span: range, batch_size: int) -> Iterato
     return batch_by_key(span, index_and_shape, lambda key: max(1, min(batch_size, PIXELS // (key[1] * key[2]))))
 
 
-@torch.inference_mode()
-def extract(
-    backbone: vit.Backbone,
-    views: list[RowView],
-    shards: Shards,
-    metadata: FeatureMetadata,
-    compute: Compute,
-    batch_size: int = BATCH,
-) -> None:
-    """Write the tokens of `views` to the missing shards; a few batches are in memory at a time."""
-    device = next(backbone.parameters()).device
-    dataset = MappedDataset(views, load_pixels)
+@dataclass
+class SegmentationJob(TokenJob):
+    """The patch tokens of views, through a frozen backbone."""
 
-    def split(span: range) -> Iterator[list[int]]:
-        return split_batches(views, span, batch_size)
+    backbone: vit.Backbone
+    views: list[RowView]
+    metadata: FeatureMetadata
+    compute: Compute
+    batch_size: int = BATCH
 
-    for path, batches in iterate_shards(shards, dataset, split, compute.workers, f"extract {shards.target.name}"):
-        with open_feature_writer(path, metadata) as writer:
-            for indices, pixels in batches:
-                with mixed_precision(compute):
-                    batch_tokens = backbone(pixels.to(device, non_blocking=True)).patches.half().cpu()
-                for index, tokens in zip(indices, batch_tokens, strict=True):
-                    row, view_index, view = views[index]
-                    writer.add(ViewFeatures(row.image_id, view_index, view, tokens))
+    @property
+    def model(self) -> vit.Backbone:
+        return self.backbone
+
+    def prepare(self) -> None:
+        prepare_model(self.backbone, self.compute)
+
+    @property
+    def dataset(self) -> MappedDataset[RowView]:
+        return MappedDataset(self.views, load_pixels)
+
+    def split_batches(self, rows: range) -> Iterator[list[int]]:
+        return split_batches(self.views, rows, self.batch_size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with mixed_precision(self.compute):
+            return self.backbone(inputs.to(get_device(), non_blocking=True)).patches.half()
+
+    def view_features(self, index: int, tokens: Tensor) -> ViewFeatures:
+        row, view_index, view = self.views[index]
+        return ViewFeatures(row.image_id, view_index, view, tokens)
+
+
+def view_keys(views: list[RowView]) -> list[RowKey]:
+    """Return the image ID and the view index of every view."""
+    return [(row.image_id, view_index) for row, view_index, _ in views]
 
 
 def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: str) -> None:
@@ -143,14 +156,15 @@ def main() -> None:
     transforms = {"train": f"{views} views, {short_side}, crop {params.crop}, flip", "val": "native size"}
     metadata = {split: build_metadata(experiment, backbone, transform) for split, transform in transforms.items()}
 
-    prepare_model(backbone, experiment.compute)
     remove_folders(FEATURES)
     # Params that the tokens depend on and that their metadata does not hold.
     resume_key = {"seed": experiment.seed, "compile": experiment.compute.compile}
     tables = []
     for split, split_views in views_by_split.items():
-        shards = Shards(FEATURES / split, len(split_views), vars(metadata[split]) | resume_key)
-        extract(backbone, split_views, shards, metadata[split], experiment.compute)
+        key = vars(metadata[split]) | resume_key
+        shards = Shards(FEATURES / split, view_keys(split_views), key, location=experiment.compute.store)
+        job = SegmentationJob(backbone, split_views, metadata[split], experiment.compute)
+        extract_shards(job, shards, experiment.compute, f"extract {split}")
         tables.append(shards)
     for shards in tables:  # all or none: a table alone is of no use
         shards.commit()

@@ -9,10 +9,10 @@ import torch
 from conftest import ROOT
 
 from stages.captioning import PREDICTIONS
-from stages.captioning.caption import ORIGINAL_BATCH, CaptionScorer, decode, write_captions
+from stages.captioning.caption import CaptionScorer, write_captions
+from stages.captioning.caption_job import ORIGINAL_BATCH, CaptionJob, decode_batch
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.data.manifest import Row
-from stages.features.batching import batch_by_key
 from stages.params.captioning import Cell
 from stages.params.experiment import load_experiment
 
@@ -62,15 +62,9 @@ class Table:
     image_ids: list[str]
     states: torch.Tensor
 
-    def __len__(self):
-        return len(self.image_ids)
-
-    def batches(self, count):
-        rows = [
-            SimpleNamespace(image_id=image_id, tokens=tokens)
-            for image_id, tokens in zip(self.image_ids, self.states, strict=True)
-        ]
-        return batch_by_key(rows, lambda _: None, lambda _: count)
+    @property
+    def grids(self):
+        return [(1, LONGEST)] * len(self.image_ids)
 
 
 def scripted_table(ends):
@@ -85,7 +79,15 @@ def decode_table(table, *, gap=50.0, **captioning):
     experiment = load_experiment(ROOT / "params.yaml")
     task = experiment.captioning.model_copy(update={"cells": CELLS, "seeds": [1, 2], **captioning})
     generator = CaptionGenerator(ScriptedDecoder(gap), Lengths(SHORTEST, LONGEST), task.stop)
-    return decode(generator, table, {"p": [PROMPT]}, experiment.model_copy(update={"captioning": task}))
+    experiment = experiment.model_copy(update={"captioning": task})
+    captions = {run: {} for run in task.runs}
+    for indices in CaptionJob(generator, table, {"p": [PROMPT]}, experiment).split_batches(range(len(table.image_ids))):
+        image_ids = [table.image_ids[index] for index in indices]
+        batch = decode_batch(generator, image_ids, table.states[indices], {"p": [PROMPT]}, experiment)
+        for image_id, image in zip(image_ids, batch, strict=True):
+            for run, tokens in zip(task.runs, image, strict=True):
+                captions[run][image_id] = tokens
+    return captions
 
 
 ENDS = [4] * ORIGINAL_BATCH + [5] * 3  # two batches of the original

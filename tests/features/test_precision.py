@@ -12,13 +12,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from stages.core.stage import InputError
 from stages.data.manifest import Manifest, Row, write_manifest
+from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
 from stages.models.compute import prepare_model
 from stages.models.vit import Backbone
 from stages.params.compute import Compute
-from stages.segmentation.extract import build_metadata, extract, val_views
+from stages.segmentation.extract import SegmentationJob, build_metadata, val_views, view_keys
 
 COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 COMPILED = Compute(precision="float32", compile=True, workers=0, live=False)
@@ -43,8 +44,9 @@ def backbone():
 
 
 def extract_table(path, backbone, rows, compute=COMPUTE, metadata=METADATA):
-    shards = Shards(path, len(rows), vars(metadata), waiting=path.parent / "waiting")
-    extract(backbone, val_views(rows), shards, metadata, compute)
+    views = val_views(rows)
+    shards = Shards(path, view_keys(views), vars(metadata), waiting=path.parent / "waiting")
+    extract_shards(SegmentationJob(backbone, views, metadata, compute), shards, compute, "extract")
     shards.commit()
     return FeatureTable(path)
 

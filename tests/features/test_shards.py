@@ -1,36 +1,41 @@
 """An interrupted extraction continues from its last finished shard and ends in the same bytes."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import paper_site
 import pytest
 import torch
-from conftest import untrained_blip
+from conftest import ROOT, untrained_blip
 from PIL import Image
 from torch.utils.data import BatchSampler
 
+from stages.captioning.caption_job import CaptionJob
+from stages.captioning.decoding import CaptionGenerator, Lengths
+from stages.captioning.text_decoders import BlipDecoder
 from stages.core.stage import InputError
 from stages.data.dataset import MappedDataset
 from stages.data.manifest import Row
-from stages.features.loading import iterate_shards
-from stages.features.shards import CHECKSUMS, RESUME_KEY, Shards
-from stages.features.tokens import FeatureMetadata
-from stages.image_text.decoder_states import encode_grids, encode_states
+from stages.features.extraction import ShardJob, compute_shards, extract_shards
+from stages.features.loading import compute_ahead
+from stages.features.shard_store import CHECKSUM
+from stages.features.shards import RESUME_KEY, Shard, Shards
+from stages.features.tokens import FeatureMetadata, FeatureTable
+from stages.image_text.decoder_states import BlipStatesJob, CatrStatesJob
 from stages.image_text.pixels import train_dataset
-from stages.image_text.retrieval_vectors import encode_views
+from stages.image_text.retrieval_vectors import ViewVectorsJob
 from stages.image_text.towers import Towers, load_towers
-from stages.models import catr, vit
+from stages.models import blip, catr, vit
 from stages.models.checkpoints.record import Checkpoint
 from stages.models.vit import Backbone
 from stages.params.compute import Compute
-from stages.segmentation.extract import extract, val_views
+from stages.params.experiment import load_experiment
+from stages.segmentation.extract import SegmentationJob, val_views
 
 COUNT = 11  # views, in three shards of 4, 4 and 3
+KEYS = [(f"id{index:02d}", 0) for index in range(COUNT)]
 SIZE = 4
 BATCH = 2
 COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
@@ -78,57 +83,70 @@ def catr_model(tmp_path_factory):
 
 @pytest.fixture
 def shards(tmp_path):
-    return Shards(tmp_path / "table", COUNT, {"weights": "w"}, SIZE, waiting=tmp_path / "waiting")
+    return Shards(tmp_path / "table", KEYS, {"weights": "w"}, SIZE, waiting=tmp_path / "waiting")
 
 
 @pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr("stages.image_text.pixels.BATCH", BATCH)
     monkeypatch.setattr("stages.image_text.decoder_states.CATR_BATCH", BATCH)
+    monkeypatch.setattr("stages.captioning.caption_job.IMAGES", BATCH)
 
 
 @dataclass
-class Job:
-    """Fills shards by a model whose method `method` of class `owner` computes one batch."""
+class Extraction:
+    """A job whose model computes one batch in method `method` of class `owner`."""
 
     owner: type
     method: str
-    fill: Callable[[Shards], object]
+    job: ShardJob
+
+    def fill(self, shards: Shards) -> list[Path]:
+        return extract_shards(self.job, shards, COMPUTE, "extract")
 
     def count_batches(self, monkeypatch, fail_at=None) -> list[int]:
         """Return a list that will hold the size of every computed batch; batch number `fail_at` raises."""
         compute_batch = getattr(self.owner, self.method)
         sizes: list[int] = []
 
-        def counting(model, pixels):
+        def counting(model, inputs, *args):
             if len(sizes) == fail_at:
                 raise InterruptedRunError
-            sizes.append(len(pixels))
-            return compute_batch(model, pixels)
+            sizes.append(len(inputs))
+            return compute_batch(model, inputs, *args)
 
         monkeypatch.setattr(self.owner, self.method, counting)
         return sizes
 
 
+@pytest.fixture(scope="module")
+def caption_job(rows, towers, tmp_path_factory):
+    """Captions of the untrained BLIP, from its own states."""
+    folder = tmp_path_factory.mktemp("states")
+    shards = Shards(folder / "states", KEYS, {}, waiting=folder)
+    extract_shards(BlipStatesJob(towers, rows, replace(METADATA, dim=32)), shards, COMPUTE, "states")
+    experiment = load_experiment(ROOT / "params.yaml")
+    cells = {name: experiment.captioning.cells[name] for name in ("greedy", "k50_t1")}
+    captioning = experiment.captioning.model_copy(update={"cells": cells, "seeds": [1], "max_length": 12})
+    generator = CaptionGenerator(BlipDecoder(blip.load_decoder(towers.tokenizer.name_or_path)), Lengths(3, 12))
+    prompts = {cell.prompt: [] for cell in cells.values()}
+    return CaptionJob(
+        generator, FeatureTable(shards.folder), prompts, experiment.model_copy(update={"captioning": captioning})
+    )
+
+
 @pytest.fixture
-def jobs(rows, backbone, towers, catr_model, small_batches):
+def jobs(rows, backbone, towers, catr_model, caption_job, small_batches):
     """Every extraction of the pipeline."""
     wide = replace(METADATA, dim=32)
     train_views = train_dataset(rows, towers.pixels.side, list(range(COUNT)), 0.5)
-    ids = [row.image_id for row in rows]
+    segmentation = SegmentationJob(backbone, val_views(rows), METADATA, COMPUTE, batch_size=BATCH)
     return {
-        "segmentation": Job(
-            Backbone,
-            "forward",
-            lambda shards: extract(backbone, val_views(rows), shards, METADATA, COMPUTE, batch_size=BATCH),
-        ),
-        "blip": Job(Towers, "image_states", lambda shards: encode_states(towers, rows, shards, wide)),
-        "catr": Job(catr.Catr, "memory", lambda shards: encode_grids(catr_model, rows, shards, wide, COMPUTE)),
-        "retrieval": Job(
-            Towers,
-            "image_states",
-            lambda shards: encode_views(towers, train_views, ids, [0] * COUNT, shards, VECTOR_METADATA),
-        ),
+        "segmentation": Extraction(Backbone, "forward", segmentation),
+        "blip": Extraction(Towers, "image_states", BlipStatesJob(towers, rows, wide)),
+        "catr": Extraction(catr.Catr, "memory", CatrStatesJob(catr_model, rows, wide, COMPUTE)),
+        "retrieval": Extraction(Towers, "image_states", ViewVectorsJob(towers, train_views, KEYS, VECTOR_METADATA)),
+        "caption": Extraction(CaptionGenerator, "sample", caption_job),
     }
 
 
@@ -136,7 +154,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["segmentation", "blip", "catr", "retrieval"])
+@pytest.mark.parametrize("name", ["segmentation", "blip", "catr", "retrieval", "caption"])
 def test_an_interrupted_extraction_loses_one_shard_and_ends_in_the_same_bytes(jobs, name, shards, tmp_path):
     """Interrupted within the third of three shards: only the views of that shard are computed again."""
     job = jobs[name]
@@ -146,7 +164,7 @@ def test_an_interrupted_extraction_loses_one_shard_and_ends_in_the_same_bytes(jo
         sizes = job.count_batches(patch, fail_at=5)
         job.fill(shards)
     assert sum(sizes) == 2 * SIZE + BATCH
-    assert [path.name for path in shards.files()] == ["00000.parquet", "00001.parquet"]
+    assert shards.store.finished() == {"00000.parquet", "00001.parquet"}
     assert not shards.target.exists()
     with pytest.MonkeyPatch.context() as patch:
         sizes = job.count_batches(patch)
@@ -164,44 +182,43 @@ def test_an_unfinished_shard_is_not_written(jobs, shards):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
         jobs["segmentation"].count_batches(patch, fail_at=1)
         jobs["segmentation"].fill(shards)
-    assert not shards.files()
     assert [path.name for path in shards.folder.iterdir()] == [RESUME_KEY]
 
 
 # The resume key
 
 
-def write_shard(shards, path):
-    path.write_bytes(b"shard")
-    shards.finish(path)
+def write_shard(shards, shard):
+    with shards.store.write_shard(shard.name) as path:
+        path.write_bytes(b"shard")
 
 
 def write_two_shards(shards):
-    """Write two of three shards and return the file names of the missing ones."""
-    for path, _ in shards.missing()[:2]:
-        write_shard(shards, path)
-    return [path.name for path, _ in shards.missing()]
+    """Write two of three shards and return the names of the missing ones."""
+    for shard in shards.missing()[:2]:
+        write_shard(shards, shard)
+    return [shard.name for shard in shards.missing()]
 
 
 def test_views_are_divided_in_order(shards):
-    assert [(path.name, span) for path, span in shards.missing()] == [
-        ("00000.parquet", range(0, 4)),
-        ("00001.parquet", range(4, 8)),
-        ("00002.parquet", range(8, 11)),
+    assert shards.missing() == [
+        Shard("00000.parquet", range(0, 4)),
+        Shard("00001.parquet", range(4, 8)),
+        Shard("00002.parquet", range(8, 11)),
     ]
     assert write_two_shards(shards) == ["00002.parquet"]
     single = replace(shards, size=COUNT, target=shards.target.with_name("single"))
-    assert [span for _, span in single.missing()] == [range(COUNT)]
+    assert single.missing() == [Shard("00000.parquet", range(COUNT))]
 
 
 @pytest.mark.parametrize(
-    "change", [{"metadata": {"weights": "other"}}, {"metadata": {}}, {"count": COUNT + 1}, {"size": SIZE + 1}]
+    "change", [{"metadata": {"weights": "other"}}, {"metadata": {}}, {"keys": [*KEYS, ("more", 0)]}, {"size": SIZE + 1}]
 )
 def test_shards_of_another_resume_key_are_deleted(shards, change):
     write_two_shards(shards)
     changed = replace(shards, **change)
     assert len(changed.missing()) == 3
-    assert not changed.files()
+    assert not changed.store.finished()
     assert len(shards.missing()) == 3  # the first key does not bring them back
 
 
@@ -215,8 +232,8 @@ def test_commit_replaces_the_target_by_the_shards(shards):
     shards.target.mkdir(parents=True)
     (shards.target / "00007.parquet").write_bytes(b"of a larger table")
     write_two_shards(shards)
-    for path, _ in shards.missing():
-        write_shard(shards, path)
+    for shard in shards.missing():
+        write_shard(shards, shard)
     shards.commit()
     assert contents(shards.target) == {f"0000{number}.parquet": b"shard" for number in range(3)}
     assert not shards.folder.exists()
@@ -257,11 +274,11 @@ def test_a_damaged_shard_is_extracted_again(jobs, name, damage, shards, tmp_path
     assert contents(shards.target) == contents(uninterrupted.target)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b'{"00000.parquet": "x"}'])
-def test_without_valid_checksums_all_shards_are_extracted_again(shards, content):
+@pytest.mark.parametrize("content", [b"", b"null", b"\xff", b"12"])
+def test_a_shard_with_a_wrong_checksum_is_extracted_again(shards, content):
     write_two_shards(shards)
-    (shards.folder / CHECKSUMS).write_bytes(content)
-    assert len(shards.missing()) == 3
+    (shards.folder / f"00001.parquet{CHECKSUM}").write_bytes(content)
+    assert [shard.name for shard in shards.missing()] == ["00001.parquet", "00002.parquet"]
 
 
 def test_a_damaged_resume_key_starts_from_the_beginning(shards):
@@ -272,9 +289,17 @@ def test_a_damaged_resume_key_starts_from_the_beginning(shards):
 
 def test_a_shard_of_a_process_killed_before_its_checksum_is_extracted_again(shards):
     write_two_shards(shards)
-    path, _ = shards.missing()[0]
-    path.write_bytes(b"shard")
-    assert [path.name for path, _ in shards.missing()] == ["00002.parquet"]
+    (shards.folder / "00002.parquet").write_bytes(b"shard")
+    assert [shard.name for shard in shards.missing()] == ["00002.parquet"]
+
+
+def test_shards_with_other_rows_than_expected_are_refused(jobs, shards):
+    """Rows that are missing, doubled or in another order: shard 1 has those of shard 0."""
+    jobs["segmentation"].fill(shards)
+    (shards.folder / "00001.parquet").write_bytes((shards.folder / "00000.parquet").read_bytes())
+    with pytest.raises(InputError) as error_info:
+        shards.collect()
+    assert "00001.parquet: not the rows that belong there; delete" in str(error_info.value)
 
 
 # Models that give values which cannot be stored
@@ -306,48 +331,70 @@ def test_values_that_are_not_finite_in_half_precision_are_refused(jobs, name, va
     assert f"model '{MODELS[name]}'" in message
     assert "image 'id02'" in message
     assert "NaN, infinite or too large for float16 (at most 65504); check its weights" in message
-    assert not shards.files()
+    assert not shards.store.finished()
 
 
 # Loading
 
-split_batches = partial(BatchSampler, batch_size=3, drop_last=False)
 
+@dataclass
+class TimesTen(ShardJob):
+    """Stands in for a job: writes no table, and remembers the batches of every shard."""
 
-def times_ten(number):
-    return torch.tensor([10 * number])
+    loaded: dict[str, list] = field(default_factory=dict)
+    dataset = MappedDataset(range(COUNT), lambda number: torch.tensor([10 * number]))
+    model = None
 
+    def prepare(self):
+        pass
 
-@pytest.fixture
-def dataset():
-    return MappedDataset(range(COUNT), times_ten)
+    def split_batches(self, rows):
+        return BatchSampler(rows, 3, drop_last=False)
+
+    def write(self, path, batches):
+        name = path.name.split(".")[0]
+        self.loaded[name] = [(indices, inputs.tolist()) for indices, inputs in batches]
+        path.write_bytes(b"shard")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_missing_view_is_loaded_once_and_in_its_shard(shards, dataset, workers):
+def test_every_missing_view_is_loaded_once_and_in_its_shard(shards, workers):
     write_two_shards(shards)
-    (shards.folder / "00000.parquet").unlink()
-    loaded = {}
-    for path, batches in iterate_shards(shards, dataset, split_batches, workers, "test"):
-        loaded[path.name] = [(indices, pixels.tolist()) for indices, pixels in batches]
-        path.write_bytes(b"shard")
-    assert loaded == {
-        "00000.parquet": [([0, 1, 2], [[0], [10], [20]]), ([3], [[30]])],
-        "00002.parquet": [([8, 9, 10], [[80], [90], [100]])],
+    shards.store.delete_shard("00000.parquet")
+    job = TimesTen()
+    counts = []
+    assert [shard.name for shard in compute_shards(job, shards.missing(), shards.store, workers, counts.append)] == [
+        "00000.parquet",
+        "00002.parquet",
+    ]
+    assert job.loaded == {
+        "00000": [([0, 1, 2], [[0], [10], [20]]), ([3], [[30]])],
+        "00002": [([8, 9, 10], [[80], [90], [100]])],
     }
+    assert counts == [3, 1, 3]
+    assert shards.missing() == []
 
 
-def test_the_progress_bar_starts_where_the_last_run_ended(shards, dataset, capsys):
-    write_two_shards(shards)
-    for path, batches in iterate_shards(shards, dataset, split_batches, 0, "test"):
-        list(batches)
-        path.write_bytes(b"shard")
+def test_the_progress_bar_starts_where_the_last_run_ended(jobs, shards, capsys):
+    jobs["segmentation"].fill(shards)
+    shards.store.delete_shard("00002.parquet")
+    capsys.readouterr()
+    jobs["segmentation"].fill(shards)
     output = capsys.readouterr().err
-    assert "test:  73%" in output  # 8 of 11
+    assert "extract:  73%" in output  # 8 of 11
     assert f"{COUNT}/{COUNT}" in output
 
 
-def test_nothing_is_loaded_if_nothing_is_missing(shards, dataset):
-    for path, _ in shards.missing():
-        write_shard(shards, path)
-    assert not list(iterate_shards(shards, dataset, split_batches, 0, "test"))
+def test_batches_are_computed_one_ahead():
+    """Batch 1 has started when batch 0 is stored, and every batch arrives with its own indices."""
+    events = []
+
+    def forward(inputs):
+        events.append(f"start {inputs.item()}")
+        return inputs * 10
+
+    batches = [([number], torch.tensor(number)) for number in range(3)]
+    for indices, outputs in compute_ahead(batches, forward):
+        events.append(f"store {indices[0]} {outputs.item()}")
+    assert events == ["start 0", "start 1", "store 0 0", "start 2", "store 1 10", "store 2 20"]
+    assert list(compute_ahead([], forward)) == []

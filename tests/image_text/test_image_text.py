@@ -15,12 +15,13 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
 from stages.core.stage import InputError
 from stages.data.manifest import Manifest, Row
+from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
-from stages.features.vectors import Vectors, read_vectors, write_vectors
+from stages.features.vectors import Vectors, concat_vectors, read_vectors, write_vectors
 from stages.image_text import encode
 from stages.image_text.pixels import GRAY, BlipRandAugment, train_dataset, train_view, val_dataset, val_view
 from stages.image_text.reference_caption import reference_index
-from stages.image_text.retrieval_vectors import encode_captions, encode_views
+from stages.image_text.retrieval_vectors import ViewVectorsJob, encode_captions
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.vocabulary import unknown_words
 from stages.models import blip, vit
@@ -213,9 +214,10 @@ def test_every_caption_and_every_view_is_encoded_once(towers, rows, monkeypatch,
         return image_states(towers, pixels)
 
     monkeypatch.setattr(Towers, "image_states", counting)
-    shards = Shards(Path("train"), 6, {}, waiting=tmp_path / "waiting")
+    keys = [(row.image_id, view) for view in (0, 1) for row in rows]
+    shards = Shards(Path("train"), keys, {}, waiting=tmp_path / "waiting")
     dataset = train_dataset(rows * 2, towers.pixels.side, list(range(6)), 0.5)
-    views = encode_views(towers, dataset, [row.image_id for row in rows * 2], [0, 0, 0, 1, 1, 1], shards, {})
+    views = concat_vectors(extract_shards(ViewVectorsJob(towers, dataset, keys, {}), shards, COMPUTE, "encode"))
     assert sum(sizes) == 6
     assert views.image_ids == ["id0", "id1", "id2"] * 2
     assert views.indices == [0, 0, 0, 1, 1, 1]

@@ -18,6 +18,7 @@ from stages.core.stage import InputError
 from stages.data.images import read_image, read_mask
 from stages.data.views import crop_image, crop_mask
 from stages.data.voc_folder import read_folder
+from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.models import vit
@@ -26,7 +27,7 @@ from stages.params.profiles import ViewParams
 from stages.params.segmentation import Head
 from stages.segmentation import train_head
 from stages.segmentation.dataset import TrainViews, ValImages
-from stages.segmentation.extract import check_sizes, extract, split_batches, train_views, val_views
+from stages.segmentation.extract import SegmentationJob, check_sizes, split_batches, train_views, val_views, view_keys
 from stages.segmentation.heads import build_head
 from stages.segmentation.pixel_loss import pixel_loss
 from stages.segmentation.training import evaluate, train, train_epoch
@@ -50,8 +51,8 @@ def manifest(voc_folder):
 
 def extract_table(path, backbone, views, **settings):
     metadata = FeatureMetadata("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest="m")
-    shards = Shards(path, len(views), vars(metadata), waiting=path.parent / "waiting")
-    extract(backbone, views, shards, metadata, COMPUTE, **settings)
+    shards = Shards(path, view_keys(views), vars(metadata), waiting=path.parent / "waiting")
+    extract_shards(SegmentationJob(backbone, views, metadata, COMPUTE, **settings), shards, COMPUTE, "extract")
     shards.commit()
     return FeatureTable(path)
 
