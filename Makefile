@@ -8,6 +8,7 @@ export DVC_NO_ANALYTICS := 1
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 READY := .venv/.ready
+RAY_READY := .venv/.ray-ready
 # The installer; it is not among the packages in constraints.txt
 UV := uv==0.13.9
 # The original's number of cached views: a new one per epoch
@@ -16,13 +17,15 @@ VIEWS := segmentation.views=15 retrieval.views=8
 PAPER := $(VIEWS) captioning.stop=end_token
 ORIGINAL := $(VIEWS) captioning.stop=batch
 
-.PHONY: help setup params repro verify paper original plan compare pretrain check lint types test ui search dag clean
+.PHONY: help setup setup-ray params repro verify paper original plan compare pretrain check lint types test ui search dag clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## create .venv from requirements.txt (the other targets do this themselves)
+
+setup-ray: $(RAY_READY)  ## add what a Ray cluster needs (requirements-ray.txt); its tests run only with it
 
 # DVC reads params.yaml before any stage can check it.
 params: $(READY)  ## check params.yaml
@@ -92,3 +95,7 @@ $(READY): requirements.txt constraints.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(UV)"
 	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt
 	@touch $(READY)
+
+$(RAY_READY): $(READY) requirements-ray.txt
+	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-ray.txt
+	@touch $(RAY_READY)

@@ -10,9 +10,11 @@ the shared folder, or through `compute.store`.
 
 import logging
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +39,46 @@ MAX_CHUNK = 32  # shards
 
 
 class ShardActor:
-    """Computes shards in a process of its own. Ray Data calls it with a few shards, and it yields each stored one."""
+    """Computes shards in a process of its own. Ray Data calls it with a few shards, and it yields a row for each.
+
+    A row has the shard's number of `rows`, or the pickled `error` of input that cannot be read: Ray would add lines to
+    its message, and would start an actor whose constructor fails again and again.
+    """
 
     def __init__(self, job: "list[ray.ObjectRef[ShardJob]]", store: ShardStore, root: str, threads: int, workers: int):
-        try:
-            os.chdir(root)  # the manifest has relative paths
-        except OSError as error:
-            problem = f"node {socket.gethostname()}: {root}: {error.strerror}"
-            raise InputError(f"{problem}; every node must see the repository at the same path") from error
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(True)  # as a stage does in its own process
-        self.job: ShardJob = ray.get(job[0])
-        self.job.prepare()
+        self.job_reference = job
         self.store = store
+        self.root = root
+        self.threads = threads
         self.workers = workers
 
+    @cached_property
+    def job(self) -> ShardJob:
+        """The job, ready to compute."""
+        try:
+            os.chdir(self.root)  # the manifest has relative paths
+        except OSError as error:
+            problem = f"node {socket.gethostname()}: {self.root}: {error.strerror}"
+            raise InputError(f"{problem}; every node must see the repository at the same path") from error
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)  # as a stage does in its own process
+        job = ray.get(self.job_reference[0])
+        job.prepare()
+        return job
+
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list]]:
-        shards = [
-            Shard(str(name), range(start, stop))
-            for name, start, stop in zip(batch["name"], batch["start"].tolist(), batch["stop"].tolist(), strict=True)
-        ]
-        finished = self.store.finished()  # by an actor that was killed before it could say so
-        for shard in shards:
-            if shard.name in finished:
-                yield {"rows": [len(shard.rows)]}
-        missing = [shard for shard in shards if shard.name not in finished]
-        for shard in compute_shards(self.job, missing, self.store, self.workers, progress=lambda rows: None):
-            yield {"rows": [len(shard.rows)]}
+        names, starts, stops = (batch[column].tolist() for column in ("name", "start", "stop"))
+        shards = [Shard(name, range(start, stop)) for name, start, stop in zip(names, starts, stops, strict=True)]
+        try:
+            finished = self.store.finished()  # by an actor that was killed before it could say so
+            for shard in shards:
+                if shard.name in finished:
+                    yield {"rows": [len(shard.rows)], "error": [b""]}
+            missing = [shard for shard in shards if shard.name not in finished]
+            for shard in compute_shards(self.job, missing, self.store, self.workers, progress=lambda rows: None):
+                yield {"rows": [len(shard.rows)], "error": [b""]}
+        except (InputError, OSError) as error:
+            yield {"rows": [0], "error": [pickle.dumps(error)]}
 
 
 def extract(job: ShardJob, shards: Shards, missing: list[Shard], compute: Compute, bar: tqdm) -> None:
@@ -92,7 +107,7 @@ def _run(job: ShardJob, shards: Shards, missing: list[Shard], compute: Compute, 
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # `bar` is one
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised here
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
     # Weights of a GPU could only be read by a process with that GPU.
     device = next(job.model.parameters()).device
@@ -110,11 +125,10 @@ def _run(job: ShardJob, shards: Shards, missing: list[Shard], compute: Compute, 
         max_restarts=-1,
         max_task_retries=-1,
     )
-    try:
-        for row in dataset.iter_rows():
-            bar.update(row["rows"])
-    except Exception as error:
-        raise _cause(error) from error
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])
+        bar.update(row["rows"])
 
 
 def plan_actors(params: RayCluster, resources: dict[str, float]) -> tuple[int, int]:
@@ -132,14 +146,3 @@ def plan_actors(params: RayCluster, resources: dict[str, float]) -> tuple[int, i
         problem = f"compute.ray: the cluster has {size}: room for {room} actors of {params.cpus} CPUs"
         raise InputError(f"{problem}{' and 1 GPU' if gpus else ''}, not for {actors}")
     return actors, gpus
-
-
-def _cause(error: Exception) -> Exception:
-    """The error that an actor raised for input that it could not read, or `error` itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        original = cause.cause if isinstance(cause, ray.exceptions.RayTaskError) else cause
-        if isinstance(original, InputError | OSError):
-            return original
-        cause = cause.__cause__
-    return error

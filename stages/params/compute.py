@@ -38,6 +38,7 @@ class Compute(Section):
     compile: StrictBool
     workers: Workers
     live: StrictBool
+    # With defaults, as they are for clusters only.
     engine: Literal["local", "ray"] = "local"
     store: StoreUri | None = None
-    ray: RayCluster = RayCluster(actors="auto", cpus=1)
+    ray: RayCluster = RayCluster(actors="auto", cpus=2)
