@@ -24,7 +24,7 @@ from stages.core.skipped import mark_skipped
 from stages.core.stage import stage
 from stages.data import manifest as manifests
 from stages.data.images import read_image, read_mask
-from stages.data.manifest import LABELED, Manifest, Row
+from stages.data.manifest import LABELED, Manifest, Row, evenly_spaced
 from stages.data.voc import BACKGROUND, VOID
 from stages.features.batching import batch_by_key
 from stages.models import vit
@@ -141,11 +141,16 @@ def plot_examples(path: Path, model: Model, rows: tuple[Row, ...], side: int, pa
 
 
 def measure_split(model: Model, manifest: Manifest, side: int, params: ClassTokenAttention) -> list[dict]:
-    """Measure all validation images with masks; none if no mask class is the background."""
+    """Measure the validation images with masks, or the sample of them that `params` state.
+
+    None if no mask class is the background.
+    """
     if BACKGROUND not in manifest.classes:
         return []
     background = manifest.classes.index(BACKGROUND)
     rows = tuple(row for row in manifest.split("val") if row.mask)
+    if params.images != "all":
+        rows = evenly_spaced(rows, params.images)
     maps_of_rows = compute_maps(model.backbone, rows, side, params)
     bar = tqdm(maps_of_rows, f"class token attention, {model.name}", len(rows), unit="image", mininterval=1)
     measurements = [measure_image(row, maps, background) for row, maps in bar]
@@ -154,7 +159,7 @@ def measure_split(model: Model, manifest: Manifest, side: int, params: ClassToke
 
 
 def analyze(model: Model, experiment: Experiment, manifest: Manifest) -> Run:
-    """Plot the example images, measure all images with masks, write the record."""
+    """Plot the example images, measure the images with masks, write the record."""
     params = experiment.attention.class_token
     side = experiment.active.classifier.size.base
     examples_param = f"{experiment.profile}.examples.class_token"

@@ -1,6 +1,6 @@
 """Attention over an image's patches as maps, and the share of a map on an object."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,20 +37,21 @@ def class_token_maps(weights: Tensor, prefix: int, grid: tuple[int, int]) -> Ten
     return check_rows_sum_to_one(weights)[:, :, 0, prefix:].unflatten(-1, grid)
 
 
-def rollout(blocks: Iterable[Tensor], prefix: int, grid: tuple[int, int]) -> Tensor:
+def rollout(blocks: Sequence[Tensor], prefix: int, grid: tuple[int, int]) -> Tensor:
     """Attention rollout of the class token, `(B, rows, columns)`, from the weights of all blocks, first block first.
 
-    With A_i the mean over the heads of block i, the result is a row of R_n, where R_i = (A_i + I) R_(i-1) / 2 and
-    R_0 = I. The identity stands for the residual connection. Source: Abnar and Zuidema, 2020, "Quantifying attention
-    flow in transformers".
+    With A_i the mean over the heads of block i, the result is the first row of R_n, where R_i = (A_i + I) R_(i-1) / 2
+    and R_0 = I. The identity stands for the residual connection. Source: Abnar and Zuidema, 2020, "Quantifying
+    attention flow in transformers".
     """
-    joint = None
-    for weights in blocks:
+    # The first row of a product of matrices is the first row of the leftmost matrix, times the others one by one. So
+    # start at the last block; no product of two matrices is needed.
+    row = torch.zeros_like(blocks[-1][:, 0, :1])  # (B, 1, tokens)
+    row[..., 0] = 1  # the first row of the identity
+    for weights in reversed(blocks):
         mean = check_rows_sum_to_one(weights).mean(1)
-        block = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
-        joint = block if joint is None else block @ joint
-    assert joint is not None  # a ViT has blocks
-    return joint[:, 0, prefix:].unflatten(-1, grid)
+        row = (row @ mean + row) / 2
+    return row[:, 0, prefix:].unflatten(-1, grid)
 
 
 def upsample(attention: Tensor, size: tuple[int, int]) -> Tensor:

@@ -193,30 +193,29 @@ class Backbone(nn.Module):
     ) -> None:
         """Run the model on `images` and call `callback(block, weights)` for each of `blocks` in turn (None: for all).
 
-        `weights` is `(B, heads, tokens, tokens)`, prefix tokens first; its rows sum to 1.
+        `weights` is `(B, heads, tokens, tokens)`, prefix tokens first; its rows sum to 1. The block continues with the
+        same tensor, so `callback` must not write to it.
         """
+        # Fused attention kernels never materialize the weights. So these layers run unfused for this pass, where the
+        # weights go through a dropout layer, which passes them on in eval mode.
+        numbers = range(len(self.blocks)) if blocks is None else blocks
+        layers = {number: self.blocks[number].attn for number in numbers}
+        fused = {number: layer.fused_attn for number, layer in layers.items()}
 
-        def capture(block: int, attention: Any, args: tuple, kwargs: dict, _: Tensor) -> None:
-            # Fused attention kernels never materialize the weights. So the layer runs a second time, unfused, where
-            # the weights pass through its dropout layer. The model continues with the output of the first run.
-            fused = attention.fused_attn
-            attention.fused_attn = False
-            handle = attention.attn_drop.register_forward_hook(lambda _, inputs, weights: callback(block, weights))
-            try:
-                attention.forward(*args, **kwargs)  # not `attention(...)`, which would call this hook again
-            finally:
-                handle.remove()
-                attention.fused_attn = fused
+        def capture(number: int, _module: nn.Module, _inputs: tuple, weights: Tensor) -> None:
+            callback(number, weights)
 
         handles = []
-        for block in range(len(self.blocks)) if blocks is None else blocks:
-            hook = partial(capture, block)
-            handles.append(self.blocks[block].attn.register_forward_hook(hook, with_kwargs=True))
         try:
+            for number, layer in layers.items():
+                layer.fused_attn = False
+                handles.append(layer.attn_drop.register_forward_hook(partial(capture, number)))
             self.vit.forward_features(self._preprocess(images))
         finally:
             for handle in handles:
                 handle.remove()
+            for number, layer in layers.items():
+                layer.fused_attn = fused[number]
 
     def _preprocess(self, images: Tensor) -> Tensor:
         """Normalized images, cut to whole patches."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool
 
 from stages.params.model_source import ModelSource
-from stages.params.section import Between, Name, Section, expects
+from stages.params.section import Between, Count, Name, Section, expects
 
 # Of a block, layer or head, from 0; negative numbers count from the last.
 Index = Annotated[int, Between(-1000, 1000)]
@@ -35,10 +35,14 @@ class PositionEmbeddings(Section):
 
 
 class ClassTokenAttention(Section):
-    """`setting` names the fine-tuned classifier that is compared with the pretrained ViT."""
+    """`setting` names the fine-tuned classifier that is compared with the pretrained ViT.
+
+    `images` is how many of the validation images with masks are measured, spread evenly over them.
+    """
 
     block: Index
     rollout: StrictBool
+    images: Count | Literal["all"]
     setting: Name
 
 

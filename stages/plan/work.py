@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from stages.attention.class_token import class_token_attention, resize_to_patches
 from stages.captioning.caption_job import IMAGES
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.captioning.text_decoders import BlipDecoder
@@ -213,9 +214,26 @@ def classification_work(experiment: Experiment, images: DatasetSize, classifier:
         train, evaluate = measure_setting(setting.size, setting.augment, setting.batch_size)
         for seed in experiment.classification.seeds:
             yield epochs_work(f"finetune@{name}-{seed}", setting.epochs, images, train, evaluate)
-    # Twice the forward pass, as the attention weights are computed once more.
-    seconds = 2 * measure_vit(classifier, random_pixels(images.image_size, count=1), compute)
-    yield Work("class_attention", "val images, two ViTs", 2 * images.val, seconds)
+    if classifier.has_class_token:
+        yield attention_work(experiment, images, classifier)
+
+
+def attention_work(experiment: Experiment, images: DatasetSize, classifier: vit.Backbone) -> Work:
+    """The class token's attention of two ViTs on the val images, all of which are taken to have masks.
+
+    One image at a time, as neighboring photos rarely have the same shape.
+    """
+    params = experiment.attention.class_token
+    count = images.val if params.images == "all" else min(params.images, images.val)
+    image = random_image(images.image_size)
+    side = experiment.active.classifier.size.base
+    classifier.to(get_device())
+
+    def compute_maps() -> None:
+        pixels = resize_to_patches(image, side, classifier.patch)
+        class_token_attention(classifier, [pixels], params.block, params.rollout)
+
+    return Work("class_attention", "val images, two ViTs", 2 * count, measure(compute_maps))
 
 
 def random_image(size: tuple[int, int]) -> Image.Image:

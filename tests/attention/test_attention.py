@@ -1,5 +1,7 @@
 """Attention maps are of the right patches, are plotted where they belong, and are measured correctly."""
 
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,11 +36,12 @@ from stages.captioning import PREDICTIONS
 from stages.captioning.captioner import Captioner
 from stages.captioning.text_decoders import BlipDecoder
 from stages.core.stage import InputError
-from stages.data.manifest import Row
+from stages.data.manifest import Manifest, Row
 from stages.data.scenes.scene import CLASSES, SceneObject
 from stages.models import blip, vit
-from stages.params.attention import CaptionAttention
+from stages.params.attention import CaptionAttention, ClassTokenAttention
 from stages.params.experiment import load_experiment
+from stages.params.section import validate_params
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,25 @@ def test_rollout_by_hand():
     # Averaged with the identity: [.6 .4 0 | 0 1 0 | .25 0 .75], and for the second [.5 0 .5 | 0 1 0 | 0 0 1]
     maps = rollout([first, second], 1, (1, 2))
     torch.testing.assert_close(maps, torch.tensor([[[0.5 * 0.4, 0.5 * 0.75]]]))
+
+
+def test_rollout_is_the_first_row_of_the_full_product():
+    """The formula with whole matrices, in float64. A sum of n terms is off by at most n eps of its positive terms."""
+    blocks = [torch.rand(2, 3, 21, 21, dtype=torch.float64).softmax(-1) for _ in range(5)]
+    product = torch.eye(21, dtype=torch.float64)
+    for weights in blocks:
+        product = (weights.mean(1) + torch.eye(21, dtype=torch.float64)) / 2 @ product
+    maps = rollout(blocks, 1, (4, 5))
+    terms = len(blocks) * (21 + 5)  # per block: a dot product, the mean of three heads, the identity, the half
+    eps = torch.finfo(torch.float64).eps
+    torch.testing.assert_close(maps, product[:, 0, 1:].unflatten(-1, (4, 5)), rtol=2 * terms * eps, atol=0)
+
+
+def test_rollout_refuses_weights_of_any_block_that_do_not_sum_to_one():
+    blocks = [torch.full((1, 1, 3, 3), 1 / 3) for _ in range(3)]
+    blocks[0] = blocks[0] * 1.1
+    with pytest.raises(ArithmeticError, match="off by 0.1"):
+        rollout(blocks, 1, (1, 2))
 
 
 def test_upsampled_maps_keep_their_values_at_patch_centers():
@@ -154,6 +176,18 @@ def test_maps_of_an_image_of_any_shape(backbone, size):
     torch.testing.assert_close(maps.heads, backbone.attention(pixels[None])[0, :, 0, 1:].unflatten(-1, grid))
 
 
+def test_attention_maps_take_one_pass_of_each_layer(backbone):
+    """Not a second one for the weights: that costs a third of a ViT-B's pass."""
+    calls = Counter()
+    names = {module: name for name, module in backbone.vit.named_modules() if isinstance(module, torch.nn.Linear)}
+    handles = [module.register_forward_hook(lambda layer, *_: calls.update([names[layer]])) for module in names]
+    class_token_attention(backbone, [torch.zeros(3, 40, 40, dtype=torch.uint8)], -1, with_rollout=True)
+    for handle in handles:
+        handle.remove()
+    assert {"blocks.0.attn.qkv", "blocks.2.attn.proj", "blocks.2.mlp.fc2"} <= set(calls)
+    assert set(calls.values()) == {1}
+
+
 def test_a_block_out_of_range_is_named(backbone):
     pixels = torch.zeros(3, 40, 40, dtype=torch.uint8)
     with pytest.raises(InputError, match=r"attention.class_token.block = 3: there are 3 blocks, 0 to 2"):
@@ -199,6 +233,33 @@ def test_class_token_attention_on_an_object_by_hand(tmp_path):
     metrics = class_attention.compute_metrics([measurement, {**measurement, "hit": 0.0}], seed=0)
     assert (metrics["hit"], metrics["mean_count"], metrics["images"]) == (50, 2, 2)
     assert metrics["mean_times"] == pytest.approx(measurement["mean_mass"] / measurement["area"])
+
+
+@pytest.mark.parametrize(("images", "expected"), [("all", "0123567"), (3, "037"), (100, "0123567")])
+def test_a_sample_is_picked_evenly_from_the_images_with_masks(tmp_path, backbone, images, expected):
+    mask = np.zeros((40, 40))
+    mask[:20] = 1
+    write_mask(tmp_path / "m.png", mask)
+    random_image(40, 40).save(tmp_path / "i.png")
+    rows = []
+    for index in range(8):
+        masked = str(tmp_path / "m.png") if index != 4 else None
+        rows.append(Row(str(index), "val", str(tmp_path / "i.png"), masked))
+    manifest = Manifest((Row("train", "train", "none.png", "none.png"), *rows), "test", ("background", "object"))
+    params = load_experiment(ROOT / "params.yaml").attention.class_token.model_copy(update={"images": images})
+    measurements = class_attention.measure_split(class_attention.Model("m", backbone, {}), manifest, 40, params)
+    assert "".join(measurement["image_id"] for measurement in measurements) == expected
+    assert class_attention.compute_metrics(measurements, seed=0)["images"] == len(expected)
+
+
+@pytest.mark.parametrize("images", [0, -3, True, "100", "none", 2.5])
+def test_a_sample_is_all_or_a_positive_number(images):
+    content = {"block": -1, "rollout": True, "setting": "base", "images": images}
+    with pytest.raises(InputError) as error:
+        validate_params(ClassTokenAttention, content, "attention.class_token.")
+    assert str(error.value) == (
+        f"params.yaml: attention.class_token.images = {images!r}: must be an integer from 1 to 10000000 or 'all'"
+    )
 
 
 # Pictures

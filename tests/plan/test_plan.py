@@ -102,6 +102,23 @@ def test_a_plan_prints_three_tables_and_writes_nothing(project, capsys):
     assert sorted(project.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("images", "count"), [("all", 20), (7, 14), (1000, 20)])
+def test_attention_maps_are_planned_for_the_sample_at_the_size_of_the_stage(project, monkeypatch, images, count):
+    shapes = set()
+    class_token_attention = work.class_token_attention
+
+    def record(backbone, pixels, *options):
+        shapes.update(tuple(image.shape) for image in pixels)
+        return class_token_attention(backbone, pixels, *options)
+
+    monkeypatch.setattr(work, "class_token_attention", record)
+    experiment = plan.override_params("embedded", [f"attention.class_token.images={images}"])
+    classifier = build_models(experiment).classifier
+    planned = work.attention_work(experiment, DatasetSize(train=1, val=10, image_size=(240, 320)), classifier)
+    assert (planned.stage, planned.count) == ("class_attention", count)  # by both ViTs
+    assert shapes == {(3, 80, 104)}  # short side 80, whole patches of 8
+
+
 @pytest.mark.parametrize(
     ("profile", "overrides", "message"),
     [
