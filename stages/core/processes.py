@@ -28,6 +28,8 @@ from stages.core.stage import InputError, stage
 # first; without a launcher that does so, they end by themselves.
 WAIT_SECONDS = 10.0
 
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # those that are read here or by Accelerate
+
 Share = TypeVar("Share", range, Tensor)
 
 
@@ -53,8 +55,7 @@ def training_stage(name: str) -> Iterator[None]:
     The process that fails first prints its error; all processes end.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    main = not several or os.environ["RANK"] == "0"
-    with stage(name, record=main):
+    with stage(name, record=os.environ.get("RANK", "0") == "0" if several else True):
         if not several:
             yield
             return
@@ -66,6 +67,12 @@ def training_stage(name: str) -> Iterator[None]:
 def _connected() -> Iterator[None]:
     from accelerate import PartialState  # imported late: see the head of this file
 
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if missing:
+        processes = f"WORLD_SIZE = {os.environ['WORLD_SIZE']} asks for several processes"
+        raise InputError(
+            f"{processes}, but {', '.join(missing)} is not set; start them by torchrun, or unset WORLD_SIZE"
+        )
     on_gpu = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_gpu and local > torch.cuda.device_count():
