@@ -1,6 +1,7 @@
 """Stage `finetune@NAME-SEED`: fine-tune a pretrained ViT with a new classification layer, under one setting.
 
-A killed run resumes from its last finished epoch and gives the same numbers (on a GPU, up to rounding).
+A killed run resumes from its last finished epoch and gives the same numbers (on a GPU, up to rounding). Several
+processes share the training under `torchrun` (docs/distributed.md).
 """
 
 import argparse
@@ -20,13 +21,13 @@ from tqdm import tqdm
 from stages.classification import PREDICTIONS, WEIGHTS, classifier
 from stages.classification.pixels import ImageViews
 from stages.classification.training import EvalResult, evaluate, steps_per_epoch, train_epoch
-from stages.core import train_state
+from stages.core import processes, train_state
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.live import OFF, LiveRun, Recorder, record_live
 from stages.core.messages import join_names
 from stages.core.runs import Run, package_versions, record_path, run_key, write_run
 from stages.core.skipped import mark_skipped
-from stages.core.stage import InputError, first_line, stage
+from stages.core.stage import InputError, first_line
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELED, Manifest
 from stages.models import vit
@@ -85,13 +86,20 @@ class Finetuning:
         mixed = MixedPrecision(self.compute)
         optimizer = torch.optim.Adam(self.model.parameters(), lr=setting.lr, fused=True)
         optimizers: list[torch.optim.Optimizer | torch.amp.GradScaler] = [optimizer, mixed.scaler]
-        self._check_best_weights(state_path)
+        if processes.is_main():
+            self._check_best_weights(state_path)
         state = train_state.load_state(state_path, resume_key, self.model, optimizers)
         for row in state.curve:  # the earlier epochs of a resumed run
             live.epoch(row)
         result = None
         images = len(self.train)
-        with tqdm(total=setting.epochs * images, initial=state.step * images, unit="image", mininterval=1) as bar:
+        with tqdm(
+            total=setting.epochs * images,
+            initial=state.step * images,
+            unit="image",
+            mininterval=1,
+            disable=not processes.is_main(),
+        ) as bar:
             bar.set_description(self.stage)
             for epoch in range(state.step, setting.epochs):
                 views, order = self._draw_epoch(epoch)
@@ -103,7 +111,8 @@ class Finetuning:
                         f"{param}: training diverged in epoch {epoch + 1} (loss {loss}); choose a smaller learning rate"
                     )
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{result.accuracy:.1f}")
-                if result.accuracy > max((row["accuracy"] for row in state.curve), default=-1.0):
+                is_best = result.accuracy > max((row["accuracy"] for row in state.curve), default=-1.0)
+                if is_best and processes.is_main():
                     # Before the state: a run killed in between repeats this epoch and writes the same weights again.
                     classifier.save(self.folder / "best.safetensors", self.model)
                 row = {"epoch": epoch + 1, "train_loss": loss, "val_loss": result.loss, "accuracy": result.accuracy}
@@ -215,7 +224,10 @@ def load_pretrained(experiment: Experiment, name: str, setting: FineTuning) -> v
 
 
 def finetune(experiment: Experiment, name: str, seed: int, manifest: Manifest, recorder: Recorder = OFF) -> Run:
-    """Fine-tune under `classification.settings.NAME`; write weights, predictions and the run record."""
+    """Fine-tune under `classification.settings.NAME`; write weights, predictions and the run record.
+
+    Of several processes, the main one writes.
+    """
     finetuning = Finetuning(experiment, name, seed, manifest)
     setting = finetuning.setting
     run = Run(
@@ -231,10 +243,6 @@ def finetune(experiment: Experiment, name: str, seed: int, manifest: Manifest, r
     live_run = recorder.open(run)
     history, result = finetuning.fit(live_run)
     weights, predictions = output_paths(run.key)
-    classifier.save(weights / "last.safetensors", finetuning.model)
-    with atomic_write(weights / "best.safetensors") as temporary:
-        shutil.copy(finetuning.folder / "best.safetensors", temporary)
-    write_predictions(predictions, manifest, result)
     run = replace(
         run,
         metrics={
@@ -245,7 +253,12 @@ def finetune(experiment: Experiment, name: str, seed: int, manifest: Manifest, r
         artifacts={"weights": str(weights / "last.safetensors"), "predictions": str(predictions)},
         details=compute_details(result, manifest),
     )
-    write_run(run)
+    if processes.is_main():
+        classifier.save(weights / "last.safetensors", finetuning.model)
+        with atomic_write(weights / "best.safetensors") as temporary:
+            shutil.copy(finetuning.folder / "best.safetensors", temporary)
+        write_predictions(predictions, manifest, result)
+        write_run(run)
     live_run.finish()
     return run
 
@@ -276,12 +289,14 @@ def main(name: str, seed: int) -> None:
         raise InputError(f"unknown setting '{name}'; classification.settings has: {names}")
     if not manifest.labels:
         reason = f"{manifest.source} has no labels (labels.csv): no classification"
-        mark_skipped(reason, *output_paths(key), record_path(TASK, key))
+        if processes.is_main():
+            mark_skipped(reason, *output_paths(key), record_path(TASK, key))
         return
     check_labeled(manifest)
-    with record_live(stage_name(name, seed), experiment.compute.live) as recorder:
+    with record_live(stage_name(name, seed), experiment.compute.live and processes.is_main()) as recorder:
         finetune(experiment, name, seed, manifest, recorder)
-    remove_state(key)
+    if processes.is_main():
+        remove_state(key)
 
 
 if __name__ == "__main__":
@@ -289,5 +304,5 @@ if __name__ == "__main__":
     parser.add_argument("--setting", required=True, help="a key of classification.settings in params.yaml")
     parser.add_argument("--seed", required=True, type=int, help="one of classification.seeds")
     args = parser.parse_args()
-    with stage(stage_name(args.setting, args.seed)):
+    with processes.training_stage(stage_name(args.setting, args.seed)):
         main(args.setting, args.seed)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from stages.classification.classifier import Classifier
 from stages.classification.pixels import ImageViews
+from stages.core import processes
 from stages.core.workers import build_loader
 from stages.models.compute import MixedPrecision, mixed_precision
 from stages.params.classification import FineTuning
@@ -28,12 +29,14 @@ def train_step(
     images: int,
     mixed: MixedPrecision,
 ) -> float:
-    """Take one optimizer step on the mean loss over all `images` of `batches`; return the sum of their losses.
+    """Take one optimizer step on the mean loss over `images`; return the sum of the losses of `batches`.
 
     Gradients of all batches are added up before the step. Each loss is divided by the number of all images, not of
-    the batch's own, so the step equals that of one large batch even if batches differ in size.
+    the batch's own, so the step equals that of one large batch even if batches differ in size. Of several processes,
+    each has the batches of its share of the images, or none.
     """
     device = next(classifier.parameters()).device
+    mixed.scaler.scale(torch.zeros((), device=device))  # creates the scale, which a process without batches needs too
     total = 0.0
     for pixels, labels in batches:
         with mixed.products():
@@ -43,6 +46,7 @@ def train_step(
         loss = F.cross_entropy(precise, labels.to(device), reduction="sum")
         mixed.backward(loss / images)
         total += loss.item()
+    processes.all_reduce_gradients(classifier.parameters())
     mixed.step(optimizer)
     return total
 
@@ -58,20 +62,26 @@ def train_epoch(
 ) -> float:
     """Train on all views in `order`, with one step per `setting.accumulate` batches; return the mean loss.
 
-    The last batch and the last step of an epoch take the remaining images.
+    The last batch and the last step of an epoch take the remaining images. Several processes share the images of each
+    step, and each splits its share into batches.
     """
     classifier.train()
-    # A window holds the batches of one step.
-    windows = [window.split(setting.batch_size) for window in order.split(setting.batch_size * setting.accumulate)]
-    all_batches = [batch.tolist() for window in windows for batch in window]
+    # A window holds the images of one step.
+    windows = order.split(setting.batch_size * setting.accumulate)
+    batches_per_window = [split_batches(processes.share(window), setting.batch_size) for window in windows]
+    all_batches = [batch for batches in batches_per_window for batch in batches]
     loaded = iter(build_loader(views, mixed.compute.workers, batch_sampler=all_batches))
     total = 0.0
-    for window in windows:
-        batches = (next(loaded) for _ in window)
-        images = sum(len(batch) for batch in window)
-        total += train_step(classifier, optimizer, batches, images, mixed)
-        bar.update(images)
-    return total / len(order)
+    for window, window_batches in zip(windows, batches_per_window, strict=True):
+        batches = (next(loaded) for _ in window_batches)
+        total += train_step(classifier, optimizer, batches, len(window), mixed)
+        bar.update(len(window))
+    return processes.all_reduce(torch.tensor(total, dtype=torch.float64)).item() / len(order)
+
+
+def split_batches(indices: Tensor, batch_size: int) -> list[list[int]]:
+    """Split `indices` into batches; the last one takes the rest. No indices give no batches."""
+    return [batch.tolist() for batch in indices.split(batch_size) if len(batch)]
 
 
 def steps_per_epoch(images: int, setting: FineTuning) -> int:
@@ -100,16 +110,20 @@ class EvalResult:
 
 @torch.inference_mode()
 def evaluate(classifier: Classifier, views: ImageViews, compute: Compute) -> EvalResult:
-    """Evaluate a classifier on all views, in their order; one that trains in float64 as it is saved, in float32."""
+    """Evaluate a classifier on all views, in their order; one that trains in float64 as it is saved, in float32.
+
+    Several processes share the views; each returns the result on all of them.
+    """
     if classifier.dtype == torch.float64:
         classifier = deepcopy(classifier).float()
     device = next(classifier.parameters()).device
     classifier.eval()
-    loader = build_loader(views, compute.workers, batch_size=EVAL_BATCH_SIZE)
-    logits_per_batch = []
+    batches = split_batches(processes.share(torch.arange(len(views))), EVAL_BATCH_SIZE)
+    loader = build_loader(views, compute.workers, batch_sampler=batches)
+    logits_per_batch = [torch.empty(0, len(classifier.labels))]  # a process may have no views
     for pixels, _ in loader:
         with mixed_precision(compute):
             logits_per_batch.append(classifier(pixels.to(device, non_blocking=True)).float().cpu())
-    logits = torch.cat(logits_per_batch)
+    logits = processes.all_gather(torch.cat(logits_per_batch), len(views))
     truth = torch.tensor([row.label for row in views.rows])
     return EvalResult(logits.softmax(1), truth, F.cross_entropy(logits, truth).item())

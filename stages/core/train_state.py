@@ -12,6 +12,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from stages.core import processes
 from stages.core.atomic import atomic_write
 from stages.core.messages import quote_value
 from stages.core.stage import InputError, first_line
@@ -32,8 +33,11 @@ class TrainState:
 def save_state(path: Path, key: dict, model: nn.Module, optimizers: Optimizers, state: TrainState) -> None:
     """Save what `load_state` needs. `key` holds the params and input hashes that a resumed run must share.
 
-    Raises `InputError` if the file cannot be written; the last saved state then stays.
+    Of several processes, the main one saves. Raises `InputError` if the file cannot be written; the last saved state
+    then stays.
     """
+    if not processes.is_main():
+        return
     content = {
         "key": key,
         "model": model.state_dict(),
@@ -60,10 +64,23 @@ def load_state(path: Path, key: dict, model: nn.Module, optimizers: Optimizers) 
     A damaged state, or one that does not fit the model, is ignored with a printed line: nobody can repair it, and a
     training from the beginning ends in the same weights. Model and optimizers are then as before. Raises `OSError` if
     the file cannot be opened.
+
+    Of several processes, the main one reads the file, and all others get its weights, optimizers and state.
     """
+    optimizers = list(optimizers)
+    if processes.count() == 1:
+        return _load_file(path, key, model, optimizers)
+    state = _load_file(path, key, model, optimizers) if processes.is_main() else TrainState()
+    weights, states, fields = processes.broadcast(
+        [model.state_dict(), [optimizer.state_dict() for optimizer in optimizers], vars(state)]
+    )
+    _restore(model, optimizers, weights, states)
+    return TrainState(**fields)
+
+
+def _load_file(path: Path, key: dict, model: nn.Module, optimizers: Sequence[Optimizer | GradScaler]) -> TrainState:
     if not path.is_file():
         return TrainState()
-    optimizers = list(optimizers)
     initial = deepcopy((model.state_dict(), [optimizer.state_dict() for optimizer in optimizers]))
     with path.open("rb") as file:
         try:

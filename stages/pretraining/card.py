@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from stages.core import processes
 from stages.core.figures import figure
 from stages.core.train_state import TrainState
 from stages.params.pretrain import Pretrain
@@ -27,9 +28,12 @@ class CardInfo:
 
 def describe_device(device: torch.device) -> str:
     """The machine that a model is trained on, in words."""
+    name = f"a CPU with {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"a CPU with {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    if processes.count() > 1:
+        return f"{processes.count()} processes, each on {name}"
+    return name
 
 
 def describe_training(stage: str, recipe: Pretrain, state: TrainState, machine: str) -> str:

@@ -3,6 +3,7 @@
 The loss has two parts: presence of the 20 classes and 8 colors, predicted from the class token, and presence of the
 classes by multiple-instance learning over patches (the logsumexp of a patch classifier's logits). Every scene is
 generated on the fly and used once. An interrupted run resumes from its last evaluation and ends in the same weights.
+Several processes share the training under `torchrun` (docs/distributed.md).
 """
 
 from dataclasses import replace
@@ -15,13 +16,14 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.core.stage import stage
+from stages.core import processes
 from stages.core.train_state import TrainState
 from stages.data.scenes.scene import CLASSES, COLORS, SceneObject, Style, draw_scene
 from stages.models import vit
 from stages.models.compute import get_device
 from stages.params.pretrain import Pretrain
 from stages.params.section import load_section
+from stages.pretraining.batch_norm import share_batch_norm
 from stages.pretraining.card import CardInfo, describe_device
 from stages.pretraining.training import build_optimizers, fit
 from stages.pretraining.vit_card import write_card
@@ -72,6 +74,11 @@ def presence_loss(outputs: tuple[Tensor, Tensor], present: Tensor) -> Tensor:
     return class_token_loss + F.binary_cross_entropy_with_logits(patch_logits, present[:, :FOREGROUND])
 
 
+def part_of_loss(model: Pretrainer, images: Tensor, present: Tensor, batch_size: int) -> Tensor:
+    """This process's part of the mean loss over a batch of `batch_size` scenes, from its share of them."""
+    return presence_loss(model(images), present) * (len(images) / batch_size)
+
+
 def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Architecture, TrainState]:
     """Train by `recipe`, resuming from the last evaluation of an interrupted run with the same recipe."""
     architecture = vit.Architecture(outputs=len(NAMES))
@@ -79,6 +86,7 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
     torch.manual_seed(recipe.seed)
     model = Pretrainer(architecture).to(device)
     model.to(memory_format=torch.channels_last)  # the stem's convolutions are faster
+    share_batch_norm(model)
     held_out = _load_held_out(recipe, style)
     state = fit(
         recipe,
@@ -86,7 +94,7 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
         model,
         build_optimizers(model, model.vit.blocks.parameters(), recipe),
         partial(load_example, writers="pretrain", seed=recipe.seed, style=style),
-        lambda batch: presence_loss(model(batch[0]), batch[1]),
+        lambda batch: part_of_loss(model, batch[0], batch[1], recipe.batch_size),
         lambda: {"mAP": mean_average_precision(model, held_out, device)},
         recipe.model_dump(),
         RESUME,
@@ -105,7 +113,9 @@ def _load_held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def presence_scores(model: Pretrainer, images: Tensor, device: torch.device) -> Tensor:
     """Presence logits `(N, 28)` from the class token, for uint8 images `(N, 3, side, side)`."""
-    return torch.cat([model(batch.to(device))[0].cpu() for batch in images.split(100)])
+    own = processes.share(images)
+    scores = torch.cat([model(batch.to(device))[0].cpu() for batch in own.split(100)])
+    return processes.all_gather(scores, len(images))
 
 
 def mean_average_precision(model: Pretrainer, held_out: tuple[Tensor, Tensor], device: torch.device) -> float:
@@ -121,6 +131,8 @@ def main() -> None:
     model, architecture, state = pretrain(recipe, device)
     images, present = _load_held_out(recipe, Style(side=architecture.side))
     scores = presence_scores(model.eval(), images, device)
+    if not processes.is_main():
+        return
     average_precision = average_precision_score(present, scores, average=None)
     vit.save(FOLDER / "model.safetensors", model.vit.cpu(), architecture)
     parameters = sum(weight.numel() for weight in model.vit.parameters())
@@ -131,5 +143,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with stage("pretrain"):
+    with processes.training_stage("pretrain"):
         main()

@@ -3,7 +3,8 @@
 The loss is the sum of BLIP's three: image-text contrastive (ITC) over the batch, image-text matching (ITM) against the
 most similar wrong caption of the batch, and language modeling (LM). Text encoder and decoder share all weights but
 their self-attention, as in the paper (section 3.2). The image tower starts from the pretrained ViT. An interrupted run
-resumes from its last evaluation and ends in the same weights.
+resumes from its last evaluation and ends in the same weights. Several processes share the training under `torchrun`
+(docs/distributed.md).
 """
 
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
+from stages.core import processes
 from stages.core.hashes import file_sha256
-from stages.core.stage import stage
 from stages.core.train_state import TrainState
 from stages.data.scenes import captions, web
 from stages.data.scenes.captions import mentions
@@ -28,6 +29,7 @@ from stages.models import blip, vit
 from stages.models.compute import get_device
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.section import load_section
+from stages.pretraining.batch_norm import share_batch_norm
 from stages.pretraining.blip_card import write_card
 from stages.pretraining.card import CardInfo, describe_device
 from stages.pretraining.training import build_optimizers, fit
@@ -101,12 +103,19 @@ class Pretrainer(nn.Module):
         states = self.retriever.text_encoder(ids, attention_mask=_attention_mask(ids)).last_hidden_state
         return F.normalize(self.retriever.text_proj(states[:, 0]), dim=-1)
 
-    def loss(self, images: Tensor, ids: Tensor) -> Tensor:
-        """The sum of the three losses, for uint8 `images` and `ids` `(B, CAPTIONS_PER_SCENE, MAX_TOKENS)`."""
+    def loss(self, images: Tensor, ids: Tensor, batch_size: int) -> Tensor:
+        """The sum of the three losses, for uint8 `images` and `ids` `(B, CAPTIONS_PER_SCENE, MAX_TOKENS)`.
+
+        Of several processes, each has its share of the `batch_size` images; its part of the loss is returned.
+        """
         states = self.encode_images(images)
         first = ids[:, 0]
-        similarity = self.project_images(states) @ self.project_texts(first).T  # (B images, B captions)
-        return self._itc_loss(similarity) + self._itm_loss(states, first, similarity) + self._lm_loss(states, ids)
+        image_vectors = processes.all_gather(self.project_images(states), batch_size)
+        text_vectors = processes.all_gather(self.project_texts(first), batch_size)
+        similarity = image_vectors @ text_vectors.T  # (batch_size images, batch_size captions), in every process
+        itc_loss = self._itc_loss(similarity) / processes.count()  # of the whole batch, so each counts as one part
+        itm_loss = self._itm_loss(states, processes.all_gather(first, batch_size), similarity)
+        return itc_loss + itm_loss + self._lm_loss(states, ids)
 
     def _itc_loss(self, similarity: Tensor) -> Tensor:
         logits = similarity * self.log_scale.exp().clamp(max=100)  # the limit is CLIP's, for stability
@@ -114,16 +123,22 @@ class Pretrainer(nn.Module):
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
     def _itm_loss(self, states: Tensor, ids: Tensor, similarity: Tensor) -> Tensor:
-        count = min(MATCHED_IMAGES, len(ids))
+        """Of this process's images among the first `MATCHED_IMAGES`; `ids` are those of the whole batch."""
+        matched_images = min(MATCHED_IMAGES, len(ids))
+        own = processes.share(torch.arange(matched_images, device=ids.device))
+        count = len(own)
+        if not count:
+            return states.new_zeros(())
         # The diagonal has the right captions: -2 is less than any cosine, so that none of them is chosen.
-        hardest = similarity.detach()[:count].clone().fill_diagonal_(-2).argmax(1)
-        texts = torch.cat([ids[:count], ids[hardest]])
+        hardest = similarity.detach()[:matched_images].clone().fill_diagonal_(-2).argmax(1)
+        texts = torch.cat([ids[own], ids[hardest[own]]])
         states = states[:count].repeat(2, 1, 1)  # (2 * count, 1 + patches, dim), in the order of the texts
         outputs = self.retriever.text_encoder(
             texts, attention_mask=_attention_mask(texts), encoder_hidden_states=states
         )
         matched = torch.arange(2 * count, device=ids.device) < count
-        return F.cross_entropy(self.retriever.itm_head(outputs.last_hidden_state[:, 0]), matched.long())
+        loss = F.cross_entropy(self.retriever.itm_head(outputs.last_hidden_state[:, 0]), matched.long())
+        return loss * (count / matched_images)
 
     def _lm_loss(self, states: Tensor, ids: Tensor) -> Tensor:
         states = states.repeat_interleave(ids.shape[1], dim=0)  # (B * CAPTIONS_PER_SCENE, 1 + patches, dim)
@@ -133,7 +148,9 @@ class Pretrainer(nn.Module):
         start = torch.full_like(ids[:, :1], TOKENIZER.bos_token_id)
         inputs = torch.cat([start, ids[:, 1:]], dim=1)
         labels = inputs.masked_fill(ids == TOKENIZER.pad_token_id, -100)  # -100: ignored by the loss
-        return self.captioner.text_decoder(inputs, encoder_hidden_states=states, labels=labels).loss
+        loss = self.captioner.text_decoder(inputs, encoder_hidden_states=states, labels=labels).loss
+        words = (labels[:, 1:] != -100).sum()  # the loss is their mean, and processes have different numbers of them
+        return loss * (words / processes.all_reduce(words))
 
 
 def _attention_mask(ids: Tensor) -> Tensor:
@@ -147,23 +164,31 @@ def evaluate(model: Pretrainer, held_out: list[Tensor]) -> dict[str, float]:
 
     `class named` counts captions with the class of the largest object, `color named` those with its color too.
     """
-    images, ids, labels = held_out
+    images = held_out[0]
     device = next(model.parameters()).device
-    states = torch.cat([model.encode_images(batch.to(device)) for batch in images.split(100)])
-    similarity = model.project_images(states) @ model.project_texts(ids[:, 0].to(device)).T
+    own_images, own_ids, own_labels = (processes.share(tensor) for tensor in held_out)
+    states = torch.cat([model.encode_images(batch.to(device)) for batch in own_images.split(100)])
+    image_vectors = processes.all_gather(model.project_images(states), len(images))
+    text_vectors = processes.all_gather(model.project_texts(own_ids[:, 0].to(device)), len(images))
+    similarity = image_vectors @ text_vectors.T
     # Ties count against the model: a hit has no other caption that is at least as similar.
     hits = (similarity.diagonal()[:, None] <= similarity).sum(1) == 1
     named = []
     colored = []
-    for text, (name, color) in zip(_generate(model, states), labels.tolist(), strict=True):
+    for text, (name, color) in zip(_generate(model, states), own_labels.tolist(), strict=True):
         mentioned = [mention for mention in mentions(text.split()) if mention.name == CLASSES[name]]
         named.append(bool(mentioned))
         colored.append(any(mention.color == list(COLORS)[color] for mention in mentioned))
     return {
         "R@1": hits.float().mean().item(),
-        "class named": float(np.mean(named)),
-        "color named": float(np.mean(colored)),
+        "class named": _share_of(named, len(images)),
+        "color named": _share_of(colored, len(images)),
     }
+
+
+def _share_of(hits: list[bool], total: int) -> float:
+    """The share of hits among those of all processes."""
+    return float(np.mean(processes.all_gather(torch.tensor(hits).double(), total).numpy()))
 
 
 def _generate(model: Pretrainer, states: Tensor) -> list[str]:
@@ -195,6 +220,7 @@ def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Tr
     model = Pretrainer(vit.read_architecture(TOWER), recipe)
     blip.start_from_vit(model.captioner, load_file(TOWER))
     model.to(device)
+    share_batch_norm(model)
     held_out = load_held_out(recipe, web.STYLE, web.web_caption)
     load_training_example = partial(
         load_example,
@@ -210,7 +236,7 @@ def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Tr
         model,
         build_optimizers(model, model.block_weights, recipe),
         load_training_example,
-        lambda batch: model.loss(batch[0], batch[1]),
+        lambda batch: model.loss(batch[0], batch[1], recipe.batch_size),
         lambda: evaluate(model, held_out),
         recipe.model_dump() | {"tower": file_sha256(TOWER)},
         RESUME,
@@ -224,11 +250,16 @@ def task_caption(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def export(model: Pretrainer, recipe: PretrainBlip, state: TrainState, machine: str) -> None:
-    """Evaluate a pretrained model in both styles; write weights, tokenizer, config and card."""
+    """Evaluate a pretrained model in both styles; write weights, tokenizer, config and card.
+
+    Several processes share the evaluation; the main one writes.
+    """
     results = {
         "the style of pretraining": evaluate(model, load_held_out(recipe, web.STYLE, web.web_caption)),
         "the task's style": evaluate(model, load_held_out(recipe, Style(), task_caption)),
     }
+    if not processes.is_main():
+        return
     config = model.captioner.config
     vision_config: Any = config.vision_config
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
@@ -243,9 +274,10 @@ def main() -> None:
     device = get_device()
     model, state = pretrain(recipe, device)
     export(model, recipe, state, describe_device(device))
-    RESUME.unlink(missing_ok=True)
+    if processes.is_main():
+        RESUME.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    with stage("pretrain_blip"):
+    with processes.training_stage("pretrain_blip"):
         main()
