@@ -493,7 +493,7 @@ def test_capturing_attention_leaves_the_model_unchanged(model):
     assert indices == [1]
 
     def overwrite(index, weights):
-        weights.zero_()  # a copy for the callback: the block continues with its own
+        weights.zero_()  # against the rules: what the block reads
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
