@@ -67,6 +67,16 @@ SMALL_PARAMS: dict[str, Any] = {
     "classification.seeds": [1],
     "classification.settings": {"base": SETTING},
 }
+# Runs a command and writes what the system recorded of it to a file. A process of its own, as small as Python can be:
+# Linux starts a child's `ru_maxrss` at the memory of the process that forked it.
+RECORDER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+with open(sys.argv[1], "w") as file:
+    file.write(str(usage.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 # Why a stage is not flat, in bytes, with the number of images.
 FORMULAS: dict[str, str] = {}
 
@@ -142,37 +152,31 @@ def measure_stage(command: list[str], folder: Path) -> Peak:
     """Run a command in `folder`. Raises `RuntimeError` with its output if it fails."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
     tree = files = 0
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        root = psutil.Process(process.pid)
-        # `wait4` gives the process's own record of its memory, which `Popen.wait` would discard.
-        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-            resident, mapped = sample_memory(root)
+    with tempfile.TemporaryFile("w+") as output, tempfile.NamedTemporaryFile("r") as record:
+        recorded = [sys.executable, "-S", "-c", RECORDER, record.name, *command]
+        process = subprocess.Popen(recorded, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        recorder = psutil.Process(process.pid)
+        while process.poll() is None:
+            resident, mapped = sample_children(recorder)
             tree = max(tree, resident)
             files = max(files, mapped)
             time.sleep(INTERVAL)
-        _, status, usage = ended
-        process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             raise RuntimeError(f"{' '.join(command)} failed:\n{output.read()}")
-    return Peak(tree, files, 1024 * usage.ru_maxrss)  # Linux counts in KiB
+        return Peak(tree, files, 1024 * int(record.read()))  # Linux counts in KiB
 
 
-def sample_memory(root: psutil.Process) -> tuple[int, int]:
-    """Resident bytes of a process and its children now, and those of them that are mapped from files or shared."""
+def sample_children(recorder: psutil.Process) -> tuple[int, int]:
+    """Resident bytes of all processes below `recorder` now, and those of them that are mapped from files or shared."""
     resident = mapped = 0
     try:
-        processes = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0, 0
-    for process in processes:
-        try:
+        for process in recorder.children(recursive=True):
             memory = process.memory_info()
-        except psutil.NoSuchProcess:
-            continue
-        resident += memory.rss
-        mapped += memory.shared
+            resident += memory.rss
+            mapped += memory.shared
+    except psutil.NoSuchProcess:  # one has just ended: the next sample counts the others
+        return 0, 0
     return resident, mapped
 
 

@@ -53,6 +53,11 @@ JOBS = (
 )
 
 
+# Images per second on 2 CPU cores, as `make plan PROFILE=paper` measured them (docs/paper-profile.md): tokens, states,
+# and 4.93 captions per second with 11 cells per image.
+CPU_RATES = {JOBS[0].name: 14.4, JOBS[1].name: 1.49, JOBS[4].name: 4.93 / 11}
+
+
 @dataclass(frozen=True)
 class Machine:
     """One GPU with its share of a machine: `cores` to decode, `write` bytes per second of storage.
@@ -128,9 +133,19 @@ def hours_table(machine: Machine, images: int, views: int) -> Table:
     return Table.from_rows(f"{images / 1e6:g} M images, {view_text} of each", columns, rows)
 
 
+def cpu_table(views: int) -> Table:
+    """Hours without a GPU, from measured rates."""
+    rows = []
+    for name, rate in CPU_RATES.items():
+        hours = [significant(images * views / rate / 3600) for images in IMAGES]
+        rows.append((name, significant(rate), *hours))
+    columns = ("Job", "images/s", *(f"{images / 1e6:g} M images (h)" for images in IMAGES))
+    return Table.from_rows("2 CPU cores, measured", columns, rows)
+
+
 def tables(machine: Machine, views: int) -> list[Table]:
     """All tables of docs/scaling.md that are computed."""
-    return [rates_table(machine), *(hours_table(machine, images, views) for images in IMAGES)]
+    return [cpu_table(views), rates_table(machine), *(hours_table(machine, images, views) for images in IMAGES)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
