@@ -8,6 +8,8 @@ from ruamel.yaml import YAML
 
 from benchmarks import memory
 from benchmarks.memory import Peak, is_flat, measure_stage, memory_table, stage_commands
+from stages.params.experiment import Experiment
+from stages.params.section import read_params, validate_params
 
 MB = 1_000_000
 
@@ -38,9 +40,6 @@ def test_every_stage_is_measured_after_its_inputs(project):
 
 
 def test_the_params_of_a_pass_are_valid(project):
-    from stages.params.experiment import Experiment
-    from stages.params.section import read_params, validate_params
-
     memory.set_params(project, 12)
     experiment = validate_params(Experiment, read_params(project / "params.yaml"))
     assert (experiment.embedded.train, experiment.embedded.objects_val) == (12, 12)
