@@ -1,4 +1,4 @@
-"""Stage wrapper: errors in the input end in one line, and durations go to an untracked file."""
+"""Stage wrapper: errors in the input end in one line; durations and devices go to an untracked file."""
 
 import json
 import re
@@ -79,15 +79,28 @@ def _exit(name: str, message: str) -> None:
 
 
 def write_duration(name: str, seconds: float) -> None:
-    """Record a stage's duration in a file that is neither committed nor compared."""
+    """Record a stage's duration and device in a file that is neither committed nor compared."""
     timings = read_timings()
-    finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    timings[name] = {"seconds": round(seconds, 1), "finished": finished, "revision": git_revision()}
+    timings[name] = {
+        "seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "revision": git_revision(),
+        "device": used_device(),
+    }
     write_text(TIMINGS, json.dumps(timings, indent=2, sort_keys=True) + "\n")
 
 
+def used_device() -> str:
+    """The name of the GPU if this process has computed on one, else `cpu`."""
+    torch = sys.modules.get("torch")  # stages without a model must not pay for the import
+    # torch starts CUDA when a process first needs it, so a stage that only imports torch has not used the GPU.
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    return "cpu"
+
+
 def read_timings() -> dict[str, dict]:
-    """The recorded durations: `seconds`, `finished` and `revision` by stage. Empty if missing or invalid."""
+    """What is recorded by stage: `seconds`, `finished`, `revision`, `device`. Empty if missing or invalid."""
     try:
         return json.loads(TIMINGS.read_text())
     except (FileNotFoundError, ValueError):

@@ -1,17 +1,70 @@
 """Device, precision and compilation: the section `compute` of params.yaml."""
 
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from stages.core.stage import first_line
 from stages.params.compute import Compute
+
+# What NVIDIA's driver creates: one device file and one folder per GPU. In a container without access to the GPUs of
+# its host, the folders exist without the device files.
+DEVICE_FILES = Path("/dev")
+DRIVER_FOLDERS = Path("/proc/driver/nvidia/gpus")
+INSTALL_TORCH = "https://pytorch.org/get-started/locally"
 
 
 def get_device() -> torch.device:
-    """The GPU if any, else the CPU."""
+    """The GPU if any, else the CPU. Says so on stderr, once per process, if there is a GPU that torch cannot use."""
     # cuDNN convolutions use TF32 by default, with 10 bits of mantissa where float32 has 23.
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    _report_unused_gpu()
+    return torch.device("cpu")
+
+
+@cache  # one line per process
+def _report_unused_gpu() -> None:
+    """Print why the GPU of this machine is not used, and what to do; nothing if there is no GPU."""
+    if has_device_file() or has_driver_folder():
+        # Not a warning: those are shown once per line of code and can be switched off, and tests turn them into errors.
+        print(f"computing on the CPU, although this machine has an NVIDIA GPU: {unused_reason()}", file=sys.stderr)
+
+
+def has_device_file() -> bool:
+    """Whether this process can see an NVIDIA GPU."""
+    return any(DEVICE_FILES.glob("nvidia[0-9]*"))
+
+
+def has_driver_folder() -> bool:
+    """Whether NVIDIA's driver runs a GPU of this machine, or of the machine that this container runs on."""
+    return DRIVER_FOLDERS.is_dir() and any(DRIVER_FOLDERS.iterdir())
+
+
+def unused_reason() -> str:
+    """Why torch cannot use the NVIDIA GPU of this machine, and what to do about it."""
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) is built without CUDA; install one with it, see {INSTALL_TORCH}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and not visible.split(",")[0].strip().removeprefix("-1"):
+        return f"CUDA_VISIBLE_DEVICES is '{visible}', which hides all GPUs; unset it"
+    if not has_device_file():
+        return "it has no device file in /dev; start the container with access to it (`docker run --gpus all`)"
+    try:
+        torch.cuda.init()  # raises what `is_available` keeps to itself
+        reason = "torch.cuda.is_available() is False"
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+    return (
+        f"{reason} (torch {torch.__version__} for CUDA {torch.version.cuda}); update the driver until `nvidia-smi` "
+        f"shows this CUDA version or a later one, or install a torch for the driver, see {INSTALL_TORCH}"
+    )
 
 
 def mixed_precision(compute: Compute) -> torch.autocast:

@@ -1,6 +1,5 @@
 """The tasks' main metrics, each with its bootstrap over the validation images."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from stages.core.bootstrap import bootstrap_means
 from stages.core.runs import Run
 from stages.data.images import read_mask
 from stages.data.manifest import Manifest
-from stages.report.predictions import read_captions, read_masks, read_rows
+from stages.report.predictions import iterate_masks, read_captions, read_columns
 from stages.report.section import Inputs
 from stages.report.significance import Metric
 from stages.retrieval import RECALL
@@ -38,16 +37,15 @@ def task_metrics(inputs: Inputs) -> dict[str, Metric]:
 def miou_metric(manifest: Manifest, seed: int) -> Metric:
     """The metric of segmentation: mean IoU of the predicted masks."""
 
-    @cache  # the masks are the same for all heads
-    def read_truths() -> dict[str, np.ndarray]:
-        return {row.image_id: read_mask(Path(row.mask)) for row in manifest.split("val") if row.mask}
+    masks = {row.image_id: Path(row.mask) for row in manifest.split("val") if row.mask}
 
     def draw_run(run: Run) -> np.ndarray:
-        predictions = read_masks(Path(run.artifacts["predictions"]))
-        matrices = []
-        for image_id, truth in read_truths().items():
-            matrices.append(confusion(truth[None], predictions[image_id][None], len(manifest.classes)))
-        return mean_iou_draws(np.concatenate(matrices), seed=seed)
+        matrices = {}
+        for image_id, predicted in iterate_masks(Path(run.artifacts["predictions"])):
+            truth = read_mask(masks[image_id])
+            matrices[image_id] = confusion(truth[None], predicted[None], len(manifest.classes))
+        # In the manifest's order, as the bootstrap samples are of its images.
+        return mean_iou_draws(np.concatenate([matrices[image_id] for image_id in masks]), seed=seed)
 
     return Metric("miou", "mIoU", draw_run, seed)
 
@@ -67,8 +65,8 @@ def recall_metric(seed: int) -> Metric:
     """The metric of retrieval, R@1 from image to text: the share of images whose own caption is ranked first."""
 
     def draw_run(run: Run) -> np.ndarray:
-        hits = [100.0 * (row["image_to_text_rank"] == 1) for row in read_rows(Path(run.artifacts["predictions"]))]
-        return bootstrap_means(np.array(hits), seed=seed)
+        (ranks,) = read_columns(Path(run.artifacts["predictions"]), "image_to_text_rank")
+        return bootstrap_means(np.array([100.0 * (rank == 1) for rank in ranks]), seed=seed)
 
     return Metric(RECALL, "R@1", draw_run, seed)
 
@@ -77,7 +75,8 @@ def accuracy_metric(seed: int) -> Metric:
     """The metric of classification: the share of images whose label is predicted."""
 
     def draw_run(run: Run) -> np.ndarray:
-        hits = [100.0 * (row["predicted"] == row["label"]) for row in read_rows(Path(run.artifacts["predictions"]))]
+        predicted, labels = read_columns(Path(run.artifacts["predictions"]), "predicted", "label")
+        hits = [100.0 * (prediction == label) for prediction, label in zip(predicted, labels, strict=True)]
         return bootstrap_means(np.array(hits), seed=seed)
 
     return Metric("accuracy", "Accuracy", draw_run, seed)

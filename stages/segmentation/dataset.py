@@ -12,10 +12,11 @@ from torch import Tensor
 from stages.data.images import read_mask
 from stages.data.views import View, crop_mask
 from stages.features.batching import batch_by_key
-from stages.features.tokens import FeatureTable, ViewFeatures
+from stages.features.tokens import GROUP, FeatureTable, ViewFeatures
 
 # Pixels with full-size logits in memory at a time: 10 images of 80x80, one of 256x256; 5.5 MB with 21 classes.
 MAX_BATCH_PIXELS = 2**16
+MAX_MASK_BYTES = 2**30  # of validation masks in memory: 5,700 of VOC's; further ones are read in every epoch
 
 
 class TrainViews:
@@ -35,9 +36,19 @@ class TrainViews:
         return self._load(epoch % self.views)
 
     def _load_view(self, view: int) -> tuple[Tensor, Tensor]:
-        rows = [row for group in self.table.groups_for_view(view) for row in self.table.read_group(group)]
-        masks = np.stack([crop_mask(read_mask(self.masks[row.image_id]), row.view) for row in rows])
-        return torch.stack([row.tokens for row in rows]), torch.from_numpy(masks)
+        groups = self.table.groups_for_view(view)
+        tokens: Tensor | None = None
+        masks: list[np.ndarray] = []
+        for group in groups:
+            for row in self.table.read_group(group):
+                if tokens is None:
+                    # Filled row by row: stacking all rows at the end would hold every token twice. The last rows may
+                    # stay unused, as the last group may be shorter.
+                    tokens = torch.empty(GROUP * len(groups), *row.tokens.shape, dtype=row.tokens.dtype)
+                tokens[len(masks)] = row.tokens
+                masks.append(crop_mask(read_mask(self.masks[row.image_id]), row.view))
+        assert tokens is not None  # a table has views
+        return tokens[: len(masks)], torch.from_numpy(np.stack(masks))
 
 
 @dataclass(frozen=True)
@@ -52,13 +63,14 @@ class ValBatch:
 class ValImages:
     """The validation set at native size, in batches of at most `MAX_BATCH_PIXELS`.
 
-    Tokens are read from the table in every epoch; masks stay in memory.
+    Tokens are read from the table in every epoch; masks stay in memory, up to `MAX_MASK_BYTES`.
     """
 
     def __init__(self, table: FeatureTable, masks: Mapping[str, Path]):
         self.table = table
         self.mask_paths = masks
         self._masks: dict[str, np.ndarray] = {}
+        self._mask_bytes = 0
 
     def __iter__(self) -> Iterator[ValBatch]:
         for group in range(self.table.num_groups):
@@ -71,9 +83,13 @@ class ValImages:
         return ValBatch(image_ids, torch.stack([row.tokens for row in rows]), masks)
 
     def _mask(self, image_id: str) -> np.ndarray:
-        if image_id not in self._masks:
-            self._masks[image_id] = read_mask(self.mask_paths[image_id])
-        return self._masks[image_id]
+        if image_id in self._masks:
+            return self._masks[image_id]
+        mask = read_mask(self.mask_paths[image_id])
+        if self._mask_bytes + mask.nbytes <= MAX_MASK_BYTES:
+            self._masks[image_id] = mask
+            self._mask_bytes += mask.nbytes
+        return mask
 
 
 def _batch_size(view: View) -> int:

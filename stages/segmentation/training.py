@@ -28,13 +28,20 @@ def train_epoch(
     order = torch.randperm(len(tokens), generator=rng)
     full_batches = order[: len(order) - len(order) % batch_size]
     for indices in full_batches.split(batch_size):
-        logits = head(tokens[indices].to(device).float())
-        loss = pixel_loss(logits, masks[indices].to(device))
+        logits = head(copy_batch(tokens[indices], device).float())
+        loss = pixel_loss(logits, copy_batch(masks[indices], device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
     return torch.stack(losses).mean().item()
+
+
+def copy_batch(batch: Tensor, device: torch.device) -> Tensor:
+    """Copy a batch to the device; to a GPU from pinned memory, so that the CPU does not wait for it."""
+    if device.type == "cuda" and not batch.is_cuda:
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
 
 
 @torch.inference_mode()
@@ -48,7 +55,7 @@ def predict(head: nn.Module, images: ValImages) -> Iterator[tuple[ValBatch, Tens
 def predict_masks(head: nn.Module, tokens: Tensor, size: Sequence[int]) -> Tensor:
     """Predicted classes `(n, *size)` uint8 of tokens `(n, rows, columns, dim)`: the argmax of upsampled logits."""
     device = next(head.parameters()).device
-    logits = upsample(head(tokens.to(device).float()), size)
+    logits = upsample(head(copy_batch(tokens, device).float()), size)
     # `max` over the last dimension is a fifth faster than `argmax` on a CPU.
     return logits.max(-1).indices.to(torch.uint8).cpu()
 

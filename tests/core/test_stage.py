@@ -78,6 +78,17 @@ def test_durations_are_recorded_by_stage():
     assert set(json.loads(stages.TIMINGS.read_text())) == {"data", "report"}
 
 
+def test_the_device_is_recorded_with_the_duration(monkeypatch):
+    with stage("data"):
+        pass
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    with stage("train"):
+        pass
+    devices = {name: timing["device"] for name, timing in stages.read_timings().items()}
+    assert devices == {"data": "cpu", "train": "NVIDIA H100 80GB HBM3"}
+
+
 def test_file_is_complete_or_missing(folder):
     path = folder / "new/folder/file"
     with pytest.raises(RuntimeError), atomic_write(path) as temporary:

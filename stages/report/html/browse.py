@@ -107,7 +107,7 @@ def _segmentation(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]
     heads = inputs.results["segmentation"]
     predictions = []
     for head in heads:
-        predicted = read_masks(head.predictions)
+        predicted = read_masks(head.predictions, [row.image_id for row in rows])
         masks = []
         for row, truth in zip(rows, truths, strict=True):
             mask = predicted[row.image_id]
@@ -160,7 +160,8 @@ def _retrieval(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, Any]]:
     captions: list[str] = []
     ranks = []
     for result in results:
-        table = {row["image_id"]: row for row in read_rows(result.predictions)}
+        predictions = read_rows(result.predictions, [row.image_id for row in rows])
+        table = {prediction["image_id"]: prediction for prediction in predictions}
         queries = [table[row.image_id] for row in rows]
         captions = [query["caption"] for query in queries]
         ranks.append(
@@ -185,7 +186,8 @@ def _classification(inputs: Inputs, gallery: Gallery) -> tuple[int, dict[str, An
     labels: list[int] = []
     predictions = []
     for setting in settings:
-        table = {row["image_id"]: row for row in read_rows(setting.predictions)}
+        image_ids = [row.image_id for row in gallery.sample]
+        table = {row["image_id"]: row for row in read_rows(setting.predictions, image_ids)}
         images = [table[row.image_id] for row in gallery.sample]
         labels = [label_indices[image["label"]] for image in images]
         predicted = [label_indices[image["predicted"]] for image in images]
