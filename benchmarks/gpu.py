@@ -7,10 +7,10 @@ Weights are random: values do not change the seconds. Sizes are those of the pap
 BLIP-base at 384x384, ViT-B/16 at 224x224.
 
 - Raw forward: batches that are on the device already, launched ahead of it.
-- Extraction: the pipeline's own `extract`, from images to parquet. Decoded ahead: the worker processes have the pixels
-  in memory. With JPEG decoding: they decode, resize and crop. The clock starts at the first forward pass, so the start
-  of the worker processes, which a long extraction pays once, is not counted. The pipeline puts at most 32 views of
-  256x256 into a batch (`PIXELS` in `stages/segmentation/extract.py`), whatever `--batch-size`.
+- Extraction: the pipeline's own `extract_shards`, from images to parquet. Decoded ahead: the worker processes have
+  the pixels in memory. With JPEG decoding: they decode, resize and crop. The clock starts at the first forward pass, so
+  the start of the worker processes, which a long extraction pays once, is not counted. At most 32 views of 256x256 go
+  into a batch (`PIXELS` in `stages/segmentation/extract.py`), whatever `--batch-size`.
 - Captioning: `benchmarks.captioning`, all cells of params.yaml with one seed. The decoders of `generate` and of the
   pipeline run in float32 whatever the precision, with images encoded in it by the pipeline.
 - Retrieval grid: `benchmarks.retrieval` at full size, all rows of Table 5 with all seeds, evaluated after every epoch.
@@ -45,7 +45,9 @@ from benchmarks.segmentation import clocked, make_scenes
 from stages.classification import classifier
 from stages.classification.pixels import ImageViews
 from stages.classification.training import train_epoch, train_step
+from stages.data.dataset import MappedDataset
 from stages.data.manifest import Row
+from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata
 from stages.image_text.towers import Towers, load_towers
@@ -57,8 +59,7 @@ from stages.params.experiment import Experiment, load_experiment
 from stages.params.profiles import ViewParams
 from stages.plan.work import measure
 from stages.report.tables import Table
-from stages.segmentation import extract as extraction
-from stages.segmentation.extract import BATCH, RowView, train_views
+from stages.segmentation.extract import BATCH, RowView, SegmentationJob, load_pixels, train_views, view_keys
 
 # TFLOP/s of bfloat16 without sparsity, by the name that torch gives the GPU. NVIDIA's data sheets print twice as much
 # for H100, H200 and L4, "with sparsity". https://www.nvidia.com/en-us/data-center/h100/ (and h200, a100, l4)
@@ -194,28 +195,26 @@ def first_call(model: nn.Module) -> Iterator[list[float]]:
     handle.remove()
 
 
-class DecodedViews:
-    """Loads pixels that are in memory already: those of the first view of each image, for all of its views."""
+@dataclass
+class DecodedJob(SegmentationJob):
+    """Extraction from pixels in memory: those of the first view of each image, for all of its views."""
 
-    def __init__(self, views: list[RowView]):
-        self.pixels = {row.image_id: extraction.load_pixels((row, 0, view)) for row, index, view in views if index == 0}
+    def __post_init__(self):
+        first_views = [view for view in self.views if view[1] == 0]
+        self.pixels = {view[0].image_id: load_pixels(view) for view in first_views}
 
-    def __call__(self, view: RowView) -> Tensor:
-        row, _, _ = view
-        return self.pixels[row.image_id]
+    @property
+    def dataset(self) -> MappedDataset[RowView]:
+        return MappedDataset(self.views, lambda view: self.pixels[view[0].image_id])
 
 
-def measure_extraction(
-    backbone: vit.Backbone, views: list[RowView], compute: Compute, batch_size: int, decoded: DecodedViews | None
-) -> float:
-    """Views per second of the pipeline's extraction, from images or from `decoded` pixels to parquet files."""
-    load_pixels = decoded or extraction.load_pixels
-    metadata = FeatureMetadata("benchmark", "", "", backbone.dim, backbone.heads, "", "")
-    with tempfile.TemporaryDirectory() as name, patch.object(extraction, "load_pixels", load_pixels):
-        shards = Shards(Path("train"), len(views), vars(metadata), size=SHARD, waiting=Path(name))
-        with first_call(backbone) as times:
-            extraction.extract(backbone, views, shards, metadata, compute, batch_size)
-        return len(views) / (time.perf_counter() - times[0])
+def measure_extraction(job: SegmentationJob) -> float:
+    """Views per second of the pipeline's extraction, from images to parquet files."""
+    with tempfile.TemporaryDirectory() as name:
+        shards = Shards(Path("train"), view_keys(job.views), vars(job.metadata), size=SHARD, waiting=Path(name))
+        with first_call(job.backbone) as times:
+            extract_shards(job, shards, job.compute, "extract")
+        return len(job.views) / (time.perf_counter() - times[0])
 
 
 def segmentation_results(sizes: Sizes, rows: tuple[Row, ...], compute: Compute, args) -> Iterator[Result]:
@@ -231,9 +230,10 @@ def segmentation_results(sizes: Sizes, rows: tuple[Row, ...], compute: Compute, 
     prepare_model(backbone, compute)
     raw = measure_forward(backbone, pixels, compute)
     yield Result(f"{name}: raw forward", raw, "images/s", flops)
-    rate = measure_extraction(backbone, views, compute, args.batch_size, DecodedViews(views))
+    metadata = FeatureMetadata("benchmark", "", "", backbone.dim, backbone.heads, "", "")
+    rate = measure_extraction(DecodedJob(backbone, views, metadata, compute, args.batch_size))
     yield Result("extraction, decoded ahead", rate, "images/s", flops, rate / raw, ">= 0.85")
-    rate = measure_extraction(backbone, views, compute, args.batch_size, None)
+    rate = measure_extraction(SegmentationJob(backbone, views, metadata, compute, args.batch_size))
     name = f"extraction, JPEG decoded by {compute.workers} processes"
     yield Result(name, rate, "images/s", flops, rate / raw, ">= 0.60 (16 cores)")
 

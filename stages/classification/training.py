@@ -37,18 +37,18 @@ def train_step(
     """
     device = next(classifier.parameters()).device
     mixed.scaler.scale(torch.zeros((), device=device))  # creates the scale, which a process without batches needs too
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=device)  # read once, as a GPU stops at every reading
     for pixels, labels in batches:
         with mixed.products():
             logits = classifier(pixels.to(device, non_blocking=True))
         # At least in float32: half precision would round the log-softmax.
         precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(precise, labels.to(device), reduction="sum")
+        loss = F.cross_entropy(precise, labels.to(device, non_blocking=True), reduction="sum")
         mixed.backward(loss / images)
-        total += loss.item()
+        total += loss.detach()
     processes.all_reduce_gradients(classifier.parameters())
     mixed.step(optimizer)
-    return total
+    return total.item()
 
 
 def train_epoch(

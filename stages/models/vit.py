@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -123,9 +123,16 @@ def read_architecture(path: Path) -> Architecture:
 
 def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """Normalized float32 images from uint8 `images`, both `(B, 3, H, W)`."""
-    channel_mean = images.new_tensor(mean, dtype=torch.float32).view(3, 1, 1)
-    channel_std = images.new_tensor(std, dtype=torch.float32).view(3, 1, 1)
+    channel_mean = _channel_values(tuple(mean), images.device)
+    channel_std = _channel_values(tuple(std), images.device)
     return (images.float() / 255 - channel_mean) / channel_std
+
+
+@cache  # on a GPU, each copy from the CPU would wait for all that was started before it
+def _channel_values(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one value per channel, `(3, 1, 1)` float32, on `device`."""
+    with torch.inference_mode(False):  # autograd refuses tensors that were created in inference mode
+        return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 @dataclass(frozen=True)

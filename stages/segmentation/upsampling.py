@@ -27,17 +27,19 @@ def side_weights(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return `A` `(H, rows)` and `B` `(W, columns)` for logits `(B, rows, columns, classes)` and `size` `(H, W)`."""
     _, rows, columns, _ = logits.shape
     height, width = size
-    return _bilinear_weights(rows, height).to(logits), _bilinear_weights(columns, width).to(logits)
+    row_weights = _bilinear_weights(rows, height, logits.dtype, logits.device)
+    return row_weights, _bilinear_weights(columns, width, logits.dtype, logits.device)
 
 
 @lru_cache(maxsize=256)  # photographs have many sizes, but few lengths of a side
-def _bilinear_weights(cells: int, length: int) -> Tensor:
+def _bilinear_weights(cells: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the weight of every cell at every pixel of one side, `(length, cells)`, pixel centers at halves."""
     # Interpolating an identity matrix gives the weights. The cache serves prediction and training, and autograd refuses
     # tensors that were created in inference mode.
     with torch.inference_mode(False):
         identity = torch.eye(cells)[None]
-        return F.interpolate(identity, size=length, mode="linear", align_corners=False)[0].T.contiguous()
+        weights = F.interpolate(identity, size=length, mode="linear", align_corners=False)[0].T.contiguous()
+        return weights.to(device, dtype)
 
 
 def multiply_sides(maps: Tensor, row_weights: Tensor, column_weights: Tensor) -> Tensor:
