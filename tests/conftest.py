@@ -36,7 +36,6 @@ PIPELINE = (
 LONG = (
     "test_pipeline.py",
     "test_paper_profile.py",
-    "test_killed.py",
     "test_folder_profile.py",
 )  # start first, as they take longest
 

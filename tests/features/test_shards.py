@@ -1,6 +1,7 @@
 """An interrupted extraction continues from its last finished shard and ends in the same bytes."""
 
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -398,3 +399,11 @@ def test_batches_are_computed_one_ahead():
         events.append(f"store {indices[0]} {outputs.item()}")
     assert events == ["start 0", "start 1", "store 0 0", "start 2", "store 1 10", "store 2 20"]
     assert list(compute_ahead([], forward)) == []
+
+
+def test_an_engine_that_is_not_installed_is_one_line(jobs, shards, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import then fails
+    monkeypatch.delitem(sys.modules, "stages.features.ray_engine", raising=False)
+    with pytest.raises(InputError) as error_info:
+        extract_shards(jobs["segmentation"].job, shards, COMPUTE.model_copy(update={"engine": "ray"}), "extract")
+    assert str(error_info.value) == "compute.engine = 'ray': Ray is not installed; run `make setup-ray`"

@@ -1,8 +1,11 @@
 """The real pipeline, shrunk to a handful of images, through `dvc repro` in a temporary clone."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import time
 
 import pandas as pd
 import pytest
@@ -12,11 +15,25 @@ from mlflow import MlflowClient
 TABLE = "reports/tables/table1_segmentation.csv"
 
 
+OUTPUTS = (
+    "data/objects/JPEGImages/star_1.jpg",
+    "data/manifest.parquet",
+    "data/models/segmentation/linear-seed1.safetensors",
+    "data/models/classification/accumulated-seed1/last.safetensors",
+    "data/models/classification/accumulated-seed1/best.safetensors",
+    "data/predictions/classification/accumulated-seed1.parquet",
+    "reports/runs/segmentation/linear-seed1.json",
+    "reports/runs/classification/accumulated-seed1.json",
+)
+TARGETS = ("train_head@linear-1", "finetune@accumulated-1")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(clone_project):
     project = clone_project()
     result = project.repro()
     assert result.returncode == 0, result.stdout + result.stderr
+    project.first_report = project.read("reports/report.md")
     return project
 
 
@@ -33,6 +50,28 @@ def test_a_fresh_clone_gets_a_report_from_runs(undisturbed):
     assert len(pictures) == 7 + 2 + 2 + 3 + 2 + 2 + 2
     for picture in pictures:
         assert (undisturbed.root / "reports" / picture).stat().st_size > 5000
+
+
+def kill_when(project, file: str) -> None:
+    """Run the targets until `file` exists, then kill all processes."""
+    process = project.start_repro(*TARGETS)
+    deadline = time.monotonic() + 300
+    while not (project.root / file).exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.poll() is None, "finished before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_pipeline_killed_twice_ends_in_the_bytes_of_an_undisturbed_one(clone_project, undisturbed):
+    project = clone_project()
+    kill_when(project, "data/scenes/JPEGImages/train_00003.jpg")
+    kill_when(project, "data/resume/finetune/accumulated-seed1/state.pt")
+    result = project.repro(*TARGETS)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for path in OUTPUTS:
+        assert project.read(path) == undisturbed.read(path), path
 
 
 def test_tables_2_to_5_come_from_runs(undisturbed):
@@ -96,22 +135,6 @@ def test_the_shipped_checkpoints_are_not_trained_again(undisturbed):
     assert not {"pretrain", "pretrain_blip"} & set(json.loads(undisturbed.read("reports/timings.json")))
 
 
-def test_a_fresh_clone_with_all_results_registers_its_runs(undisturbed):
-    """Committed results are not computed again; the MLflow store and the DVC cache are missing in a fresh clone."""
-    for name in ("mlflow.db", "data/report_runs.json"):
-        (undisturbed.root / name).unlink()
-    cached = undisturbed.root / ".dvc/cache"
-    cached.rename(cached.with_name("away"))
-    try:
-        result = undisturbed.run("dvc", "repro", "-s", "report")
-    finally:
-        shutil.rmtree(cached, ignore_errors=True)
-        cached.with_name("away").rename(cached)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Running stage 'report'" in result.stdout
-    assert (undisturbed.root / "mlflow.db").is_file()
-
-
 def test_a_second_repro_runs_nothing(undisturbed):
     again = undisturbed.repro()
     assert again.returncode == 0
@@ -146,30 +169,31 @@ def test_a_second_clone_pulls_all_results_and_computes_nothing(undisturbed, tmp_
     assert not (second.root / "mlflow.db").exists()
 
 
-def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
-    changes = ("segmentation.heads.transformer.shared_qk=true", "retrieval.lr=3e-3")
-    options = [word for change in changes for word in ("-S", change)]
-    result = undisturbed.run("dvc", "exp", "run", *options, "-n", "other")
+def test_an_unreachable_store_loses_no_result_and_the_report_says_so(undisturbed):
+    undisturbed.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    try:
+        result = undisturbed.repro("-f", "-s", "report")
+    finally:
+        del undisturbed.environment["MLFLOW_TRACKING_URI"]
     assert result.returncode == 0, result.stdout + result.stderr
-    ran = re.findall(r"Running stage '(.*?)'", result.stdout)
-    assert sorted(ran) == ["check_params", "report", "train_head@transformer-1", "train_retrieval"]
-    assert "Training from scratch,3e-3" in undisturbed.read("reports/tables/table4_retrieval.csv").decode()
-    compared = undisturbed.run("python", "-m", "stages.compare")
-    assert compared.returncode == 0, compared.stderr
-    names = [line.split()[0] for line in compared.stdout.splitlines() if line]
-    assert "other" in names
-    assert all(text in compared.stdout for text in ("shared_qk", "0.003"))
-    assert max(map(len, compared.stdout.splitlines())) <= 110
-    undisturbed.run("git", "checkout", "params.yaml")
-    assert undisturbed.repro().returncode == 0
+    assert "not usable" in result.stderr
+    assert "tables are read from the run records" in undisturbed.read("reports/report.md").decode()
 
 
-def test_runs_are_registered_again_when_the_store_is_lost(undisturbed):
-    (undisturbed.root / "mlflow.db").unlink()
-    before = undisturbed.read("reports/report.md")
-    result = undisturbed.repro("-f", "-s", "report")
+def test_a_fresh_clone_with_all_results_registers_its_runs(undisturbed):
+    """Committed results are not computed again; the MLflow store and the DVC cache are missing in a fresh clone."""
+    for name in ("mlflow.db", "data/report_runs.json"):
+        (undisturbed.root / name).unlink()
+    cached = undisturbed.root / ".dvc/cache"
+    cached.rename(cached.with_name("away"))
+    try:
+        result = undisturbed.run("dvc", "repro", "-s", "report")
+    finally:
+        shutil.rmtree(cached, ignore_errors=True)
+        cached.with_name("away").rename(cached)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert undisturbed.read("reports/report.md") == before
+    assert "Running stage 'report'" in result.stdout
+    assert undisturbed.read("reports/report.md") == undisturbed.first_report
     client = MlflowClient(f"sqlite:///{undisturbed.root / 'mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert {run.data.tags["dvc.stage"] for run in runs} == {
@@ -192,18 +216,6 @@ def test_runs_are_registered_again_when_the_store_is_lost(undisturbed):
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
     assert all("report" in run.data.tags for run in runs)
     assert sum("vitlab.model" in run.data.tags for run in runs) == 2 + 2
-
-
-def test_an_unreachable_store_loses_no_result_and_the_report_says_so(undisturbed):
-    undisturbed.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
-    try:
-        result = undisturbed.repro("-f", "-s", "report")
-    finally:
-        del undisturbed.environment["MLFLOW_TRACKING_URI"]
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "not usable" in result.stderr
-    assert "tables are read from the run records" in undisturbed.read("reports/report.md").decode()
-    assert undisturbed.repro("-f", "-s", "report").returncode == 0
 
 
 def test_dvc_shows_metrics_and_plots_offline(undisturbed):
@@ -255,3 +267,22 @@ def test_a_prompt_of_unknown_words_is_named(undisturbed):
     assert "captioning.cells.greedy.prompt = 'a photo of my dog': my, dog not in the vocabulary" in output
     assert "Traceback" not in output
     undisturbed.run("git", "checkout", "params.yaml")
+
+
+# Changes the project: the last one
+
+
+def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
+    changes = ("segmentation.heads.transformer.shared_qk=true", "retrieval.lr=3e-3")
+    options = [word for change in changes for word in ("-S", change)]
+    result = undisturbed.run("dvc", "exp", "run", *options, "-n", "other")
+    assert result.returncode == 0, result.stdout + result.stderr
+    ran = re.findall(r"Running stage '(.*?)'", result.stdout)
+    assert sorted(ran) == ["check_params", "report", "train_head@transformer-1", "train_retrieval"]
+    assert "Training from scratch,3e-3" in undisturbed.read("reports/tables/table4_retrieval.csv").decode()
+    compared = undisturbed.run("python", "-m", "stages.compare")
+    assert compared.returncode == 0, compared.stderr
+    names = [line.split()[0] for line in compared.stdout.splitlines() if line]
+    assert "other" in names
+    assert all(text in compared.stdout for text in ("shared_qk", "0.003"))
+    assert max(map(len, compared.stdout.splitlines())) <= 110
