@@ -19,7 +19,8 @@ class RayCluster(Section):
     """The processes that extract on a Ray cluster, each with a model of its own.
 
     `actors` is their number; `auto` starts as many as fit, one per GPU where the cluster has some. `cpus` is the number
-    of cores that each reserves, for its data loading processes and for what it computes without a GPU.
+    of cores that each reserves, for its data loading processes and for what it computes without a GPU, with as many
+    threads. On CPUs, results are those of a local run with this number of threads.
     """
 
     actors: Annotated[int, Between(1, 100_000)] | Literal["auto"]
