@@ -90,7 +90,7 @@ class CaptionScorer:
             "bleu_high": high,
             **{f"bleu_{order}": bleu(counts, order) for order in range(1, ORDERS)},
             "bleu_all_references": bleu(count_ngrams(captions, [row.captions for row in self.rows])),
-            **naming_accuracy(dict(zip(self.image_ids, captions, strict=True)), self.objects),
+            **naming_accuracy(dict(zip(self.image_ids, captions, strict=True)), self.objects, self.rows[0].height),
             "words": float(np.mean([len(caption.split()) for caption in captions])),
             "distinct": len(set(captions)),
             "images": len(captions),

@@ -18,7 +18,12 @@ from stages.report.significance import Metric
 TABLE2 = "table2_captioning"
 TABLE3 = "table3_captioning_grid"
 LABELS = {"greedy": "Greedy search", "top_k": "Top-K sampling", "top_p": "Top-p sampling", "beam": "Beam search"}
-NAMING = {"class_named": "Class named (%)", "color_named": "Color named (%)"}
+NAMING = {
+    "class_named": "Class named (%)",
+    "color_named": "Color named (%)",
+    "place_right": "Place right (%)",
+    "relation_right": "Relation right (%)",
+}
 
 EXAMPLES = ("greedy", "k50_t1")  # cells whose captions are printed, besides those of the best cell
 
@@ -42,7 +47,9 @@ def build_tables(cells: list[Result], metric: Metric, experiment: Experiment) ->
             if (cell.name in names) == (table == TABLE2):
                 metrics = cell.metrics
                 # Only generated scenes tell what their captions should name.
-                more = {column: f"{metrics[key]:.1f}" for key, column in NAMING.items() if key in metrics}
+                more = {}
+                if "class_named" in metrics:
+                    more = {column: format_percent(metrics.get(key)) for key, column in NAMING.items()}
                 if "bleu_end_token" in metrics:
                     more["BLEU of captions cut at the end token (%)"] = f"{metrics['bleu_end_token']:.2f}"
                 original = original_value(cell, experiment)
@@ -51,6 +58,11 @@ def build_tables(cells: list[Result], metric: Metric, experiment: Experiment) ->
             left = ("Type", "prompt")
             tables.append(OriginalTable(table, rows, metric, experiment.profile, "sampling", left, starred))
     return tables
+
+
+def format_percent(value: float | None) -> str:
+    """A percentage, or a dash for a share of no captions."""
+    return MISSING if value is None else f"{value:.1f}"
 
 
 def overrun_rows() -> list[dict[str, Any]]:
@@ -77,7 +89,8 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         run=cells[0].run,
         images=cells[0].metrics["images"],
         tables=tables,
-        named="class_named" in cells[0].metrics,
+        first=describe(cells[0]),
+        shares={key: format_percent(value) for key, value in cells[0].metrics.items() if key.endswith("_named")},
         overruns=overrun_rows(),
     )
     return build_section(text, tables, {best.run_id: figures})

@@ -19,6 +19,9 @@ _SHAPE_WORDS = {"circle": ("circle", "disc"), "ring": ("ring", "hoop"), "crescen
 _BACKGROUNDS = {"photograph": ("on a photograph", "over a photo"), "texture": ("on a texture", "on a plain wall")}
 _ROWS = ("top", "", "bottom")
 _COLUMNS = ("left", "", "right")
+_SIDEWAYS = {"left": ("left of", "to the left of", "beside"), "right": ("right of", "to the right of", "beside")}
+_UPRIGHT = {"above": ("above", "over", "and below it"), "below": ("below", "under", "and above it")}
+_RELATIONS = {phrase for phrases in (*_SIDEWAYS.values(), *_UPRIGHT.values()) for phrase in phrases}
 
 # Class by the words for it: its name, and the synonyms of shapes.
 _CLASS_BY_WORD = {name: name for name in CLASSES[1:]}
@@ -71,17 +74,40 @@ def relations(first: SceneObject, second: SceneObject) -> tuple[str, ...]:
     dx = first.x - second.x
     dy = first.y - second.y
     if abs(dx) > abs(dy):
-        return ("left of", "to the left of", "beside") if dx < 0 else ("right of", "to the right of", "beside")
-    return ("above", "over", "and below it") if dy < 0 else ("below", "under", "and above it")
+        return _SIDEWAYS["left" if dx < 0 else "right"]
+    return _UPRIGHT["above" if dy < 0 else "below"]
+
+
+def relation_phrase(words: Sequence[str]) -> str | None:
+    """Return the phrase between the first two classes that the words of a caption name, if it tells their relation."""
+    mentioned = mentions(words)
+    if len(mentioned) < 2:
+        return None
+    between = [word.lower() for word in words[mentioned[0].name_index + 1 : mentioned[1].name_index]]
+    articles = [index for index, word in enumerate(between) if word in ("a", "an")]
+    phrase = " ".join(between[: articles[0]] if articles else between)
+    return phrase if phrase in _RELATIONS else None
+
+
+def place_phrase(words: Sequence[str]) -> str | None:
+    """Return the phrase by which the words of a caption tell a place, as `position_phrase` does, if any."""
+    text = f" {' '.join(words).lower()} "
+    found = [place for place in _PLACES if f" {place} " in text]
+    return max(found, key=len, default=None)  # "at the top left" contains "at the top"
 
 
 def position_phrase(obj: SceneObject, side: int) -> str:
     """Name the cell of a 3x3 grid that an object's center lies in; `side` is the scene's side in pixels."""
-    row = _ROWS[int(3 * obj.y / side)]
-    column = _COLUMNS[int(3 * obj.x / side)]
+    return _name_place(_ROWS[int(3 * obj.y / side)], _COLUMNS[int(3 * obj.x / side)])
+
+
+def _name_place(row: str, column: str) -> str:
     if not (row or column):
         return "in the middle"
     return " ".join(word for word in ("at the", row, column) if word)
+
+
+_PLACES = [_name_place(row, column) for row in _ROWS for column in _COLUMNS]
 
 
 def pick(rng: np.random.Generator, choices: Sequence[Choice]) -> Choice:
