@@ -59,7 +59,14 @@ def test_exchanges_by_hand_and_one_line_for_the_error_of_both(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    threads = {"OMP_NUM_THREADS": "1"}  # Accelerate warns without it; `torchrun` sets it
+    launched = {
+        **threads,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     started = [
         subprocess.Popen(
             [sys.executable, tmp_path / "exchange.py"],

@@ -476,7 +476,7 @@ def test_captured_weights_explain_the_output_of_each_layer(model, patch, prefix)
         attention = backbone.vit.blocks[index].attn
         mixed = (weights @ values_of(attention, inputs[index])).transpose(1, 2).flatten(2)
         assert_close(attention.proj(attention.norm(mixed)), outputs[index])
-        assert torch.equal(backbone.attention(pixels, index), weights)
+        assert_close(backbone.attention(pixels, index), weights)  # the earlier blocks are fused then
         assert weights.std() > 0.01
     assert torch.equal(before.patches, backbone(pixels).patches)
 

@@ -251,27 +251,6 @@ def test_images_are_found_by_a_sentence_and_captions_by_an_image(undisturbed):
     assert missing.stderr.strip() == "search: nowhere.jpg: missing"
 
 
-def test_a_wrong_param_names_its_key_and_what_is_allowed(undisturbed):
-    result = undisturbed.run("dvc", "exp", "run", "-S", "segmentation.lr=fast")
-    assert result.returncode != 0
-    assert "params.yaml: segmentation.lr = 'fast'" in result.stderr + result.stdout
-    assert "Traceback" not in result.stderr + result.stdout
-    undisturbed.run("git", "checkout", "params.yaml")
-
-
-def test_a_prompt_of_unknown_words_is_named(undisturbed):
-    change = "captioning.cells.greedy.prompt=a photo of my dog"
-    result = undisturbed.run("dvc", "exp", "run", "-S", change)
-    assert result.returncode != 0
-    output = result.stderr + result.stdout
-    assert "captioning.cells.greedy.prompt = 'a photo of my dog': my, dog not in the vocabulary" in output
-    assert "Traceback" not in output
-    undisturbed.run("git", "checkout", "params.yaml")
-
-
-# Changes the project: the last one
-
-
 def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
     changes = ("segmentation.heads.transformer.shared_qk=true", "retrieval.lr=3e-3")
     options = [word for change in changes for word in ("-S", change)]
@@ -286,3 +265,22 @@ def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
     assert "other" in names
     assert all(text in compared.stdout for text in ("shared_qk", "0.003"))
     assert max(map(len, compared.stdout.splitlines())) <= 110
+    undisturbed.run("git", "checkout", "params.yaml")
+
+
+def test_a_wrong_param_names_its_key_and_what_is_allowed(undisturbed):
+    result = undisturbed.run("dvc", "exp", "run", "-S", "segmentation.lr=fast")
+    assert result.returncode != 0
+    assert "params.yaml: segmentation.lr = 'fast'" in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr + result.stdout
+    undisturbed.run("git", "checkout", "params.yaml")
+
+
+def test_a_prompt_of_unknown_words_is_named(undisturbed):
+    change = "captioning.cells.greedy.prompt=a photo of my dog"
+    result = undisturbed.run("dvc", "exp", "run", "-S", change, "caption")
+    assert result.returncode != 0
+    output = result.stderr + result.stdout
+    assert "captioning.cells.greedy.prompt = 'a photo of my dog': my, dog not in the vocabulary" in output
+    assert "Traceback" not in output
+    undisturbed.run("git", "checkout", "params.yaml")
