@@ -20,8 +20,11 @@ def naming_accuracy(
     """
     if not objects:
         return {}
-    class_named, color_named, correct_mentions, total_mentions = 0, 0, 0, 0
-    places: list[bool] = []
+    class_named = 0
+    color_named = 0
+    correct_mentions = 0
+    total_mentions = 0
+    places_right: list[bool] = []
     relations_right: list[bool] = []
     for image_id, caption in captions.items():
         words = caption.split()
@@ -36,8 +39,8 @@ def naming_accuracy(
         place = place_phrase(words)
         if place and mentioned:
             scene_object = by_name.get(mentioned[-1].name)
-            places.append(scene_object is not None and position_phrase(scene_object, side) == place)
-        relation = relation_phrase(words)
+            places_right.append(scene_object is not None and position_phrase(scene_object, side) == place)
+        relation = relation_phrase(words, *mentioned[:2]) if len(mentioned) > 1 else None
         if relation:
             first, second = (by_name.get(mention.name) for mention in mentioned[:2])
             relations_right.append(first is not None and second is not None and relation in relations(first, second))
@@ -46,7 +49,7 @@ def naming_accuracy(
         "color_named": 100 * color_named / len(captions),
         "class_there": 100 * correct_mentions / max(total_mentions, 1),
     }
-    for name, right in (("place", places), ("relation", relations_right)):
+    for name, right in (("place", places_right), ("relation", relations_right)):
         accuracy[f"{name}_named"] = 100 * len(right) / len(captions)
         if right:
             accuracy[f"{name}_right"] = 100 * sum(right) / len(right)

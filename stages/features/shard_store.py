@@ -5,7 +5,6 @@ ever read, whichever process or machine wrote it.
 """
 
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,18 +30,28 @@ class ShardStore:
         """Whether `location` is a path of this machine, or of a file system that it has mounted."""
         return "://" not in self.location
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn the errors of an object store into an `InputError` that names `compute.store`; those of a disk pass."""
+        try:
+            yield
+        except (ArrowException, OSError, ValueError) as error:
+            if self.is_local:
+                raise
+            raise InputError(f"compute.store: {self.location}: {first_line(error)}") from error
+
     def _open(self, name: str = "") -> tuple[fs.FileSystem, str]:
         """Return the file system and the path of a file, or of the folder."""
         if self.is_local:
             return fs.LocalFileSystem(), str(Path(self.location) / name)
-        with store_errors(self.location):
+        with self._errors():
             filesystem, folder = fs.FileSystem.from_uri(self.location)
         return filesystem, f"{folder}/{name}" if name else folder
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None if there is none."""
         filesystem, path = self._open(name)
-        with store_errors(self.location):
+        with self._errors():
             try:
                 with filesystem.open_input_stream(path) as stream:
                     return stream.read()
@@ -52,7 +61,7 @@ class ShardStore:
     def write(self, name: str, content: bytes) -> None:
         """Write a small file."""
         filesystem, path = self._open(name)
-        with store_errors(self.location):
+        with self._errors():
             filesystem.create_dir(str(Path(path).parent), recursive=True)
             with filesystem.open_output_stream(path) as stream:
                 stream.write(content)
@@ -71,54 +80,42 @@ class ShardStore:
                 path = Path(folder) / name
                 yield path
                 checksum = file_crc32(path)
-                with store_errors(self.location):
+                with self._errors():
                     fs.copy_files(str(path), destination, fs.LocalFileSystem(), filesystem)
         self.write(name + CHECKSUM, str(checksum).encode())
 
     def finished(self) -> set[str]:
         """Names of the shards that have a checksum."""
         filesystem, folder = self._open()
-        with store_errors(self.location):
+        with self._errors():
             files = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
         names = {file.base_name for file in files}
         return {name for name in names if name + CHECKSUM in names}
 
-    def is_intact(self, name: str) -> bool:
-        """Whether a shard has its checksum. Reads the whole shard."""
-        content = self.read(name)
-        return content is not None and self.read(name + CHECKSUM) == str(zlib.crc32(content)).encode()
+    def has_checksum(self, name: str, path: Path) -> bool:
+        """Whether `path`, a copy of a shard on this machine, has the shard's checksum."""
+        return self.read(name + CHECKSUM) == str(file_crc32(path)).encode()
 
     def fetch(self, name: str, folder: Path) -> None:
         """Copy a shard into a folder of this machine. Raises `InputError` if it does not have its checksum."""
         filesystem, path = self._open(name)
         with atomic_write(folder / name) as temporary:
-            with store_errors(self.location):
+            with self._errors():
                 fs.copy_files(path, str(temporary), filesystem, fs.LocalFileSystem())
-            if self.read(name + CHECKSUM) != str(file_crc32(temporary)).encode():
+            if not self.has_checksum(name, temporary):
                 raise InputError(f"{self.location}/{name} is damaged; delete it and run the stage again")
 
     def delete_shard(self, name: str) -> None:
         """Delete a shard and its checksum."""
         filesystem, path = self._open(name)
-        with store_errors(self.location):
+        with self._errors():
             filesystem.delete_file(path + CHECKSUM)  # first: a shard without a checksum is not read
             filesystem.delete_file(path)
 
     def delete(self) -> None:
         """Delete the folder with all its files, if it exists."""
         filesystem, folder = self._open()
-        with store_errors(self.location):
+        with self._errors():
             filesystem.delete_dir_contents(folder, missing_dir_ok=True)
             if filesystem.get_file_info(folder).type == fs.FileType.Directory:
                 filesystem.delete_dir(folder)
-
-
-@contextmanager
-def store_errors(location: str) -> Iterator[None]:
-    """Turn the errors of an object store into an `InputError` that names `compute.store`; those of a disk pass."""
-    try:
-        yield
-    except (ArrowException, OSError, ValueError) as error:
-        if "://" not in location:
-            raise
-        raise InputError(f"compute.store: {location}: {first_line(error)}") from error

@@ -90,7 +90,9 @@ class Shards:
             store.delete()
             store.write(RESUME_KEY, self.resume_key)
         finished = store.finished()
-        damaged = [name for name in sorted(finished) if store.is_local and not store.is_intact(name)]
+        damaged: list[str] = []
+        if store.is_local:
+            damaged = [name for name in sorted(finished) if not store.has_checksum(name, self.folder / name)]
         for name in damaged:
             store.delete_shard(name)
         if damaged:

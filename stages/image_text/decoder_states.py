@@ -1,6 +1,6 @@
 """Image states that captions are decoded from: those of BLIP's image tower, or of CATR's encoder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from stages.data.views import native_view
 from stages.features.batching import batch_by_key
 from stages.features.extraction import TokenJob
 from stages.features.tokens import FeatureMetadata, ViewFeatures
-from stages.image_text.pixels import split_batches, val_dataset
-from stages.image_text.towers import Towers
+from stages.image_text.pixels import val_dataset
+from stages.image_text.towers_job import TowersJob
 from stages.models import catr
 from stages.models.catr import Catr
 from stages.models.compute import get_device, mixed_precision, prepare_model
@@ -24,26 +24,15 @@ CATR_BATCH = 16  # images of one size per batch of CATR's encoder
 
 
 @dataclass
-class BlipStatesJob(TokenJob):
+class BlipStatesJob(TowersJob, TokenJob):
     """BLIP's hidden states of every row, class token first, as a grid `(1, 1 + patches, dim)`."""
 
-    towers: Towers
     rows: tuple[Row, ...]
     metadata: FeatureMetadata
 
     @property
-    def model(self) -> nn.Module:
-        return self.towers.model
-
-    def prepare(self) -> None:
-        self.towers.prepare()
-
-    @property
     def dataset(self) -> MappedDataset:
         return val_dataset(self.rows, self.towers.pixels.side)
-
-    def split_batches(self, rows: range) -> Iterable[list[int]]:
-        return split_batches(rows)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.towers.image_states(inputs).half()[:, None]

@@ -5,45 +5,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import BatchSampler
 from tqdm import tqdm
 
 from stages.data.dataset import MappedDataset
 from stages.data.manifest import Row
-from stages.features.extraction import ShardJob
 from stages.features.loading import Batch, compute_ahead
 from stages.features.shards import RowKey
 from stages.features.tokens import FeatureTable
 from stages.features.vectors import Vectors, write_vectors
-from stages.image_text.pixels import split_batches
 from stages.image_text.towers import Towers
+from stages.image_text.towers_job import TowersJob
 
 TEXTS = 128  # captions per batch of the text tower
 
 
 @dataclass
-class ViewVectorsJob(ShardJob):
+class ViewVectorsJob(TowersJob):
     """The class-token states of image views: row `i` belongs to image and view `keys[i]`, and is `dataset[i]`."""
 
-    towers: Towers
     views: MappedDataset
     keys: list[RowKey]
     metadata: dict[str, str]
 
     @property
-    def model(self) -> nn.Module:
-        return self.towers.model
-
-    def prepare(self) -> None:
-        self.towers.prepare()
-
-    @property
     def dataset(self) -> MappedDataset:
         return self.views
-
-    def split_batches(self, rows: range) -> Iterable[list[int]]:
-        return split_batches(rows)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return `(B, dim)` float16."""

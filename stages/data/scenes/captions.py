@@ -78,12 +78,9 @@ def relations(first: SceneObject, second: SceneObject) -> tuple[str, ...]:
     return _UPRIGHT["above" if dy < 0 else "below"]
 
 
-def relation_phrase(words: Sequence[str]) -> str | None:
-    """Return the phrase between the first two classes that the words of a caption name, if it tells their relation."""
-    mentioned = mentions(words)
-    if len(mentioned) < 2:
-        return None
-    between = [word.lower() for word in words[mentioned[0].name_index + 1 : mentioned[1].name_index]]
+def relation_phrase(words: Sequence[str], first: "Mention", second: "Mention") -> str | None:
+    """Return the phrase between two classes that the words of a caption name in turn, if it tells their relation."""
+    between = [word.lower() for word in words[first.name_index + 1 : second.name_index]]
     articles = [index for index, word in enumerate(between) if word in ("a", "an")]
     phrase = " ".join(between[: articles[0]] if articles else between)
     return phrase if phrase in _RELATIONS else None
@@ -92,8 +89,8 @@ def relation_phrase(words: Sequence[str]) -> str | None:
 def place_phrase(words: Sequence[str]) -> str | None:
     """Return the phrase by which the words of a caption tell a place, as `position_phrase` does, if any."""
     text = f" {' '.join(words).lower()} "
-    found = [place for place in _PLACES if f" {place} " in text]
-    return max(found, key=len, default=None)  # "at the top left" contains "at the top"
+    matches = [place for place in _PLACES if f" {place} " in text]
+    return max(matches, key=len, default=None)  # "at the top left" contains "at the top"
 
 
 def position_phrase(obj: SceneObject, side: int) -> str:
