@@ -303,7 +303,8 @@ def finetuning_results(sizes: Sizes, rows: tuple[Row, ...], compute: Compute, ar
         pixels = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
         labels = torch.arange(batch_size) % len(LABELS)
         if torch.cuda.is_available():
-            pixels, labels = pixels.pin_memory(), labels.pin_memory()
+            pixels = pixels.pin_memory()
+            labels = labels.pin_memory()
         return lambda: train_step(model, optimizer, [(pixels, labels)], batch_size, mixed)
 
     flops = count_flops(new_step(1))

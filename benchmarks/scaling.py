@@ -54,8 +54,8 @@ JOBS = (
 
 
 # Images per second on 2 CPU cores, as `make plan PROFILE=paper` measured them (docs/paper-profile.md): tokens, states,
-# and 4.93 captions per second with 11 cells per image.
-CPU_RATES = {JOBS[0].name: 14.4, JOBS[1].name: 1.49, JOBS[4].name: 4.93 / 11}
+# and 4.01 captions per second, for 11 cells per image.
+CPU_RATES = {JOBS[0].name: 13.4, JOBS[1].name: 1.16, JOBS[4].name: 4.01 / 11}
 
 
 @dataclass(frozen=True)
