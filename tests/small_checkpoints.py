@@ -20,6 +20,12 @@ SMALL_CATR = CatrConfig(
 Shapes = dict[str, tuple[int, ...]]
 
 
+def small_backbone() -> vit.Backbone:
+    """A ViT of the shipped kind, with patches of 8x8 pixels and random weights, always the same."""
+    torch.manual_seed(0)
+    return vit.Backbone(vit.build(vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 4))))
+
+
 class Float64Backbone(vit.Backbone):
     """A backbone whose network computes in float64, from images that are normalized in float32."""
 

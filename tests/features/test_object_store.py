@@ -3,21 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from pyarrow import fs
+from small_checkpoints import small_backbone
+from small_extraction import COMPUTE, METADATA, write_images
 
 from stages.core.stage import InputError
-from stages.data.manifest import Row
 from stages.features.extraction import extract_shards
 from stages.features.shard_store import ShardStore
 from stages.features.shards import Shards
-from stages.features.tokens import FeatureMetadata, FeatureTable
-from stages.models import vit
-from stages.models.vit import Backbone
-from stages.params.compute import Compute
+from stages.features.tokens import FeatureTable
 from stages.segmentation.extract import SegmentationJob, val_views
 
 moto_server = pytest.importorskip("moto.server")
@@ -25,8 +20,6 @@ moto_server = pytest.importorskip("moto.server")
 COUNT = 7
 SIZE = 3
 KEYS = [(f"id{index:02d}", 0) for index in range(COUNT)]
-METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
-COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +48,8 @@ def shards(bucket, tmp_path):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    rows = []
-    for image_id, _ in KEYS:
-        path = folder / f"{image_id}.png"
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(path)
-        rows.append(Row(image_id, "val", str(path), height=24, width=32))
-    torch.manual_seed(0)
-    backbone = Backbone(vit.build(vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 4))))
-    return SegmentationJob(backbone, val_views(tuple(rows)), METADATA, COMPUTE, batch_size=2)
+    rows = write_images(tmp_path_factory.mktemp("images"), [(24, 32)] * COUNT)
+    return SegmentationJob(small_backbone(), val_views(rows), METADATA, COMPUTE, batch_size=2)
 
 
 def objects(shards: Shards) -> dict[str, bytes]:

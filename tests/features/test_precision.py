@@ -4,43 +4,33 @@ import shutil
 from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from small_checkpoints import small_backbone
+from small_extraction import COMPUTE, METADATA, write_images
 from timm.models.vision_transformer import VisionTransformer
 
 from stages.core.stage import InputError
-from stages.data.manifest import Manifest, Row, write_manifest
+from stages.data.manifest import Manifest, write_manifest
 from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
-from stages.features.tokens import FeatureMetadata, FeatureTable
-from stages.models import vit
+from stages.features.tokens import FeatureTable
 from stages.models.compute import prepare_model
 from stages.models.vit import Backbone
 from stages.params.compute import Compute
 from stages.segmentation.extract import SegmentationJob, build_metadata, val_views, view_keys
 
-COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 COMPILED = Compute(precision="float32", compile=True, workers=0, live=False)
-METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
 
 
 @pytest.fixture
 def rows(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(4):
-        path = tmp_path / f"{index}.png"
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(path)
-        rows.append(Row(f"id{index}", "val", str(path), height=24, width=32))
-    return tuple(rows)
+    return write_images(tmp_path, [(24, 32)] * 4)
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    torch.manual_seed(0)
-    return Backbone(vit.build(vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 4))))
+    return small_backbone()
 
 
 def extract_table(path, backbone, rows, compute=COMPUTE, metadata=METADATA):

@@ -13,30 +13,20 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-import torch
 from conftest import ROOT, untrained_blip
-from PIL import Image
+from small_checkpoints import small_backbone
+from small_extraction import COMPUTE, METADATA, caption_job, states_job, write_images
 
-from stages.captioning.caption_job import CaptionJob
-from stages.captioning.decoding import CaptionGenerator, Lengths
-from stages.captioning.text_decoders import BlipDecoder
 from stages.core.stage import InputError
-from stages.data.manifest import Row
 from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
-from stages.features.tokens import FeatureMetadata, FeatureTable
-from stages.image_text.decoder_states import BlipStatesJob
 from stages.image_text.pixels import train_dataset
 from stages.image_text.retrieval_vectors import ViewVectorsJob
 from stages.image_text.towers import load_towers
-from stages.models import blip, vit
 from stages.models.checkpoints.record import Checkpoint
-from stages.models.vit import Backbone
-from stages.params.compute import Compute, RayCluster
-from stages.params.experiment import load_experiment
+from stages.params.compute import RayCluster
 from stages.segmentation.extract import SegmentationJob, val_views
 
 ray = pytest.importorskip("ray")
@@ -48,9 +38,7 @@ from stages.features.ray_engine import plan_actors  # noqa: E402
 COUNT = 11  # images, in four shards of 3, 3, 3 and 2
 SIZE = 3
 KEYS = [(f"id{index:02d}", 0) for index in range(COUNT)]
-METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
-LOCAL = Compute(precision="float32", compile=False, workers=0, live=False)
-RAY = LOCAL.model_copy(update={"engine": "ray", "ray": RayCluster(actors=2, cpus=1)})
+RAY = COMPUTE.model_copy(update={"engine": "ray", "ray": RayCluster(actors=2, cpus=1)})
 TIMEOUT = 300  # seconds until a test gives up on the cluster
 
 # Actors run in processes that cannot import this file: its classes travel as a whole.
@@ -71,20 +59,12 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    rows = []
-    for image_id, _ in KEYS:
-        path = folder / f"{image_id}.png"
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(path)
-        rows.append(Row(image_id, "val", str(path), height=24, width=32))
-    return tuple(rows)
+    return write_images(tmp_path_factory.mktemp("images"), [(24, 32)] * COUNT)
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    torch.manual_seed(0)
-    return Backbone(vit.build(vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 4))))
+    return small_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -92,22 +72,13 @@ def jobs(rows, backbone, tmp_path_factory):
     """One job of each kind."""
     folder = tmp_path_factory.mktemp("blip")
     untrained_blip(folder)
-    towers = load_towers(Checkpoint("untrained", str(folder), "0"), LOCAL)
-    states = BlipStatesJob(towers, rows, replace(METADATA, dim=32))
-    shards = Shards(folder / "states", KEYS, {}, waiting=folder)
-    extract_shards(states, shards, LOCAL, "states")
-    experiment = load_experiment(ROOT / "params.yaml")
-    cells = {name: experiment.captioning.cells[name] for name in ("greedy", "k50_t1")}
-    captioning = experiment.captioning.model_copy(update={"cells": cells, "seeds": [1], "max_length": 12})
-    experiment = experiment.model_copy(update={"captioning": captioning})
-    generator = CaptionGenerator(BlipDecoder(blip.load_decoder(str(folder))), Lengths(3, 12))
-    prompts = {cell.prompt: [] for cell in cells.values()}
+    towers = load_towers(Checkpoint("untrained", str(folder), "0"), COMPUTE)
     views = train_dataset(rows, towers.pixels.side, list(range(COUNT)), 0.5)
     return {
-        "segmentation": SegmentationJob(backbone, val_views(rows), METADATA, LOCAL, batch_size=2),
-        "states": states,
+        "segmentation": SegmentationJob(backbone, val_views(rows), METADATA, COMPUTE, batch_size=2),
+        "states": states_job(towers, rows),
         "vectors": ViewVectorsJob(towers, views, KEYS, {"backbone": "tiny"}),
-        "captions": CaptionJob(generator, FeatureTable(shards.folder), prompts, experiment),
+        "captions": caption_job(towers, rows, folder),
     }
 
 
@@ -122,7 +93,7 @@ def contents(paths: list[Path]) -> dict[str, bytes]:
 
 def local_contents(job, shards: Shards) -> dict[str, bytes]:
     """The shards of the local engine."""
-    return contents(extract_shards(job, replace(shards, target=shards.target.with_name("local")), LOCAL, "local"))
+    return contents(extract_shards(job, replace(shards, target=shards.target.with_name("local")), COMPUTE, "local"))
 
 
 @dataclass

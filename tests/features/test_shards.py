@@ -5,43 +5,35 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import paper_site
 import pytest
 import torch
-from conftest import ROOT, untrained_blip
-from PIL import Image
+from conftest import untrained_blip
+from small_checkpoints import small_backbone
+from small_extraction import COMPUTE, METADATA, caption_job, states_job, write_images
 from torch.utils.data import BatchSampler
 
-from stages.captioning.caption_job import CaptionJob
-from stages.captioning.decoding import CaptionGenerator, Lengths
-from stages.captioning.text_decoders import BlipDecoder
+from stages.captioning.decoding import CaptionGenerator
 from stages.core.stage import InputError
 from stages.data.dataset import MappedDataset
-from stages.data.manifest import Row
 from stages.features.extraction import ShardJob, compute_shards, extract_shards
 from stages.features.loading import compute_ahead
 from stages.features.shard_store import CHECKSUM
 from stages.features.shards import RESUME_KEY, Shard, Shards
-from stages.features.tokens import FeatureMetadata, FeatureTable
-from stages.image_text.decoder_states import BlipStatesJob, CatrStatesJob
+from stages.image_text.decoder_states import CatrStatesJob
 from stages.image_text.pixels import train_dataset
 from stages.image_text.retrieval_vectors import ViewVectorsJob
 from stages.image_text.towers import Towers, load_towers
-from stages.models import blip, catr, vit
+from stages.models import catr
 from stages.models.checkpoints.record import Checkpoint
 from stages.models.vit import Backbone
-from stages.params.compute import Compute
-from stages.params.experiment import load_experiment
 from stages.segmentation.extract import SegmentationJob, val_views
 
 COUNT = 11  # views, in three shards of 4, 4 and 3
 KEYS = [(f"id{index:02d}", 0) for index in range(COUNT)]
 SIZE = 4
 BATCH = 2
-COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 VECTOR_METADATA = {"backbone": "tiny blip", "precision": "float32"}
-METADATA = FeatureMetadata("tiny", "w", "t", dim=12, heads=3, patch="8x8", manifest="m")
 
 
 class InterruptedRunError(Exception):
@@ -51,21 +43,12 @@ class InterruptedRunError(Exception):
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """Images of two sizes, the smaller ones first."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(COUNT):
-        height, width = (24, 32) if index < 8 else (40, 33)
-        path = folder / f"{index}.png"
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-        rows.append(Row(f"id{index:02d}", "val", str(path), height=height, width=width))
-    return tuple(rows)
+    return write_images(tmp_path_factory.mktemp("images"), [(24, 32)] * 8 + [(40, 33)] * (COUNT - 8))
 
 
 @pytest.fixture(scope="module")
 def backbone():
-    torch.manual_seed(0)
-    return Backbone(vit.build(vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 4))))
+    return small_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -121,33 +104,22 @@ class Extraction:
 
 
 @pytest.fixture(scope="module")
-def caption_job(rows, towers, tmp_path_factory):
-    """Captions of the untrained BLIP, from its own states."""
-    folder = tmp_path_factory.mktemp("states")
-    shards = Shards(folder / "states", KEYS, {}, waiting=folder)
-    extract_shards(BlipStatesJob(towers, rows, replace(METADATA, dim=32)), shards, COMPUTE, "states")
-    experiment = load_experiment(ROOT / "params.yaml")
-    cells = {name: experiment.captioning.cells[name] for name in ("greedy", "k50_t1")}
-    captioning = experiment.captioning.model_copy(update={"cells": cells, "seeds": [1], "max_length": 12})
-    generator = CaptionGenerator(BlipDecoder(blip.load_decoder(towers.tokenizer.name_or_path)), Lengths(3, 12))
-    prompts = {cell.prompt: [] for cell in cells.values()}
-    return CaptionJob(
-        generator, FeatureTable(shards.folder), prompts, experiment.model_copy(update={"captioning": captioning})
-    )
+def captions(rows, towers, tmp_path_factory):
+    return caption_job(towers, rows, tmp_path_factory.mktemp("states"))
 
 
 @pytest.fixture
-def jobs(rows, backbone, towers, catr_model, caption_job, small_batches):
+def jobs(rows, backbone, towers, catr_model, captions, small_batches):
     """Every extraction of the pipeline."""
     wide = replace(METADATA, dim=32)
     train_views = train_dataset(rows, towers.pixels.side, list(range(COUNT)), 0.5)
     segmentation = SegmentationJob(backbone, val_views(rows), METADATA, COMPUTE, batch_size=BATCH)
     return {
         "segmentation": Extraction(Backbone, "forward", segmentation),
-        "blip": Extraction(Towers, "image_states", BlipStatesJob(towers, rows, wide)),
+        "blip": Extraction(Towers, "image_states", states_job(towers, rows)),
         "catr": Extraction(catr.Catr, "memory", CatrStatesJob(catr_model, rows, wide, COMPUTE)),
         "retrieval": Extraction(Towers, "image_states", ViewVectorsJob(towers, train_views, KEYS, VECTOR_METADATA)),
-        "caption": Extraction(CaptionGenerator, "sample", caption_job),
+        "caption": Extraction(CaptionGenerator, "sample", captions),
     }
 
 

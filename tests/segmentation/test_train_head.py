@@ -12,6 +12,7 @@ from conftest import write_mask
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from small_checkpoints import small_backbone
 from torch.nn import functional as F
 
 from stages.core.stage import InputError
@@ -21,7 +22,6 @@ from stages.data.voc_folder import read_folder
 from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
-from stages.models import vit
 from stages.params.compute import Compute
 from stages.params.profiles import ViewParams
 from stages.params.segmentation import Head
@@ -40,8 +40,7 @@ COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
 
 @pytest.fixture(scope="module")
 def backbone():
-    torch.manual_seed(0)
-    return vit.Backbone(vit.build(vit.Architecture(side=24, dim=12, depth=2, heads=3, stem=(4, 4, 4, 4))))
+    return small_backbone()
 
 
 @pytest.fixture
