@@ -1,18 +1,11 @@
 """Params of the embedded ViT's pretraining."""
 
-from stages.params.section import BatchSize, Count, Rate, Section, Seed, Weight
+from stages.params.recipe import Recipe
+from stages.params.section import Weight
 
 
-class Pretrain(Section):
-    """`muon_lr` is for the weight matrices of the blocks (Muon), `lr` for all other weights (AdamW).
+class Pretrain(Recipe):
+    """`place_weight`: of the loss of places. `position_scale`: amplitude of the sine positions at the start."""
 
-    `warmup` is in batches.
-    """
-
-    seed: Seed
-    images: Count
-    batch_size: BatchSize
-    lr: Rate
-    muon_lr: Rate
-    weight_decay: Weight
-    warmup: Count
+    place_weight: Weight
+    position_scale: Weight

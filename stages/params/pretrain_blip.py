@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from stages.params.pretrain import Pretrain
+from stages.params.recipe import Recipe
 from stages.params.section import Between
 
 
-class PretrainBlip(Pretrain):
+class PretrainBlip(Recipe):
     """`text_layers`: layers of the text encoder and of the decoder. `projection`: dimension of the shared embedding."""
 
     text_layers: Annotated[int, Between(1, 100)]

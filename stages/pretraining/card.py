@@ -9,7 +9,7 @@ import torch
 from stages.core import processes
 from stages.core.figures import figure
 from stages.core.train_state import TrainState
-from stages.params.pretrain import Pretrain
+from stages.params.recipe import Recipe
 
 DATA_SOURCES = (
     "The digits come from scikit-learn's `load_digits` (UCI, CC BY 4.0), the photographs from its "
@@ -36,7 +36,7 @@ def describe_device(device: torch.device) -> str:
     return name
 
 
-def describe_training(stage: str, recipe: Pretrain, state: TrainState, machine: str) -> str:
+def describe_training(stage: str, recipe: Recipe, state: TrainState, machine: str) -> str:
     """How a checkpoint was trained: command, duration, machine, number of scenes and recipe."""
     settings = ", ".join(f"{key} {value}" for key, value in recipe.model_dump().items())
     return (

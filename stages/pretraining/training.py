@@ -15,19 +15,18 @@ from stages.core import processes, train_state
 from stages.core.stage import InputError
 from stages.core.train_state import TrainState
 from stages.data.dataset import MappedDataset
-from stages.params.pretrain import Pretrain
+from stages.params.recipe import Recipe
+from stages.pretraining.muon import Muon
 
 EVALUATE_EVERY = 250  # batches; an interrupted run resumes from its last evaluation
 
 
-def build_optimizers(
-    model: nn.Module, block_weights: Iterable[Tensor], recipe: Pretrain
-) -> tuple[Optimizer, Optimizer]:
-    """Muon (K. Jordan et al. 2024) for the matrices among `block_weights`, AdamW for all other weights of `model`."""
+def build_optimizers(model: nn.Module, block_weights: Iterable[Tensor], recipe: Recipe) -> tuple[Optimizer, Optimizer]:
+    """Muon for the matrices among `block_weights`, AdamW for all other weights of `model`."""
     matrices = [weight for weight in block_weights if weight.ndim == 2]
     matrix_ids = {id(weight) for weight in matrices}
     rest = [weight for weight in model.parameters() if id(weight) not in matrix_ids]
-    muon = torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay)
+    muon = Muon(matrices, recipe.muon_lr, recipe.weight_decay)
     adamw = torch.optim.AdamW(rest, lr=recipe.lr, weight_decay=recipe.weight_decay)
     return muon, adamw
 
@@ -42,7 +41,7 @@ def set_learning_rate(optimizers: Iterable[Optimizer], step: int, steps: int, wa
 
 
 def fit(
-    recipe: Pretrain,
+    recipe: Recipe,
     name: str,
     model: nn.Module,
     optimizers: tuple[Optimizer, Optimizer],

@@ -20,7 +20,17 @@ from stages.pretraining import pretrain, pretrain_blip, training
 
 # Three batches of 11 scenes, evaluated after the second and the last. Of two processes, one has six scenes of a batch
 # and four of the eight for matching, the other has five and four.
-RECIPE = Pretrain(seed=1, images=33, batch_size=11, lr=0.001, muon_lr=0.01, weight_decay=0.01, warmup=2)
+RECIPE = Pretrain(
+    seed=1,
+    images=33,
+    batch_size=11,
+    lr=0.001,
+    muon_lr=0.01,
+    weight_decay=0.01,
+    warmup=2,
+    place_weight=0.3,
+    position_scale=0.5,
+)
 BLIP_RECIPE = PretrainBlip(**RECIPE.model_dump(), text_layers=1, projection=16)
 # float64 rounds to 1.1e-16, and a step adds up some thousand terms. AdamW and Muon divide by norms of gradients, and
 # gradients near 0 have a larger relative error. Statistics of each share alone would change the loss by 1e-2.

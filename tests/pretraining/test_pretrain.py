@@ -14,7 +14,15 @@ from stages.pretraining import pretrain as stage
 from stages.pretraining import training
 
 RECIPE = Pretrain(
-    seed=1, images=40, batch_size=8, lr=0.001, muon_lr=0.01, weight_decay=0.01, warmup=2
+    seed=1,
+    images=40,
+    batch_size=8,
+    lr=0.001,
+    muon_lr=0.01,
+    weight_decay=0.01,
+    warmup=2,
+    place_weight=0.3,
+    position_scale=0.5,
 )  # five batches, evaluated after the second, the fourth and the last
 
 

@@ -93,9 +93,15 @@ def place_phrase(words: Sequence[str]) -> str | None:
     return max(matches, key=len, default=None)  # "at the top left" contains "at the top"
 
 
+def place(obj: SceneObject, side: int) -> tuple[int, int]:
+    """Row and column, in a 3x3 grid, of the cell with an object's center; `side` is the scene's side in pixels."""
+    return int(3 * obj.y / side), int(3 * obj.x / side)
+
+
 def position_phrase(obj: SceneObject, side: int) -> str:
-    """Name the cell of a 3x3 grid that an object's center lies in; `side` is the scene's side in pixels."""
-    return _name_place(_ROWS[int(3 * obj.y / side)], _COLUMNS[int(3 * obj.x / side)])
+    """Name the `place` of an object."""
+    row, column = place(obj, side)
+    return _name_place(_ROWS[row], _COLUMNS[column])
 
 
 def _name_place(row: str, column: str) -> str:
