@@ -1,6 +1,6 @@
-"""The parts that the model cards of both shipped checkpoints share."""
+"""The parts that the model cards of the shipped checkpoints share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +53,8 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def plot_curve(path: Path, state: TrainState, label: str, metrics: list[str]) -> None:
-    """Plot the training loss and, on a second axis from 0 to 1, up to three metrics against the images seen."""
+def plot_curve(path: Path, state: TrainState, label: str, metrics: Sequence[str], highest: float = 1) -> None:
+    """Plot the training loss and, on a second axis from 0 to `highest`, up to three metrics against the images seen."""
     images = [point["images"] / 1000 for point in state.curve]
     with figure(path, figsize=(6, 3.2)) as (_, loss_axis):
         loss_axis.plot(images, [point["loss"] for point in state.curve], color="tab:blue")
@@ -63,8 +63,14 @@ def plot_curve(path: Path, state: TrainState, label: str, metrics: list[str]) ->
         loss_axis.set_ylim(bottom=0)
         metric_axis = loss_axis.twinx()
         for metric, style in zip(metrics, ("-", "--", ":"), strict=False):
-            metric_axis.plot(images, [point[metric] for point in state.curve], style, color="tab:orange", label=metric)
+            metric_axis.plot(
+                images,
+                [point[metric] for point in state.curve],
+                style,
+                color="tab:orange",
+                label=metric.replace("_", " "),
+            )
         metric_axis.set_ylabel(label, color="tab:orange")
-        metric_axis.set_ylim(0, 1)
+        metric_axis.set_ylim(0, highest)
         if len(metrics) > 1:
             metric_axis.legend(fontsize=8, frameon=False, loc="center right")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.captioning.naming_accuracy import naming_accuracy
+from stages.data.scenes.naming_accuracy import naming_accuracy
 from stages.data.scenes.captions import mentions, scene_captions
 from stages.data.scenes.scene import SceneObject, draw_scene
 
