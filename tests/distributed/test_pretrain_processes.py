@@ -13,10 +13,11 @@ from torch import Tensor
 
 from stages.core import processes, train_state
 from stages.core.stage import InputError
-from stages.models import vit
+from stages.models import catr, vit
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
-from stages.pretraining import pretrain, pretrain_blip, training
+from stages.params.pretrain_catr import PretrainCatr
+from stages.pretraining import pretrain, pretrain_blip, pretrain_catr, training
 
 # Three batches of 11 scenes, evaluated after the second and the last. Of two processes, one has six scenes of a batch
 # and four of the eight for matching, the other has five and four.
