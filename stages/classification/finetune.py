@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from stages.classification import PREDICTIONS, WEIGHTS, classifier
 from stages.classification.pixels import ImageViews
-from stages.classification.training import EvalResult, evaluate, steps_per_epoch, train_epoch
+from stages.classification.training import EvalResult, evaluate, images_per_epoch, steps_per_epoch, train_epoch
 from stages.core import processes, train_state
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.live import OFF, LiveRun, Recorder, record_live
@@ -92,7 +92,7 @@ class Finetuning:
         for row in state.curve:  # the earlier epochs of a resumed run
             live.epoch(row)
         result = None
-        images = len(self.train)
+        images = images_per_epoch(len(self.train), setting)
         with tqdm(
             total=setting.epochs * images,
             initial=state.step * images,
@@ -137,6 +137,7 @@ class Finetuning:
         """The training views of an epoch and their order, from the epoch's own seed: a resumed run draws the same."""
         generator = torch.Generator().manual_seed(self.seed + epoch)
         order = torch.randperm(len(self.train), generator=generator)
+        order = order[: images_per_epoch(len(self.train), self.setting)]
         seeds = None
         if self.setting.augment:
             seeds = torch.randint(2**62, (len(self.train),), generator=generator).tolist()

@@ -85,8 +85,13 @@ def split_batches(indices: Tensor, batch_size: int) -> list[list[int]]:
 
 
 def steps_per_epoch(images: int, setting: FineTuning) -> int:
-    """Number of optimizer steps in an epoch."""
-    return math.ceil(images / (setting.batch_size * setting.accumulate))
+    """Number of optimizer steps in an epoch, for a training set of `images`."""
+    return math.ceil(images / (setting.batch_size * (setting.equal_steps or setting.accumulate)))
+
+
+def images_per_epoch(images: int, setting: FineTuning) -> int:
+    """Number of images that the steps of an epoch take from a training set of `images`: all, but for `equal_steps`."""
+    return min(images, steps_per_epoch(images, setting) * setting.batch_size * setting.accumulate)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Params of classification: the settings under which a ViT is fine-tuned."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
 
 from stages.params.model_source import ModelSource
 from stages.params.section import BatchSize, Count, Epochs, Name, Rate, Section, Seeds, Side
@@ -35,7 +35,10 @@ class Classifier(Section):
 
 
 class FineTuning(Section):
-    """One fine-tuning with Adam, in numbers. One optimizer step accumulates the gradients of `accumulate` batches."""
+    """One fine-tuning with Adam, in numbers. One optimizer step accumulates the gradients of `accumulate` batches.
+
+    With `equal_steps`, an epoch ends after as many steps as it would have with that value of `accumulate`.
+    """
 
     lr: Rate
     augment: StrictBool
@@ -43,6 +46,15 @@ class FineTuning(Section):
     batch_size: BatchSize
     accumulate: Count
     epochs: Epochs
+    equal_steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> Self:
+        if self.equal_steps is not None and self.equal_steps <= self.accumulate:
+            raise ValueError(
+                f"equal_steps = {self.equal_steps}: must be greater than accumulate ({self.accumulate}), or null"
+            )
+        return self
 
 
 class Setting(FineTuning):

@@ -7,7 +7,7 @@ the next images, so a stage takes as long as the slower of the two.
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from stages.captioning.caption_job import IMAGES
 from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.captioning.text_decoders import BlipDecoder
 from stages.classification.pixels import augmented_view, plain_view
+from stages.classification.training import images_per_epoch
 from stages.data.views import crop_image, random_view
 from stages.image_text.pixels import train_view, val_view
 from stages.models import vit
@@ -212,8 +213,9 @@ def classification_work(experiment: Experiment, images: DatasetSize, classifier:
     for name, params in experiment.classification.settings.items():
         setting = params.resolved(experiment.active.classifier)
         train, evaluate = measure_setting(setting.size, setting.augment, setting.batch_size)
+        used = replace(images, train=images_per_epoch(images.train, setting))
         for seed in experiment.classification.seeds:
-            yield epochs_work(f"finetune@{name}-{seed}", setting.epochs, images, train, evaluate)
+            yield epochs_work(f"finetune@{name}-{seed}", setting.epochs, used, train, evaluate)
     if classifier.has_class_token:
         yield attention_work(experiment, images, classifier)
 

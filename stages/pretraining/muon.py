@@ -27,8 +27,8 @@ class Muon(Optimizer):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Update all matrices from their gradients; a closure is not supported."""
+    def step(self) -> None:  # type: ignore[override]  # no closure: nothing here evaluates the loss again
+        """Update all matrices from their gradients."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)  # one batched product for each shape
             for matrix in group["params"]:

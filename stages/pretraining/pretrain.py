@@ -136,7 +136,7 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
         model,
         build_optimizers(model, model.vit.blocks.parameters(), recipe),
         partial(load_example, writers="pretrain", seed=recipe.seed, style=style),
-        lambda batch: model.loss(*batch, recipe.batch_size),
+        lambda batch: model.loss(batch[0], batch[1], batch[2], recipe.batch_size),
         lambda: evaluate(model, held_out, device),
         recipe.model_dump(),
         RESUME,

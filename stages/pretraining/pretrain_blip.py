@@ -7,7 +7,9 @@ resumes from its last evaluation and ends in the same weights. Several processes
 (docs/distributed.md).
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
+from stages.captioning.naming_accuracy import naming_accuracy
 from stages.core import processes
 from stages.core.hashes import file_sha256
 from stages.core.train_state import TrainState
 from stages.data.scenes import captions, web
-from stages.data.scenes.captions import mentions
-from stages.data.scenes.scene import CLASSES, COLORS, Scene, Style, draw_scene
+from stages.data.scenes.scene import Scene, SceneObject, Style, draw_scene
 from stages.models import blip, vit
 from stages.models.compute import get_device
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.section import load_section
 from stages.pretraining.batch_norm import share_batch_norm
-from stages.pretraining.blip_card import write_card
+from stages.pretraining.blip_card import METRICS, write_card
 from stages.pretraining.card import CardInfo, describe_device
 from stages.pretraining.training import build_optimizers, fit
 
@@ -41,6 +43,7 @@ HELD_OUT = 500  # scenes with the held-out digits of the pretraining block
 CAPTIONS_PER_SCENE = 2  # the decoder learns from both, the other losses from the first
 MATCHED_IMAGES = 8  # per batch, each with a right and a wrong caption
 MAX_TOKENS = 24  # the longest caption fits
+MAX_LENGTH = 30  # of a generated caption, in tokens
 PROMPT = "a picture of"
 
 TOKENIZER = blip.word_tokenizer(web.vocabulary())
@@ -48,12 +51,11 @@ TOKENIZER = blip.word_tokenizer(web.vocabulary())
 CaptionFunction = Callable[[np.random.Generator, Scene], str]
 
 
-def load_example(
+def draw_example(
     index: int, writers: str, seed: int, style: Style, caption: CaptionFunction, foreign: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scene `index` of a split: image, token IDs of its captions, and labels of its largest object.
+) -> tuple[Scene, Tensor]:
+    """Scene `index` of a split, and the token IDs `(CAPTIONS_PER_SCENE, MAX_TOKENS)` of its captions.
 
-    Shapes: `(3, side, side)` uint8, `(CAPTIONS_PER_SCENE, MAX_TOKENS)`, and `(2,)`, the indices of class and color.
     `foreign` is the share of scenes whose captions describe another scene.
     """
     rng = np.random.default_rng([seed, *writers.encode(), index])
@@ -61,9 +63,19 @@ def load_example(
     captioned = draw_scene(rng, writers, style) if rng.random() < foreign else scene
     texts = [caption(rng, captioned) for _ in range(CAPTIONS_PER_SCENE)]
     ids = TOKENIZER(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-    largest = max(scene.objects, key=lambda scene_object: scene_object.radius)
-    labels = torch.tensor([CLASSES.index(largest.name), list(COLORS).index(largest.color)])
-    return torch.from_numpy(scene.image.transpose(2, 0, 1).copy()), ids, labels
+    return scene, ids
+
+
+def load_example(
+    index: int, writers: str, seed: int, style: Style, caption: CaptionFunction, foreign: float
+) -> tuple[Tensor, Tensor]:
+    """The image `(3, side, side)` uint8 and token IDs of `draw_example`."""
+    scene, ids = draw_example(index, writers, seed, style, caption, foreign)
+    return _as_tensor(scene), ids
+
+
+def _as_tensor(scene: Scene) -> Tensor:
+    return torch.from_numpy(scene.image.transpose(2, 0, 1).copy())
 
 
 class Pretrainer(nn.Module):
@@ -158,41 +170,37 @@ def _attention_mask(ids: Tensor) -> Tensor:
     return (ids != TOKENIZER.pad_token_id).long()
 
 
-@torch.inference_mode()
-def evaluate(model: Pretrainer, held_out: list[Tensor]) -> dict[str, float]:
-    """Metrics on held-out scenes: R@1 from image to caption, and two shares of greedy captions.
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out scenes: images `(N, 3, side, side)` uint8, token IDs of one caption each, and their objects."""
 
-    `class named` counts captions with the class of the largest object, `color named` those with its color too.
-    """
-    images = held_out[0]
+    images: Tensor
+    ids: Tensor
+    objects: tuple[tuple[SceneObject, ...], ...]
+
+
+@torch.inference_mode()
+def evaluate(model: Pretrainer, held_out: HeldOut) -> dict[str, float]:
+    """`blip_card.METRICS` on held-out scenes; NaN for the share of right ones if there are none."""
     device = next(model.parameters()).device
-    own_images, own_ids, own_labels = (processes.share(tensor) for tensor in held_out)
-    states = torch.cat([model.encode_images(batch.to(device)) for batch in own_images.split(100)])
-    image_vectors = processes.all_gather(model.project_images(states), len(images))
-    text_vectors = processes.all_gather(model.project_texts(own_ids[:, 0].to(device)), len(images))
+    count = len(held_out.images)
+    states = torch.cat([model.encode_images(batch.to(device)) for batch in processes.share(held_out.images).split(100)])
+    image_vectors = processes.all_gather(model.project_images(states), count)
+    text_vectors = processes.all_gather(model.project_texts(processes.share(held_out.ids).to(device)), count)
     similarity = image_vectors @ text_vectors.T
     # Ties count against the model: a hit has no other caption that is at least as similar.
     hits = (similarity.diagonal()[:, None] <= similarity).sum(1) == 1
-    named = []
-    colored = []
-    for text, (name, color) in zip(_generate(model, states), own_labels.tolist(), strict=True):
-        mentioned = [mention for mention in mentions(text.split()) if mention.name == CLASSES[name]]
-        named.append(bool(mentioned))
-        colored.append(any(mention.color == list(COLORS)[color] for mention in mentioned))
-    return {
-        "R@1": hits.float().mean().item(),
-        "class named": _share_of(named, len(images)),
-        "color named": _share_of(colored, len(images)),
+    texts = TOKENIZER.batch_decode(processes.all_gather(_generate(model, states), count), skip_special_tokens=True)
+    captions_by_id = {str(index): text for index, text in enumerate(texts)}
+    objects_by_id = {str(index): objects for index, objects in enumerate(held_out.objects)}
+    accuracy = naming_accuracy(captions_by_id, objects_by_id, held_out.images.shape[-1])
+    return {"R@1": 100 * hits.double().mean().item()} | {
+        metric: accuracy.get(metric, math.nan) for metric in METRICS if metric != "R@1"
     }
 
 
-def _share_of(hits: list[bool], total: int) -> float:
-    """The share of hits among those of all processes."""
-    return float(np.mean(processes.all_gather(torch.tensor(hits).double(), total).numpy()))
-
-
-def _generate(model: Pretrainer, states: Tensor) -> list[str]:
-    """Greedy captions that start with `PROMPT`, one per image in `states`."""
+def _generate(model: Pretrainer, states: Tensor) -> Tensor:
+    """Token IDs `(B, MAX_LENGTH)` of greedy captions that start with `PROMPT`, one per image in `states`."""
     prompt = torch.tensor(TOKENIZER(PROMPT, add_special_tokens=False).input_ids)
     start = torch.cat([torch.tensor([TOKENIZER.bos_token_id]), prompt]).to(states.device)
     decoder: Any = model.captioner.text_decoder  # transformers' stubs do not allow `generate` on this class
@@ -200,18 +208,20 @@ def _generate(model: Pretrainer, states: Tensor) -> list[str]:
         start.repeat(len(states), 1),
         encoder_hidden_states=states,
         min_length=10,
-        max_length=30,
+        max_length=MAX_LENGTH,
         do_sample=False,
         eos_token_id=TOKENIZER.sep_token_id,
         pad_token_id=TOKENIZER.pad_token_id,
     )
-    return TOKENIZER.batch_decode(ids, skip_special_tokens=True)
+    # Processes stop at their own longest caption.
+    return F.pad(ids, (0, MAX_LENGTH - ids.shape[1]), value=TOKENIZER.pad_token_id)
 
 
-def load_held_out(recipe: PretrainBlip, style: Style, caption: CaptionFunction) -> list[Tensor]:
-    """`HELD_OUT` examples of a style as one batch."""
-    examples = [load_example(index, "pretrain_val", recipe.seed, style, caption) for index in range(HELD_OUT)]
-    return [torch.stack(tensors) for tensors in zip(*examples, strict=True)]
+def load_held_out(recipe: PretrainBlip, style: Style, caption: CaptionFunction) -> HeldOut:
+    """`HELD_OUT` scenes of a style."""
+    examples = [draw_example(index, "pretrain_val", recipe.seed, style, caption) for index in range(HELD_OUT)]
+    images = torch.stack([_as_tensor(scene) for scene, _ in examples])
+    return HeldOut(images, torch.stack([ids[0] for _, ids in examples]), tuple(scene.objects for scene, _ in examples))
 
 
 def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, TrainState]:

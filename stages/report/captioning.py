@@ -1,6 +1,9 @@
 """The captioning section: Tables 2 and 3, their comparison with the original, BLEU against temperature, examples."""
 
+from dataclasses import replace
 from typing import Any
+
+import pandas as pd
 
 from stages.core.figures import LABEL_LENGTH
 from stages.params.experiment import Experiment
@@ -14,16 +17,12 @@ from stages.report.predictions import read_captions
 from stages.report.results import Result, unique_labels
 from stages.report.section import FIGURES, Inputs, Section, render
 from stages.report.significance import Metric
+from stages.report.tables import Table
 
 TABLE2 = "table2_captioning"
 TABLE3 = "table3_captioning_grid"
 LABELS = {"greedy": "Greedy search", "top_k": "Top-K sampling", "top_p": "Top-p sampling", "beam": "Beam search"}
-NAMING = {
-    "class_named": "Class named (%)",
-    "color_named": "Color named (%)",
-    "place_right": "Place right (%)",
-    "relation_right": "Relation right (%)",
-}
+NAMING_TABLE = "caption_naming"
 
 EXAMPLES = ("greedy", "k50_t1")  # cells whose captions are printed, besides those of the best cell
 
@@ -45,13 +44,9 @@ def build_tables(cells: list[Result], metric: Metric, experiment: Experiment) ->
         rows = []
         for cell in cells:
             if (cell.name in names) == (table == TABLE2):
-                metrics = cell.metrics
-                # Only generated scenes tell what their captions should name.
                 more = {}
-                if "class_named" in metrics:
-                    more = {column: format_percent(metrics.get(key)) for key, column in NAMING.items()}
-                if "bleu_end_token" in metrics:
-                    more["BLEU of captions cut at the end token (%)"] = f"{metrics['bleu_end_token']:.2f}"
+                if "bleu_end_token" in cell.metrics:
+                    more["BLEU of captions cut at the end token (%)"] = f"{cell.metrics['bleu_end_token']:.2f}"
                 original = original_value(cell, experiment)
                 rows.append(Row(cell, settings(cell), original, metric.interval(cell), more))
         if rows:
@@ -60,9 +55,27 @@ def build_tables(cells: list[Result], metric: Metric, experiment: Experiment) ->
     return tables
 
 
-def format_percent(value: float | None) -> str:
-    """A percentage, or a dash for a share of no captions."""
-    return MISSING if value is None else f"{value:.1f}"
+def naming_table(cells: list[Result]) -> Table:
+    """What the captions say of generated scenes, which tell what their captions should name; one row per cell."""
+    rows = [
+        {
+            "Decoding": describe(cell),
+            "Class named (%)": f"{cell.metrics['class_named']:.1f}",
+            "Color named (%)": f"{cell.metrics['color_named']:.1f}",
+            "Place right (%)": _format_right(cell, "place"),
+            "Relation right (%)": _format_right(cell, "relation"),
+        }
+        for cell in cells
+        if "class_named" in cell.metrics
+    ]
+    return Table("What the captions name", pd.DataFrame(rows, dtype=object), ("Decoding",))
+
+
+def _format_right(cell: Result, kind: str) -> str:
+    """A percentage of right captions and the number of captions that it is of, per seed; a dash for none."""
+    right = cell.metrics.get(f"{kind}_right")
+    count = round(cell.metrics[f"{kind}_named"] * cell.metrics["images"] / 100)
+    return MISSING if right is None else f"{right:.1f} of {count}"
 
 
 def overrun_rows() -> list[dict[str, Any]]:
@@ -79,6 +92,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     """Tables 2 and 3, their comparisons and figures."""
     cells = inputs.results["captioning"]
     tables = build_tables(cells, metrics["captioning"], inputs.experiment)
+    naming = naming_table(cells)
     best = max(cells, key=lambda cell: cell.metrics["bleu"])
     figures = [FIGURES / "captioning/bleu_against_temperature.png", FIGURES / "captioning/captions.png"]
     plot_bleu(figures[0], [(row.result, row.interval) for table in tables for row in table.rows])
@@ -89,11 +103,10 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         run=cells[0].run,
         images=cells[0].metrics["images"],
         tables=tables,
-        first=describe(cells[0]),
-        shares={key: format_percent(value) for key, value in cells[0].metrics.items() if key.endswith("_named")},
+        naming=naming,
         overruns=overrun_rows(),
     )
-    return build_section(text, tables, {best.run_id: figures})
+    return replace(build_section(text, tables, {best.run_id: figures}), tables={NAMING_TABLE: naming} if naming else {})
 
 
 def _example_captions(cells: list[Result], best: Result) -> dict[str, dict[str, tuple[str, str]]]:

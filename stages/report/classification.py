@@ -14,7 +14,7 @@ from stages.report.plots import confusion_rows, curve_rows, write_plot
 from stages.report.predictions import read_rows
 from stages.report.results import Result
 from stages.report.section import FIGURES, Inputs, Section, render
-from stages.report.significance import Metric
+from stages.report.significance import Margin, Metric, compare
 
 TABLE = "classification"
 LEARNED_LOSS = 0.5  # training loss (nats) below which a setting counts as trained
@@ -46,6 +46,24 @@ def build_table(results: list[Result], metric: Metric, experiment: Experiment) -
 def effective_batch_size(result: Result) -> int:
     """Images per optimizer step."""
     return result.run.params["batch_size"] * result.run.params["accumulate"]
+
+
+def equal_step_margins(results: list[Result], metric: Metric) -> list[Margin]:
+    """For each setting with `equal_steps`: how far the one that accumulates as many batches a step is above it."""
+    pairs = [
+        (accumulated, result)
+        for result in results
+        for accumulated in results
+        if result.run.params["equal_steps"]
+        and _without_steps(result) == _without_steps(accumulated)
+        and accumulated.run.params["accumulate"] == result.run.params["equal_steps"]
+    ]
+    return [compare(accumulated, result, metric) for accumulated, result in pairs]
+
+
+def _without_steps(result: Result) -> dict[str, Any]:
+    other = ("seed", "accumulate", "equal_steps")
+    return {key: value for key, value in result.run.params.items() if key not in other}
 
 
 def still_learning(results: list[Result]) -> list[dict[str, Any]]:
@@ -92,6 +110,8 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         untrained=best.run.details["untrained_labels"],
         table=table,
         learning=still_learning(results),
+        equal_steps=equal_step_margins(results, metrics["classification"]),
+        batch=effective_batch_size,
         wrong=wrong,
     )
     return build_section(text, [table], {best.run_id: figures if wrong else figures[:2]})

@@ -63,10 +63,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Margin:
-    """How far the best row of a table is above the runner-up, with the 95 % interval of that difference."""
+    """How far one row of a table is above another, with the 95 % interval of that difference."""
 
-    best: Result
-    runner_up: Result
+    left: Result
+    right: Result
     difference: float
     low: float
     high: float
@@ -77,11 +77,13 @@ class Margin:
         return not self.low <= 0 <= self.high
 
 
+def compare(left: Result, right: Result, metric: Metric) -> Margin:
+    """How far `left` is above `right`; negative if it is below."""
+    low, high = confidence_interval(metric.draws(left) - metric.draws(right))
+    return Margin(left, right, left.metrics[metric.key] - right.metrics[metric.key], low, high)
+
+
 def star_margin(results: Iterable[Result], metric: Metric) -> Margin | None:
     """The margin of a table's best row, which gets the star; None for a table with fewer than two rows."""
     ranked = sorted(results, key=lambda result: result.metrics[metric.key], reverse=True)
-    if len(ranked) < 2:
-        return None
-    best, runner_up = ranked[:2]
-    low, high = confidence_interval(metric.draws(best) - metric.draws(runner_up))
-    return Margin(best, runner_up, best.metrics[metric.key] - runner_up.metrics[metric.key], low, high)
+    return compare(ranked[0], ranked[1], metric) if len(ranked) > 1 else None

@@ -191,6 +191,39 @@ def test_an_epoch_steps_for_every_full_window_and_the_rest(project, monkeypatch)
     assert training.steps_per_epoch(19, setting) == 4
 
 
+def test_equal_steps_takes_the_steps_of_an_accumulated_epoch(project, monkeypatch):
+    """19 images, batches of 3: 7 steps; with 3 batches a step 3 steps, for which single batches need 9 images."""
+    accumulated = project.classification.settings["mine"].model_copy(update={"batch_size": 3, "accumulate": 3})
+    setting = accumulated.model_copy(update={"accumulate": 1, "equal_steps": 3})
+    assert training.steps_per_epoch(19, setting) == training.steps_per_epoch(19, accumulated) == 3
+    assert training.images_per_epoch(19, setting) == 9
+    assert training.images_per_epoch(19, accumulated) == 19
+    # One batch may have all images of the set.
+    assert training.images_per_epoch(2, setting) == 2
+
+
+def test_a_run_with_equal_steps_trains_on_fewer_images(project, manifest, monkeypatch):
+    setting = project.classification.settings["mine"].model_copy(update={"accumulate": 1, "equal_steps": 2})
+    project.classification.settings["mine"] = setting
+    images = []
+    step = training.train_step
+
+    def count_images(model, optimizer, batches, count, mixed):
+        images.append(count)
+        return step(model, optimizer, batches, count, mixed)
+
+    monkeypatch.setattr(training, "train_step", count_images)
+    run = finetune.finetune(project, "mine", 1, manifest)
+    assert images == [4] * 9  # 18 training images, batches of 4, two a step: 3 steps in each of 3 epochs
+    assert run.metrics["steps"] == 9
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+
+
+def test_equal_steps_must_exceed_accumulate():
+    with pytest.raises(ValueError, match=r"equal_steps = 2: must be greater than accumulate \(2\), or null"):
+        Setting(lr=3e-3, augment=True, size=24, batch_size=4, accumulate=2, epochs=3, equal_steps=2)
+
+
 def test_batch_norm_keeps_its_statistics_and_everything_else_trains():
     model = small_classifier()
     before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}

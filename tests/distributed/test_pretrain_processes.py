@@ -32,7 +32,9 @@ RECIPE = Pretrain(
     place_weight=0.3,
     position_scale=0.5,
 )
-BLIP_RECIPE = PretrainBlip(**RECIPE.model_dump(), text_layers=1, projection=16)
+BLIP_RECIPE = PretrainBlip(
+    **RECIPE.model_dump(exclude={"place_weight", "position_scale"}), text_layers=1, projection=16
+)
 # float64 rounds to 1.1e-16, and a step adds up some thousand terms. AdamW and Muon divide by norms of gradients, and
 # gradients near 0 have a larger relative error. Statistics of each share alone would change the loss by 1e-2.
 TOLERANCE = 1e-9
@@ -76,7 +78,7 @@ def assert_equal_results(actual: Result, expected: Result) -> None:
     expected_weights, expected_curve = expected
     assert [point.keys() for point in curve] == [point.keys() for point in expected_curve]
     for point, expected_point in zip(curve, expected_curve, strict=True):
-        assert point == pytest.approx(expected_point, rel=TOLERANCE)
+        assert point == pytest.approx(expected_point, rel=TOLERANCE, nan_ok=True)
     assert weights.keys() == expected_weights.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(weight, expected_weights[name], rtol=TOLERANCE, atol=TOLERANCE, msg=name)
@@ -111,7 +113,7 @@ def test_two_processes_compute_what_one_computes(tmp_path, monkeypatch):
     main, other = (torch.load(f"results-{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("pretrain", "pretrain_blip"):
         assert_equal_results(main[name], expected[name])
-        assert main[name][1] == other[name][1]
+        assert_equal_results(other[name], main[name])
         for key, weight in main[name][0].items():
             assert torch.equal(weight, other[name][0][key]), key
     assert [point["images"] for point in main["pretrain_blip"][1]] == [22, 33]
@@ -123,7 +125,7 @@ def test_two_processes_compute_what_one_computes(tmp_path, monkeypatch):
 
 def test_no_model_draws_random_numbers_in_training():
     """A draw of dropout or of stochastic depth would depend on the number of processes."""
-    model = pretrain.Pretrainer(vit.Architecture(outputs=len(pretrain.NAMES))).train()
+    model = pretrain.Pretrainer(vit.Architecture(outputs=len(pretrain.NAMES)), RECIPE).train()
     architecture = vit.Architecture(side=24, dim=12, depth=1, heads=3, stem=(4, 4, 4, 8))
     blip_model = pretrain_blip.Pretrainer(architecture, BLIP_RECIPE).train()
     images = torch.randint(256, (4, 3, 24, 24), dtype=torch.uint8)

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import interrupt_at_first_save
 from ruamel.yaml import YAML
+from torch.nn import functional as F
 
 from stages.core.stage import InputError
+from stages.data.scenes.scene import CLASSES, Scene, SceneObject
 from stages.models import vit
 from stages.params.pretrain import Pretrain
 from stages.pretraining import pretrain as stage
@@ -72,9 +75,51 @@ def test_a_missing_section_is_named_and_others_are_not_read(folder):
 
 
 def test_presence_labels_classes_and_colors():
-    image, present = stage.load_example(1, "pretrain_val", 1, stage.Style())
+    image, present, places = stage.load_example(1, "pretrain_val", 1, stage.Style())
     assert image.dtype == torch.uint8
     assert image.shape == (3, 80, 80)
     assert present.shape == (28,)
     assert 1 <= present[:20].sum() <= 3
     assert 1 <= present[20:].sum() <= 3
+    assert torch.equal(places != stage.ABSENT, present[:20] == 1)
+
+
+def test_places_are_those_of_the_captions_and_follow_a_flip(monkeypatch):
+    star = SceneObject("star", "red", "large", 20.0, 70.0, 10.0, 0.0)  # at the top right
+    zero = SceneObject("zero", "blue", "large", 20.0, 40.0, 40.0, 0.0)  # in the middle
+    pixels = np.arange(80 * 80 * 3, dtype=np.uint8).reshape(80, 80, 3)
+    scene = Scene(pixels, np.zeros((80, 80), np.uint8), (star, zero), "texture")
+    monkeypatch.setattr(stage, "draw_scene", lambda rng, writers, style: scene)
+    examples = [stage.load_example(index, "pretrain", 1, stage.Style()) for index in range(20)]
+    flipped = {
+        index for index, (image, _, _) in enumerate(examples) if (image.numpy()[0, :, 0] == pixels[:, 79, 0]).all()
+    }
+    assert 0 < len(flipped) < 20
+    for index, (_, _, places) in enumerate(examples):
+        assert places[CLASSES.index("star") - 1] == (0 if index in flipped else 2)
+        assert places[0] == 4
+        assert (places != stage.ABSENT).sum() == 2
+
+
+def test_absent_classes_have_no_part_in_the_loss_of_places():
+    torch.manual_seed(0)
+    model = stage.Pretrainer(vit.Architecture(outputs=28), RECIPE.model_copy(update={"place_weight": 0.0})).eval()
+    images = torch.randint(256, (3, 3, 80, 80), dtype=torch.uint8)
+    places = torch.full((3, 20), stage.ABSENT)
+    places[0, 3], places[2, 19] = 7, 1
+    _, _, logits = model(images)
+    expected = (F.cross_entropy(logits[0, 3], places[0, 3]) + F.cross_entropy(logits[2, 19], places[2, 19])) / 2
+    without = model.loss(images, torch.zeros(3, 28), places, 3)
+    model.place_weight = 1.0
+    # A difference of two sums of a few units in float32.
+    torch.testing.assert_close(model.loss(images, torch.zeros(3, 28), places, 3) - without, expected, rtol=1e-5, atol=0)
+
+
+def test_sine_positions_make_neighbors_the_most_similar_patches():
+    torch.manual_seed(0)
+    model = stage.Pretrainer(vit.Architecture(outputs=28), RECIPE.model_copy(update={"position_scale": 10.0}))
+    positions = F.normalize(model.vit.pos_embed[0, 1:], dim=-1)
+    similarity = (positions @ positions.T).fill_diagonal_(-1)
+    nearest = similarity.argmax(1)
+    rows, columns = torch.arange(100) // 10, torch.arange(100) % 10
+    assert ((rows - rows[nearest]).abs() + (columns - columns[nearest]).abs() == 1).all()

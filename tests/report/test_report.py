@@ -270,6 +270,15 @@ def test_the_comparison_of_settings_has_what_they_were_trained_with():
     assert (row["Effective batch size"], row["Steps"], row["Best epoch"]) == ("120", "15", "82.00 (4)")
 
 
+def test_equal_steps_are_compared_with_the_setting_whose_steps_they_take():
+    settings = [finetuned(name, 60.0 + index) for index, name in enumerate(EXPERIMENT.classification.settings)]
+    (margin,) = classification.equal_step_margins(settings, metric("accuracy"))
+    assert (margin.left.name, margin.right.name) == ("accumulated", "equal_steps")
+    assert margin.difference == -1.0
+    other_rate = finetuned("accumulated", 60.0, lr=1e-5)
+    assert classification.equal_step_margins([other_rate, settings[-1]], metric("accuracy")) == []
+
+
 def test_the_committed_params_are_the_originals_grid():
     """Every row of the original's tables is a run with the original's settings."""
     tables = assigned_tables()

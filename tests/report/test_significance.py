@@ -110,7 +110,7 @@ def test_a_star_has_a_margin_over_the_runner_up():
     best = build_result("best", base + 5 + rng.normal(0, 1, (1, IMAGES)) * 0.1)
     metric = build_metric()
     margin = star_margin([worst, best, middle], metric)
-    assert (margin.best, margin.runner_up) == (best, middle)
+    assert (margin.left, margin.right) == (best, middle)
     assert margin.low < margin.difference < margin.high
     assert margin.significant
     assert not star_margin([middle, close], metric).significant

@@ -34,9 +34,10 @@ class Noise:
     color_wrong: float = 0.05
     color_omitted: float = 0.15
     size_omitted: float = 0.6
-    relation_omitted: float = 0.4
-    position_omitted_single: float = 0.4  # in scenes of one object
-    position_omitted_multiple: float = 0.85  # in scenes of several objects of which one is named
+    relation_omitted: float = 0.15
+    # A captioner learns places and relations only from captions that tell them.
+    position_omitted_single: float = 0.1  # in scenes of one object
+    position_omitted_multiple: float = 0.4  # in scenes of several objects of which one is named
     second_omitted: float = 0.3
     smaller_first: float = 0.25
     ending: float = 0.08
