@@ -21,19 +21,17 @@ class GreedyCaptioner:
         captioning = experiment.captioning
         self.params = experiment.attention.captions
         self.max_length = captioning.max_length
-        self.model = load_captioner(experiment, kind)
+        self.captioner = load_captioner(experiment, kind)
         self.encode = load_encoder(experiment, kind)
         self.cell = Cell(type="greedy", prompt=captioning.cells[self.params.cell].prompt)
-        prompts = self.model.prompts(captioning.model_copy(update={"cells": {self.params.cell: self.cell}}))
+        prompts = self.captioner.prompts(captioning.model_copy(update={"cells": {self.params.cell: self.cell}}))
         self.prompt = prompts[self.cell.prompt]
-        self.generator = CaptionGenerator(
-            self.model.decoder, Lengths(captioning.min_length, captioning.max_length)
-        )
+        self.generator = CaptionGenerator(self.captioner.decoder, Lengths(captioning.min_length, captioning.max_length))
 
     def caption(self, image: Image.Image) -> tuple[str, list[Word]]:
         """The caption of an image without its prompt, and its words with their attention."""
         states = self.encode(image)
         unused_random_numbers = np.zeros((1, 1, self.max_length))  # greedy decoding draws none
         (tokens,) = self.generator.sample(states, [self.prompt], [self.cell], unused_random_numbers)
-        (words,) = extract_words(self.model, self.params, states, self.prompt, [tokens], self.max_length)
-        return caption_text(self.model.tokenizer, self.prompt, tokens), words
+        (words,) = extract_words(self.captioner, self.params, states, self.prompt, [tokens], self.max_length)
+        return caption_text(self.captioner.tokenizer, self.prompt, tokens), words

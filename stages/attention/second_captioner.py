@@ -40,7 +40,7 @@ def analyze(experiment: Experiment, manifest: Manifest) -> Run:
     params = experiment.attention.captions
     kind = params.also
     assert kind is not None  # else the stage is skipped
-    captioner = GreedyCaptioner(experiment, kind)
+    greedy = GreedyCaptioner(experiment, kind)
     examples_param = f"{experiment.profile}.examples.captions"
     examples = select_examples(manifest.split("val"), experiment.active.examples.captions, examples_param)
     finder = ReferentFinder(manifest)
@@ -48,7 +48,7 @@ def analyze(experiment: Experiment, manifest: Manifest) -> Run:
     pictures = {}
     for row in examples:
         image = read_image(Path(row.image))
-        caption, words = captioner.caption(image)
+        caption, words = greedy.caption(image)
         measurements = measure_words(row, words, finder.find(row, words), finder.background) if row.mask else []
         picture = picture_path(PICTURES / TASK, row.image_id)
         plot_caption(picture, image, row.image_id, caption, words, measurements, params)
@@ -62,7 +62,7 @@ def analyze(experiment: Experiment, manifest: Manifest) -> Run:
             "profile": experiment.profile,
             "model": kind,
             "type": "greedy",
-            "prompt": captioner.cell.prompt,
+            "prompt": greedy.cell.prompt,
             "min_length": experiment.captioning.min_length,
             "max_length": experiment.captioning.max_length,
             "layer": params.layer,
@@ -72,8 +72,8 @@ def analyze(experiment: Experiment, manifest: Manifest) -> Run:
         inputs={
             "source": manifest.source,
             "manifest": manifests.manifest_hash(),
-            "captioner": captioner.model.source,
-            "weights": vit.weights_hash(captioner.model.decoder.model),
+            "captioner": greedy.captioner.source,
+            "weights": vit.weights_hash(greedy.captioner.decoder.model),
             "precision": experiment.compute.precision,
         },
         artifacts=pictures,

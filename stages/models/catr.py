@@ -55,7 +55,9 @@ class CatrConfig:
     vocabulary: Size = 30522  # word pieces of bert-base-uncased
     positions: Size = 128  # maximum length of a text in tokens, including the start token
     blocks: tuple[Size, Size, Size, Size] = (3, 4, 23, 3)  # per stage of ResNet-101
-    expansion: Size = 4  # a block's output channels per inner channel of the published net, whose width is expansion / 4
+    expansion: Size = (
+        4  # a block's output channels per inner channel of the published net, whose width is expansion / 4
+    )
     dilation: bool = True  # the last stage dilates its kernels instead of halving the grid: cells of 16 pixels, not 32
     longer_side: Size = 299  # of an image after `preprocess`, in pixels
     layer_norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-12  # of the embeddings' norm; others have torch's default
@@ -270,18 +272,20 @@ def save(folder: Path, model: Catr, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write the weights, with the config as JSON in the metadata of the file, and the tokenizer."""
     tokenizer.save_pretrained(folder)
     # A frozen batch norm has no count of batches: a trained one's is not needed to compute.
-    weights = {
-        name: weight for name, weight in model.state_dict().items() if not name.endswith(".num_batches_tracked")
-    }
-    save_weights(folder / WEIGHTS, weights, config=asdict(model.config))  # last, so that a folder with weights is complete
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.endswith(".num_batches_tracked")}
+    save_weights(
+        folder / WEIGHTS, weights, config=asdict(model.config)
+    )  # last, so that a folder with weights is complete
 
 
 def load(path: Path) -> Catr:
-    """The frozen captioner in eval mode, from a file of `save` or one with a state dict, at the top level or under `model`.
+    """The frozen captioner in eval mode, from a file of `save`, or one with a state dict at the top or under `model`.
 
     Without the metadata of `save`, sizes come from the shapes of the weights, and what shapes do not tell is as
-    published: heads are 32 wide, the last ResNet stage is dilated, images have 299 pixels on their longer side. Raises `FileNotFoundError` for a missing file, and `ValueError` for one that holds other things than
-    tensors, keys that do not match, or weights that are not finite.
+    published: heads are 32 wide, the last ResNet stage is dilated, and images have 299 pixels on their longer side.
+
+    Raises `FileNotFoundError` for a missing file, and `ValueError` for one that holds other things than tensors, keys
+    that do not match, a wrong config, or weights that are not finite.
     """
     state_dict = read_weights(path)
     try:

@@ -50,8 +50,8 @@ def write_card(
         "The training data has another style than the task's, as the original checkpoint was trained on other images "
         "(`stages/data/scenes/web.py`): scenes of 1 to 4 objects, mostly on textures, with digits by writers that the "
         "task's splits do not use, and captions that omit or confuse objects. Probabilities: "
-        f"{noise}. Besides captions, the ResNet learned from image-level labels which of 20 classes and 8 colors a scene "
-        "contains. No masks were used.",
+        f"{noise}. Besides captions, the ResNet learned from image-level labels which of 20 classes and 8 colors a "
+        "scene contains. No masks were used.",
         "",
         f"On {info.held_out} held-out scenes per style, with digits that neither the training scenes nor the task's "
         "splits use, in percent:",
