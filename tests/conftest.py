@@ -115,9 +115,7 @@ def small_catr(folder: Path) -> None:
     torch.manual_seed(0)
     tokenizer = blip.word_tokenizer(web.vocabulary())
     special_tokens = {"start": tokenizer.cls_token_id, "end": tokenizer.sep_token_id}
-    config = replace(
-        SMALL_CATR, vocabulary=len(tokenizer), positions=32, expansion=1, longer_side=64, **special_tokens
-    )
+    config = replace(SMALL_CATR, vocabulary=len(tokenizer), positions=32, expansion=1, longer_side=64, **special_tokens)
     catr.save(folder, untrained_catr(config), tokenizer)
 
 

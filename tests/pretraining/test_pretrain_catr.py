@@ -111,15 +111,17 @@ def test_no_caption_is_longer_than_the_padding(caption):
         assert ids.shape == (captioned_scenes.CAPTIONS_PER_SCENE, captioned_scenes.MAX_TOKENS)
 
 
-def test_greedy_captions_are_those_of_whole_texts():
+def test_greedy_captions_are_those_of_whole_texts(monkeypatch):
     """Each token is the most probable one after the text before it; no end before `MIN_LENGTH`, padding after it."""
+    normalize = catr.normalize
+    monkeypatch.setattr(catr, "normalize", lambda pixels: normalize(pixels).double())
     torch.manual_seed(4)
     model = catr.Catr(stage.small_config(layers=1)).double().eval()
     images = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         model.mlp.layers[-1].bias[model.end] += 0.2  # so that captions end
         ids = stage.generate(model, images)
-        memory = model.memory(catr.normalize(images).double())
+        memory = model.memory(catr.normalize(images))
     assert ids.shape == (3, captioned_scenes.MAX_LENGTH)
     texts = captioned_scenes.TOKENIZER.batch_decode(ids, skip_special_tokens=True)
     assert all(text.startswith(captioned_scenes.PROMPT) for text in texts)
