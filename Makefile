@@ -87,7 +87,7 @@ dag: $(READY)  ## draw the stages
 clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped checkpoints
 	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
 		data/predictions data/fetched data/attention data/valid_params.txt data/report_runs.json data/resume reports/report.html reports/verify.md reports/look reports/search.png reports/timings.json \
-		predictions.csv mlflow.db mlflow.db.lock mlartifacts mlruns dvc_plots .pytest_cache .ruff_cache .mypy_cache
+		predictions.csv masks mlflow.db mlflow.db.lock mlartifacts mlruns dvc_plots .pytest_cache .ruff_cache .mypy_cache
 
 # uv installs the same pinned packages about three times as fast as pip.
 $(READY): requirements.txt constraints.txt

@@ -34,4 +34,4 @@ def save_mask(mask: np.ndarray, path: Path) -> None:
     """Write class indices `(H, W)` uint8 as a palette PNG in VOC's colors."""
     image = Image.fromarray(mask, mode="P")
     image.putpalette(COLOR_MAP.tobytes())
-    image.save(path)
+    image.save(path, format="PNG")

@@ -28,7 +28,8 @@ class CardInfo:
 
 def describe_device(device: torch.device) -> str:
     """The machine that a model is trained on, in words."""
-    name = f"a CPU with {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    name = f"a CPU with {threads} thread{'s' if threads > 1 else ''}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     if processes.count() > 1:

@@ -570,6 +570,25 @@ def test_the_page_names_words_that_blip_does_not_know(share, words, line):
     assert (line in page) if line else ("unknown" not in page)
 
 
+def test_what_captions_name_is_a_mean_over_seeds_of_the_captions_that_name_it():
+    greedy, sampled, other = cell("greedy", 20.0), cell("k50_t1", 10.0, 11.0), cell("k5_t01", 9.0)
+    shared = {"images": 200.0, "class_named": 97.04, "color_named": 96.0}
+    for seed, right in enumerate((80.0, 90.0)):
+        frame = sampled.frame
+        for key, value in {**shared, "place_named": 10 + seed, "place_right": right, "relation_named": 0.0}.items():
+            frame.loc[frame.index[seed], key] = value
+    for key, value in {**shared, "place_named": 30.5, "place_right": 88.88, "relation_named": 1.0}.items():
+        greedy.frame[key] = value
+    greedy.frame["relation_right"] = 50.0
+    header, *rows = text(captioning.naming_table([greedy, sampled, other]))
+    assert header == ("Decoding", "Class named (%)", "Color named (%)", "Place right (%)", "Relation right (%)")
+    assert [row[1:] for row in rows] == [
+        ("97.0", "96.0", "88.9 of 61", "50.0 of 2"),
+        ("97.0", "96.0", "85.0 of 21", "-"),
+    ]
+    assert not captioning.naming_table([other])
+
+
 def test_settings_that_were_still_learning_are_named():
     (setting,) = classification.still_learning([finetuned("base", 70.0)])
     assert setting == {"name": "base", "loss": 1.5, "steps": 15.0, "images": 8}

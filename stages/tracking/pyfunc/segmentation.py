@@ -1,59 +1,11 @@
-"""A segmentation head with its frozen backbone: images in, masks out."""
+"""A segmentation head with its frozen backbone as a model of MLflow."""
 
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors import safe_open
-from torch import Tensor
-
 from stages.models import vit
-from stages.models.compute import get_device, mixed_precision
-from stages.models.weights import read_weights
 from stages.params.compute import Compute
-from stages.segmentation.dataset import MAX_BATCH_PIXELS
-from stages.segmentation.extract import BATCH, PIXELS
-from stages.segmentation.heads import build_head
-from stages.segmentation.heads.base import SegmentationHead
-from stages.segmentation.training import predict_masks
-
-
-class Segmenter:
-    """Predicts masks as the run that trained the head did for the validation images."""
-
-    def __init__(self, backbone: vit.Backbone, head: SegmentationHead, compute: Compute):
-        self.backbone = backbone.to(get_device())
-        self.head = head.to(get_device()).eval()
-        self.compute = compute
-
-    @torch.inference_mode()
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Class indices `(N, H, W)` uint8 of RGB images `(N, H, W, 3)` uint8."""
-        _, height, width, _ = images.shape
-        # Convolutions and products of matrices round differently for another memory layout or batch size: about one
-        # pixel in a million would get another class. So both are those of `extract_segmentation` and `train_head`.
-        pixels = torch.tensor(images).permute(0, 3, 1, 2).contiguous()  # channels first
-        backbone_batch = max(1, min(BATCH, PIXELS // (height * width)))
-        head_batch = max(1, MAX_BATCH_PIXELS // (height * width))
-        masks = []
-        for batch in pixels.split(backbone_batch):
-            for tokens in self._extract(batch).split(head_batch):
-                masks.append(predict_masks(self.head, tokens, (height, width)))
-        return torch.cat(masks).numpy()
-
-    def _extract(self, pixels: Tensor) -> Tensor:
-        with mixed_precision(self.compute):
-            return self.backbone(pixels.to(get_device())).patches.half()  # as they are cached for the training
-
-
-def load_head(path: Path) -> SegmentationHead:
-    """Load a head that `train_head` wrote."""
-    with safe_open(path, framework="pt") as file:
-        config = json.loads(file.metadata()["head"])["config"]
-    head = build_head(**config)
-    head.load_state_dict(read_weights(path))
-    return head
+from stages.segmentation.segmenter import Segmenter, load_head
 
 
 def _load_pyfunc(folder: str) -> Segmenter:
@@ -61,4 +13,5 @@ def _load_pyfunc(folder: str) -> Segmenter:
     model = json.loads((Path(folder) / "model.json").read_text())
     backbone = vit.load(model["source"], Path(folder) / model["backbone"])
     compute = Compute(precision=model["precision"], compile=False, workers=0, live=False)
-    return Segmenter(backbone, load_head(Path(folder) / model["weights"]), compute)
+    head, _ = load_head(Path(folder) / model["weights"])
+    return Segmenter(backbone, head, compute)
