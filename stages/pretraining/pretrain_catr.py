@@ -66,9 +66,9 @@ def small_config(layers: int) -> CatrConfig:
         blocks=(1, 2, 2, 1),
         expansion=1,
         longer_side=LONGER_SIDE,
-        pad=TOKENIZER.convert_tokens_to_ids("[PAD]"),
-        start=TOKENIZER.convert_tokens_to_ids("[CLS]"),
-        end=TOKENIZER.convert_tokens_to_ids("[SEP]"),
+        pad=TOKENIZER.pad_token_id,
+        start=TOKENIZER.cls_token_id,
+        end=TOKENIZER.sep_token_id,
     )
 
 

@@ -120,7 +120,7 @@ def test_greedy_captions_are_those_of_whole_texts(monkeypatch):
     images = torch.randint(256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         model.mlp.layers[-1].bias[model.end] += 0.2  # so that captions end
-        ids = stage.generate(model, images)
+        ids = stage.generate(model, images).clone()  # autograd refuses tensors of inference mode
         memory = model.memory(catr.normalize(images))
     assert ids.shape == (3, captioned_scenes.MAX_LENGTH)
     texts = captioned_scenes.TOKENIZER.batch_decode(ids, skip_special_tokens=True)
