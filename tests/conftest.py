@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from ruamel.yaml import YAML
+from small_checkpoints import SMALL_CATR, untrained_catr
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
 from stages.core import train_state
 from stages.data.scenes import web
 from stages.data.voc import COLOR_MAP
-from stages.models import blip, vit
+from stages.models import blip, catr, vit
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPELINE = (
@@ -108,6 +110,15 @@ def untrained_blip(folder: Path, sharp: float = 1.0) -> None:
     blip.save(folder, captioner, retriever, tokenizer, processor)
 
 
+def small_catr(folder: Path) -> None:
+    """Write a small CATR with random weights, of the shipped kind."""
+    torch.manual_seed(0)
+    tokenizer = blip.word_tokenizer(web.vocabulary())
+    special_tokens = {"start": tokenizer.cls_token_id, "end": tokenizer.sep_token_id}
+    config = replace(SMALL_CATR, vocabulary=len(tokenizer), positions=32, expansion=1, longer_side=64, **special_tokens)
+    catr.save(folder, untrained_catr(config), tokenizer)
+
+
 class Project:
     """A clone of the pipeline in its own folder."""
 
@@ -171,12 +182,14 @@ def clone(root: Path) -> Project:
     architecture = vit.Architecture(outputs=28)
     vit.save(root / "data/checkpoints/vit_scenes/model.safetensors", vit.build(architecture), architecture)
     untrained_blip(root / "data/checkpoints/blip_scenes", sharp=5.0)
+    small_catr(root / "data/checkpoints/catr_scenes")
     project.set(
         profile="embedded",
         embedded__train=12,
         embedded__val=7,
         embedded__objects_train=20,
         embedded__objects_val=20,
+        embedded__catr="data/checkpoints/catr_scenes",
         embedded__examples={"class_token": ["heart_1001", "three_1001"], "captions": 2},
         classification__settings={
             "base": {"lr": "base", "augment": False, "size": "base", "batch_size": 4, "accumulate": 1, "epochs": 1},
@@ -222,7 +235,8 @@ def clone(root: Path) -> Project:
     project.run("git", "init", "-q")
     project.run("git", "add", "-A")
     project.run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "clone")
-    result = project.run("dvc", "commit", "-f", "pretrain", "pretrain_blip")  # as if trained with these params
+    pretrainings = ("pretrain", "pretrain_blip", "pretrain_catr")
+    result = project.run("dvc", "commit", "-f", *pretrainings)  # as if trained with these params
     assert result.returncode == 0, result.stderr
     return project
 

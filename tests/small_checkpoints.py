@@ -6,6 +6,7 @@ from torch import Tensor
 from stages.models import vit
 from stages.models.catr import Catr, CatrConfig
 
+# Of the published kind: a checkpoint without metadata has its heads, width of the ResNet and special tokens.
 SMALL_CATR = CatrConfig(
     hidden=64,
     heads=2,

@@ -171,7 +171,7 @@ def analyze(experiment: Experiment) -> Run:
     """Plot the example images, measure the whole split, write the record."""
     params = experiment.attention.captions
     manifest = manifests.read_manifest()
-    captioner = load_captioner(experiment)
+    captioner = load_captioner(experiment, experiment.captioning.model)
     rows = {row.image_id: row for row in manifest.split("val")}
     examples_param = f"{experiment.profile}.examples.captions"
     examples = select_examples(manifest.split("val"), experiment.active.examples.captions, examples_param)

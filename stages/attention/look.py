@@ -11,23 +11,18 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from stages.attention import caption_attention, class_attention, position_similarity
 from stages.attention.class_token import class_token_attention, resize_to_patches
 from stages.attention.examples import picture_path
+from stages.attention.greedy_caption import GreedyCaptioner
 from stages.attention.panels import plot_rows
 from stages.attention.positions import has_positions
-from stages.attention.words import extract_words
-from stages.captioning.captioner import caption_text, load_captioner
-from stages.captioning.decoding import CaptionGenerator, Lengths
 from stages.core.stage import InputError, stage
 from stages.data.images import find_images, image_size_problem, read_image, read_size
 from stages.data.manifest import IMAGE_ERRORS, image_problem
-from stages.image_text.image_encoder import load_encoder
-from stages.params.captioning import Cell
 from stages.params.experiment import Experiment, load_experiment
 
 FOLDER = Path("reports/look")
@@ -68,22 +63,10 @@ def plot_class_token(experiment: Experiment, paths: list[Path]) -> Iterator[Path
 
 def plot_caption(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:
     """One picture per image: its greedy caption, word by word."""
-    captioning = experiment.captioning
-    params = experiment.attention.captions
-    captioner = load_captioner(experiment)
-    encode = load_encoder(experiment)
-    # Greedy decoding, whatever the cell's type, so that the picture depends only on the image.
-    cell = Cell(type="greedy", prompt=captioning.cells[params.cell].prompt)
-    prompts = captioner.prompts(captioning.model_copy(update={"cells": {params.cell: cell}}))
-    prompt = prompts[cell.prompt]
-    generator = CaptionGenerator(captioner.decoder, Lengths(captioning.min_length, captioning.max_length))
+    captioner = GreedyCaptioner(experiment, experiment.captioning.model)
     for name, image, picture in read_images(paths, "caption"):
-        states = encode(image)
-        unused_random_numbers = np.zeros((1, 1, captioning.max_length))  # greedy decoding draws none
-        (tokens,) = generator.sample(states, [prompt], [cell], unused_random_numbers)
-        (words,) = extract_words(captioner, params, states, prompt, [tokens], captioning.max_length)
-        caption = caption_text(captioner.tokenizer, prompt, tokens)
-        caption_attention.plot_caption(picture, image, name, caption, words, [], params)
+        caption, words = captioner.caption(image)
+        caption_attention.plot_caption(picture, image, name, caption, words, [], experiment.attention.captions)
         yield picture
 
 

@@ -14,7 +14,6 @@ from stages.captioning.bleu import ORDERS, bleu, bootstrap_bleu, count_ngrams
 from stages.captioning.caption_job import CaptionJob, read_captions
 from stages.captioning.captioner import caption_text, load_captioner
 from stages.captioning.decoding import CaptionGenerator, Lengths, caption_tokens
-from stages.captioning.naming_accuracy import naming_accuracy
 from stages.core.atomic import atomic_write, remove_folders
 from stages.core.bootstrap import confidence_interval
 from stages.core.runs import RUNS, Run, package_versions, write_run
@@ -23,6 +22,7 @@ from stages.core.stage import stage
 from stages.data import manifest as manifests
 from stages.data.manifest import Manifest, Row
 from stages.data.scenes.annotations import read_objects
+from stages.data.scenes.naming_accuracy import naming_accuracy
 from stages.data.scenes.scene import SceneObject
 from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
@@ -129,7 +129,7 @@ def run_cells(experiment: Experiment) -> None:
     """Decode all cells; write the captions and one run record per cell and seed."""
     task = experiment.captioning
     manifest = manifests.read_manifest()
-    captioner = load_captioner(experiment)
+    captioner = load_captioner(experiment, task.model)
     table = FeatureTable(DECODER_STATES / "val", backbone=captioner.source, manifest=manifests.manifest_hash())
     prompts = captioner.prompts(task)
     generator = CaptionGenerator(captioner.decoder, Lengths(task.min_length, task.max_length), task.stop)

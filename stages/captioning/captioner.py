@@ -1,5 +1,6 @@
 """The captioning model of an experiment: its text decoder and tokenizer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from stages.image_text.vocabulary import unknown_words
 from stages.models import blip, catr
 from stages.models.checkpoints.record import loading_errors, read_checkpoint
 from stages.models.compute import get_device
-from stages.params.captioning import Captioning
+from stages.params.captioning import Captioning, CaptionModel
 from stages.params.experiment import Experiment
 
 
@@ -50,7 +51,7 @@ class Captioner:
         for name, cell in task.cells.items():
             key = f"captioning.cells.{name}"
             if cell.type == "beam" and not isinstance(self.decoder, BlipDecoder):
-                raise InputError(f"{key}.type = 'beam': captioning.model {task.model} has no beam search")
+                raise InputError(f"{key}.type = 'beam': {self.source} has no beam search")
             _, unknown = unknown_words(self.tokenizer, [cell.prompt])
             if unknown:
                 words = ", ".join(word for word in cell.prompt.split() if word in unknown)
@@ -73,13 +74,15 @@ def _load_catr(folder: Path) -> tuple[TextDecoder, PreTrainedTokenizerBase]:
     return CatrDecoder(model), catr.load_tokenizer(folder)
 
 
-LOADERS = {"blip": _load_blip, "catr": _load_catr}  # by `captioning.model`
+LOADERS: dict[CaptionModel, Callable[[Path], tuple[TextDecoder, PreTrainedTokenizerBase]]] = {
+    "blip": _load_blip,
+    "catr": _load_catr,
+}
 
 
-def load_captioner(experiment: Experiment) -> Captioner:
-    """The model of `captioning.model`, on its device, in float32 whatever the precision of the image encoder."""
-    source = experiment.captioner
-    kind = experiment.captioning.model
+def load_captioner(experiment: Experiment, kind: CaptionModel) -> Captioner:
+    """A captioning model of the profile, on its device, in float32 whatever the precision of the image encoder."""
+    source = experiment.captioner_source(kind)
     key = f"{experiment.profile}.{kind}"
     if source is None:
         raise InputError(f"captioning.model = '{kind}': {key} is null; name a checkpoint, or choose another model")

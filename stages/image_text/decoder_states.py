@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class CatrStatesJob(TokenJob):
 
     @property
     def dataset(self) -> MappedDataset:
-        return MappedDataset(self.rows, _load_catr_pixels)
+        return MappedDataset(self.rows, partial(_load_catr_pixels, self.catr.config.longer_side))
 
     def split_batches(self, rows: range) -> Iterator[list[int]]:
         return batch_by_key(rows, lambda index: (self.rows[index].height, self.rows[index].width), lambda _: CATR_BATCH)
@@ -74,10 +75,10 @@ class CatrStatesJob(TokenJob):
 
     def view_features(self, index: int, tokens: Tensor) -> ViewFeatures:
         row = self.rows[index]
-        height, width = catr.resized_shape(row.height, row.width)
+        height, width = catr.resized_shape(row.height, row.width, self.catr.config.longer_side)
         return ViewFeatures(row.image_id, 0, native_view(height, width), tokens)
 
 
-def _load_catr_pixels(row: Row) -> Tensor:
+def _load_catr_pixels(longer_side: int, row: Row) -> Tensor:
     """Return the whole image in its own aspect ratio, as CATR expects it, `(3, H, W)`."""
-    return catr.preprocess(read_image(Path(row.image)))
+    return catr.preprocess(read_image(Path(row.image)), longer_side)

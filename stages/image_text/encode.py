@@ -77,7 +77,7 @@ def encode_catr_states(experiment: Experiment, manifest: Manifest) -> Shards:
     metadata = FeatureMetadata(
         backbone=str(experiment.active.catr),
         weights=vit.weights_hash(model),
-        transform=f"longest side {catr.LONGER_SIDE}, mean and std 0.5",
+        transform=f"longest side {model.config.longer_side}, mean and std 0.5",
         dim=model.config.hidden,
         heads=model.config.heads,
         patch=f"{catr.PATCH}x{catr.PATCH}",

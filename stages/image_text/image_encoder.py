@@ -13,6 +13,7 @@ from stages.models import catr
 from stages.models.catr import Catr
 from stages.models.checkpoints.record import loading_errors, read_checkpoint
 from stages.models.compute import get_device, mixed_precision
+from stages.params.captioning import CaptionModel
 from stages.params.experiment import Experiment
 
 
@@ -20,18 +21,18 @@ def load_catr(experiment: Experiment) -> Catr:
     """Load the profile's CATR; raises `InputError` naming its param."""
     source = experiment.active.catr
     if source is None:
-        raise InputError(f"{experiment.profile}.catr is null: 'captioning.model: catr' needs a checkpoint")
+        raise InputError(f"{experiment.profile}.catr is null: CATR needs a checkpoint")
     path = read_checkpoint("catr", source).file / catr.WEIGHTS
     with loading_errors(f"{experiment.profile}.catr", source):
         return catr.load(path)
 
 
-def load_encoder(experiment: Experiment) -> Callable[[Image.Image], Tensor]:
-    """Return a function from an image to its states `(1, rows, columns, dim)`, as captions are decoded from them.
+def load_encoder(experiment: Experiment, kind: CaptionModel) -> Callable[[Image.Image], Tensor]:
+    """Return a function from an image to its states `(1, rows, columns, dim)`, as a model decodes captions from them.
 
     BLIP's states have one row: the class token and all patches.
     """
-    if experiment.captioning.model == "blip":
+    if kind == "blip":
         towers = load_blip(experiment)
         return lambda image: towers.image_states(val_view(image, towers.pixels.side)[None])[:, None].float()
 
@@ -40,6 +41,7 @@ def load_encoder(experiment: Experiment) -> Callable[[Image.Image], Tensor]:
     @torch.inference_mode()
     def encode(image: Image.Image) -> Tensor:
         with mixed_precision(experiment.compute):
-            return model.memory(catr.preprocess(image)[None].to(get_device())).float()
+            pixels = catr.preprocess(image, model.config.longer_side)
+            return model.memory(pixels[None].to(get_device())).float()
 
     return encode

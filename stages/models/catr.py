@@ -3,76 +3,95 @@
 CATR ("CAption TRansformer", github.com/saahiluppal/catr, Apache 2.0) is DETR (Carion et al. 2020, "End-to-end object
 detection with transformers") with a text decoder instead of object queries. Sizes, names and the order of operations
 follow that repository (configuration.py, models/, predict.py, datasets/coco.py), so its checkpoint loads key for key.
+A checkpoint of `save` has other sizes, which its metadata tell (`CatrConfig`).
 """
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
-from transformers import BertTokenizer
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
 from stages.core.weights_file import save_weights
 from stages.models.catr_transformer import CatrCache, Decoder, Embeddings, Encoder, sine_positions
 from stages.models.shared_keys import RowsByImage
-from stages.models.weights import check_finite_weights, check_weights, read_weights
+from stages.models.weights import check_finite_weights, check_weights, parse_metadata, read_metadata, read_weights
 
-LONGER_SIDE = 299  # of an image after `preprocess`, in pixels
 PATCH = 16  # pixels per grid cell: the stride of a ResNet whose last stage is dilated
-WEIGHTS = "model.safetensors"  # in a folder of `convert_file`
+WEIGHTS = "model.safetensors"  # in a folder of `convert_file` or `save`
 HEAD_WIDTH = 32  # features per attention head
+LARGEST_SIZE = 2**16  # of a file's own numbers: beyond any model, and small enough to build and compare
+
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
+TokenId = Annotated[int, Field(ge=0, le=LARGEST_SIZE)]
 
 
 @dataclass(frozen=True)
 class CatrConfig:
     """Sizes, by default those of the published v3 (configuration.py).
 
-    Raises `ValueError` if `hidden` cannot be divided among the heads, or into the four parts of sine positions.
+    Raises `ValueError` if `hidden` cannot be divided among the heads, or into the four parts of sine positions, or if
+    a special token is not in the vocabulary.
     """
 
-    hidden: int = 256
-    heads: int = 8
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    feedforward: int = 2048
-    inner: int = 512  # width of the output layers between `hidden` and `vocabulary`
-    vocabulary: int = 30522  # word pieces of bert-base-uncased
-    positions: int = 128  # maximum length of a text in tokens, including the start token
-    blocks: tuple[int, ...] = (3, 4, 23, 3)  # per stage of ResNet-101
+    hidden: Size = 256
+    heads: Size = 8
+    encoder_layers: Size = 6
+    decoder_layers: Size = 6
+    feedforward: Size = 2048
+    inner: Size = 512  # width of the output layers between `hidden` and `vocabulary`
+    vocabulary: Size = 30522  # word pieces of bert-base-uncased
+    positions: Size = 128  # maximum length of a text in tokens, including the start token
+    blocks: tuple[Size, Size, Size, Size] = (3, 4, 23, 3)  # per stage of ResNet-101
+    expansion: Size = (
+        4  # a block's output channels per inner channel of the published net, whose width is expansion / 4
+    )
     dilation: bool = True  # the last stage dilates its kernels instead of halving the grid: cells of 16 pixels, not 32
-    layer_norm_eps: float = 1e-12  # of the embeddings' norm only; all others use torch's default of 1e-5
-    pad: int = 0
-    start: int = 101  # [CLS]
-    end: int = 102  # [SEP]
+    longer_side: Size = 299  # of an image after `preprocess`, in pixels
+    layer_norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-12  # of the embeddings' norm; others have torch's default
+    pad: TokenId = 0
+    start: TokenId = 101  # [CLS]
+    end: TokenId = 102  # [SEP]
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def __post_init__(self):
         # Sine positions: rows and columns, each with sines and cosines.
         if self.heads < 1 or self.hidden % self.heads or self.hidden % 4:
             raise ValueError(f"hidden {self.hidden} is not a multiple of 4 and of its {self.heads} heads")
+        if max(self.pad, self.start, self.end) >= self.vocabulary:
+            raise ValueError(f"pad, start and end must be tokens of the vocabulary of {self.vocabulary}")
 
 
 class ResNetGrid(nn.Module):
-    """A ResNet without pooling and classifier: `(B, 3, H, W)` to `(B, 2048, ceil(H / 16), ceil(W / 16))`.
+    """A ResNet without pooling and classifier: `(B, 3, H, W)` to `(B, 512 * expansion, ceil(H / 16), ceil(W / 16))`.
 
-    Its batch norm is frozen, with four buffers and no batch count. The epsilon of the published code is torchvision's
-    default, 1e-5.
+    `norm_layer` gives the batch norm of a number of channels. All kinds have an epsilon of 1e-5: torchvision's default,
+    which the published code has, torch's and timm's.
     """
 
-    def __init__(self, config: CatrConfig):
+    def __init__(self, config: CatrConfig, norm_layer: Callable[[int], nn.Module]):
         super().__init__()
+        block = type("Bottleneck", (Bottleneck,), {"expansion": config.expansion})
         resnet = ResNet(
-            Bottleneck,
+            block,
             list(config.blocks),
+            # Inner channels of the four stages are 64, 128, 256 and 512, times this over 64.
+            width_per_group=16 * config.expansion,
             replace_stride_with_dilation=[False, False, config.dilation],
-            norm_layer=FrozenBatchNorm2d,
+            norm_layer=norm_layer,
         )
         stages = [(name, stage) for name, stage in resnet.named_children() if name not in ("avgpool", "fc")]
         self.body = nn.Sequential(OrderedDict(stages))
@@ -110,18 +129,21 @@ class Output(nn.Module):
 class Catr(nn.Module):
     """The captioner; its state dict has the keys of the published checkpoint.
 
-    `logits` reads whole texts, `read` continues them token by token. Everywhere, `mask` `(B, H, W)` bool is True on
-    padding, and None means images without padding.
+    `logits` reads whole texts, `read` continues them token by token, `text_logits` predicts all tokens of whole texts.
+    Everywhere, `mask` `(B, H, W)` bool is True on padding, and None means images without padding.
+
+    The ResNet's batch norm is frozen, with four buffers and no batch count. `norm_layer` replaces it for training by
+    one with the same weights and statistics under the same names; `save` leaves out its batch count.
     """
 
-    def __init__(self, config: CatrConfig):
+    def __init__(self, config: CatrConfig, norm_layer: Callable[[int], nn.Module] = FrozenBatchNorm2d):
         super().__init__()
         self.config = config
         self.start = config.start
         self.end = config.end
         self.pad = config.pad
-        self.backbone = nn.Sequential(ResNetGrid(config))
-        self.input_proj = nn.Conv2d(512 * Bottleneck.expansion, config.hidden, kernel_size=1)
+        self.backbone = nn.Sequential(ResNetGrid(config, norm_layer))
+        self.input_proj = nn.Conv2d(512 * config.expansion, config.hidden, kernel_size=1)
         self.transformer = Transformer(config)
         self.mlp = Output(config)
         for weight in self.transformer.parameters():  # as published; all other weights start as torch's defaults
@@ -159,17 +181,29 @@ class Catr(nn.Module):
         of rows. Raises `ValueError` for unsorted rows, another number of rows than in the cache, or more tokens than
         `positions`.
         """
+        return self.mlp(self._decode(tokens, cache, image_of_row)[:, -1])
+
+    def logits(self, tokens: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits `(B, vocabulary)` after whole texts `tokens` `(B, n)`, one text per image in `memory`."""
+        return self.read(tokens, self.new_cache(memory, mask), torch.arange(len(tokens), device=tokens.device))
+
+    def text_logits(self, tokens: Tensor, memory: Tensor, image_of_row: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits `(rows, n, vocabulary)` after each of `tokens` `(rows, n)`, for training on whole texts.
+
+        Those at position i depend on the tokens up to i only, so padding after a text changes none of its logits.
+        `image_of_row` is that of `read`, which raises the same errors.
+        """
+        return self.mlp(self._decode(tokens, self.new_cache(memory, mask), image_of_row))
+
+    def _decode(self, tokens: Tensor, cache: CatrCache, image_of_row: Tensor) -> Tensor:
+        """The decoder's output `(rows, n, hidden)` for `tokens` `(rows, n)`, which are added to `cache`."""
         if len(image_of_row) != len(tokens) or cache.rows not in (None, len(tokens)):
             raise ValueError(
                 f"{len(tokens)} rows of tokens, {len(image_of_row)} images, {cache.rows} rows in the cache"
             )
         rows = RowsByImage.pack(image_of_row, cache.images)
         embedded, positions = self.transformer.embeddings(tokens, cache.length)
-        return self.mlp(self.transformer.decoder(embedded, positions, cache, rows)[:, -1])
-
-    def logits(self, tokens: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits `(B, vocabulary)` after whole texts `tokens` `(B, n)`, one text per image in `memory`."""
-        return self.read(tokens, self.new_cache(memory, mask), torch.arange(len(tokens), device=tokens.device))
+        return self.transformer.decoder(embedded, positions, cache, rows)
 
     def cross_attention(self, tokens: Tensor, memory: Tensor, layer: int = -1, mask: Tensor | None = None) -> Tensor:
         """The weights `(B, heads, n, rows * columns)` of a decoder layer over the image; each row sums to 1.
@@ -201,39 +235,62 @@ class Catr(nn.Module):
         return sine_positions(valid, self.config.hidden, dtype).flatten(1, 2), attention_mask
 
 
-def resized_shape(height: int, width: int) -> tuple[int, int]:
-    """Height and width after `preprocess`: a longer side of 299 pixels.
+def resized_shape(height: int, width: int, longer_side: int) -> tuple[int, int]:
+    """Height and width after `preprocess`.
 
-    Sides are truncated to whole pixels, so that the longer one may be 298 (datasets/coco.py, `under_max`). Raises
-    `ValueError` for an image so narrow that no pixel is left.
+    Sides are truncated to whole pixels, so that the longer one may be `longer_side - 1` (datasets/coco.py,
+    `under_max`). Raises `ValueError` for an image so narrow that no pixel is left.
     """
-    scale = LONGER_SIDE / max(height, width)
+    scale = longer_side / max(height, width)
     shape = (int(height * scale), int(width * scale))
     if not all(shape):
-        raise ValueError(f"a {width}x{height} image has no pixels left at {LONGER_SIDE} on its longer side")
+        raise ValueError(f"a {width}x{height} image has no pixels left at {longer_side} on its longer side")
     return shape
 
 
-def preprocess(image: Image.Image) -> Tensor:
+def resize(image: Image.Image, longer_side: int) -> Tensor:
+    """An image in the size of `resized_shape`, `(3, H, W)` uint8; raises `ValueError` as that does."""
+    height, width = resized_shape(image.height, image.width, longer_side)
+    resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)  # Pillow's default since 7.0
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Float32 pixels in -1..1 from those in 0..255."""
+    return (pixels.float() / 255 - 0.5) / 0.5
+
+
+def preprocess(image: Image.Image, longer_side: int) -> Tensor:
     """An image as CATR was validated on: float `(3, H, W)` in -1..1, of `resized_shape`.
 
     Raises `ValueError` as `resized_shape` does.
     """
-    height, width = resized_shape(image.height, image.width)
-    resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)  # Pillow's default since 7.0
-    return (torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255 - 0.5) / 0.5
+    return normalize(resize(image, longer_side))
+
+
+def save(folder: Path, model: Catr, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the weights, with the config as JSON in the metadata of the file, and the tokenizer."""
+    tokenizer.save_pretrained(folder)
+    # A frozen batch norm has no count of batches: a trained one's is not needed to compute.
+    weights = {name: weight for name, weight in model.state_dict().items() if not name.endswith(".num_batches_tracked")}
+    save_weights(
+        folder / WEIGHTS, weights, config=asdict(model.config)
+    )  # last, so that a folder with weights is complete
 
 
 def load(path: Path) -> Catr:
-    """The frozen captioner in eval mode, from a file with a state dict, at the top level or under `model`.
+    """The frozen captioner in eval mode, from a file of `save`, or one with a state dict at the top or under `model`.
 
-    Sizes come from the shapes of the weights; heads are 32 wide and the last ResNet stage is dilated, which shapes do
-    not tell. Raises `FileNotFoundError` for a missing file, and `ValueError` for one that holds other things than
-    tensors, keys that do not match, or weights that are not finite.
+    Without the metadata of `save`, sizes come from the shapes of the weights, and what shapes do not tell is as
+    published: heads are 32 wide, the last ResNet stage is dilated, and images have 299 pixels on their longer side.
+
+    Raises `FileNotFoundError` for a missing file, and `ValueError` for one that holds other things than tensors, keys
+    that do not match, a wrong config, or weights that are not finite.
     """
     state_dict = read_weights(path)
     try:
-        config = _derive_config(state_dict)
+        metadata = read_metadata(path)
+        config = parse_metadata(CatrConfig, metadata["config"]) if "config" in metadata else _derive_config(state_dict)
         with torch.device("meta"):
             model = Catr(config)
         check_weights(state_dict, model.state_dict())
@@ -257,9 +314,9 @@ def convert_file(source: Path, vocabulary: Path, folder: Path) -> None:
     save_weights(folder / WEIGHTS, model.state_dict())  # last, so that a folder with weights is complete
 
 
-def load_tokenizer(folder: Path) -> BertTokenizer:
-    """The tokenizer in a folder of `convert_file`."""
-    return BertTokenizer.from_pretrained(folder)
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder of `convert_file` (BERT's) or `save`."""
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _derive_config(state_dict: dict[str, Tensor]) -> CatrConfig:
@@ -279,9 +336,9 @@ def _derive_config(state_dict: dict[str, Tensor]) -> CatrConfig:
     hidden = first_axis("input_proj.weight", published.hidden)
     if hidden % HEAD_WIDTH:
         raise ValueError(f"hidden {hidden} is not a multiple of {HEAD_WIDTH}, the width of a head")
-    blocks = [
+    first, second, third, fourth = (
         count(f"backbone.0.body.layer{stage}", default) for stage, default in enumerate(published.blocks, start=1)
-    ]
+    )
     return CatrConfig(
         hidden=hidden,
         heads=hidden // HEAD_WIDTH,
@@ -291,5 +348,5 @@ def _derive_config(state_dict: dict[str, Tensor]) -> CatrConfig:
         inner=first_axis("mlp.layers.0.weight", published.inner),
         vocabulary=first_axis("transformer.embeddings.word_embeddings.weight", published.vocabulary),
         positions=first_axis("transformer.embeddings.position_embeddings.weight", published.positions),
-        blocks=tuple(blocks),
+        blocks=(first, second, third, fourth),
     )

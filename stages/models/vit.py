@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import timm
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from timm.layers import HybridEmbed
 from timm.models import PretrainedCfg
 from timm.models.eva import Eva
@@ -29,7 +29,14 @@ from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from stages.core.weights_file import save_weights
-from stages.models.weights import check_finite_weights, check_weights, describe_error, parse_metadata, read_weights
+from stages.models.weights import (
+    check_finite_weights,
+    check_weights,
+    describe_error,
+    parse_metadata,
+    read_metadata,
+    read_weights,
+)
 from stages.params.model_source import is_checkpoint_file, split_revision
 
 HEAD_WIDTH = 64  # features per attention head: true of ViT-Ti to ViT-L, whose checkpoints do not store it
@@ -115,7 +122,7 @@ def save(path: Path, model: VisionTransformer, architecture: Architecture) -> No
 
 def read_architecture(path: Path) -> Architecture:
     """The architecture in a file of `save`. Raises `ValueError` if the file has none."""
-    metadata = _read_metadata(path)
+    metadata = read_metadata(path)
     if "architecture" not in metadata:
         raise ValueError(f"{path} has no architecture in its metadata; expected a checkpoint that this project saved")
     return parse_metadata(Architecture, metadata["architecture"])
@@ -251,7 +258,7 @@ def load(source: str, path: Path | None = None) -> Backbone:
     if not path.is_file():
         raise FileNotFoundError(f"no backbone checkpoint at {path}")
     weights = read_weights(path)
-    if path.suffix == ".safetensors" and "architecture" in _read_metadata(path):
+    if "architecture" in read_metadata(path):
         try:
             architecture = read_architecture(path)
             with torch.device("meta"):  # no memory for sizes that may be wrong
@@ -305,11 +312,6 @@ def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
     if not isinstance(model, VisionTransformer | Eva):
         raise ValueError(f"backbone '{name}' is a {type(model).__name__}, not a timm VisionTransformer")
     return _checked(Backbone(model))
-
-
-def _read_metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
 
 
 def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:

@@ -42,6 +42,14 @@ def read_weights(path: Path, include: Callable[[str], bool] = lambda name: True)
     return {name: weight for name, weight in content.items() if include(name)}
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a `.safetensors` file; empty for another file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise `ValueError`, on one line, if `weights` do not have the names and shapes of `expected`."""
     problems = {

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
+from stages.params.captioning import CaptionModel
 from stages.params.model_source import ModelSource
 from stages.params.section import Between, Count, Name, Section, expects
 
@@ -47,11 +48,15 @@ class ClassTokenAttention(Section):
 
 
 class CaptionAttention(Section):
-    """`cell` is a key of `captioning.cells`: its captions' words are shown. `mean` averages over all heads."""
+    """`cell` is a key of `captioning.cells`: its captions' words are shown. `mean` averages over all heads.
+
+    `also` is another captioner whose captions' words are shown for the example images; null for none.
+    """
 
     cell: Name
     layer: Index
     head: Index | Literal["mean"]
+    also: CaptionModel | None
 
 
 class Attention(Section):

@@ -12,6 +12,8 @@ OPTION_TYPES = {"k": ("top_k",), "p": ("top_p",), "temperature": ("top_k", "top_
 # How `captioning.stop` ends captions: each at its own end token, or all captions of a batch with the last of them.
 Stop = Literal["end_token", "batch"]
 
+CaptionModel = Literal["blip", "catr"]
+
 CellRun = tuple[str, int | None]  # a cell's name and a seed; no seed if the cell does not sample
 
 TopP = Annotated[float, Strict(), Field(gt=0, le=1), expects("a number greater than 0 and at most 1")]
@@ -48,7 +50,7 @@ class Cell(Section):
 class Captioning(Section):
     """Lengths in tokens, including the prompt and the start token, as transformers counts them."""
 
-    model: Literal["blip", "catr"]
+    model: CaptionModel
     min_length: Count
     max_length: Count
     stop: Stop

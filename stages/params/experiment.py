@@ -8,11 +8,12 @@ from pydantic import ConfigDict, Field, model_validator
 
 from stages.core.messages import join_names, quote_value
 from stages.params.attention import Attention
-from stages.params.captioning import Captioning
+from stages.params.captioning import Captioning, CaptionModel
 from stages.params.classification import Classification
 from stages.params.compute import Compute
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
+from stages.params.pretrain_catr import PretrainCatr
 from stages.params.profiles import Embedded, Folder, OtherProfile, Paper, Profile
 from stages.params.retrieval import Retrieval
 from stages.params.section import (
@@ -45,6 +46,7 @@ class Experiment(Section):
     compute: Compute
     pretrain: Pretrain
     pretrain_blip: PretrainBlip
+    pretrain_catr: PretrainCatr
     segmentation: Segmentation
     captioning: Captioning
     retrieval: Retrieval
@@ -85,10 +87,9 @@ class Experiment(Section):
         """The section of the active profile."""
         return dict(self)[self.profile]  # not an attribute, which may be a method of this class
 
-    @property
-    def captioner(self) -> str | None:
-        """The source of the captioning model; None if it is CATR and the profile has none."""
-        return self.active.catr if self.captioning.model == "catr" else self.active.blip
+    def captioner_source(self, kind: CaptionModel) -> str | None:
+        """The source of a captioning model; None if it is CATR and the profile has none."""
+        return self.active.catr if kind == "catr" else self.active.blip
 
     def seed_for(self, name: str, seed: int | None = None) -> int:
         """Derive the seed of a run, or of another use, from its name: it does not depend on what was drawn before.

@@ -1,4 +1,4 @@
-"""The parts that the model cards of both shipped checkpoints share."""
+"""The parts that the model cards of the shipped checkpoints share."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

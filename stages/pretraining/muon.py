@@ -1,4 +1,4 @@
-"""Muon (K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") in single precision.
+"""Muon (K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") in the weights' precision.
 
 The Muon of torch and that of timm orthogonalize in bfloat16. CPUs without instructions for it need longer for that than
 for the rest of a training step, and those with them round differently.
@@ -35,7 +35,7 @@ class Muon(Optimizer):
                 by_shape[matrix.shape].append(matrix)
             for (rows, columns), matrices in by_shape.items():
                 updates = torch.stack([self._momentum(matrix) for matrix in matrices])
-                updates = zeropower_via_newtonschulz(updates, STEPS, [COEFFICIENTS], dtype=torch.float32)
+                updates = zeropower_via_newtonschulz(updates, STEPS, [COEFFICIENTS], dtype=updates.dtype)
                 scale = max(1, rows / columns) ** 0.5
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])

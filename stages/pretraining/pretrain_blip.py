@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipImageProcessorPil
 
-from stages.captioning.naming_accuracy import naming_accuracy
 from stages.core import processes
 from stages.core.hashes import file_sha256
 from stages.core.train_state import TrainState
 from stages.data.scenes import captions, web
+from stages.data.scenes.naming_accuracy import naming_accuracy
 from stages.data.scenes.scene import Scene, SceneObject, Style, draw_scene
 from stages.models import blip, vit
 from stages.models.compute import get_device

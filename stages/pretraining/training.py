@@ -1,4 +1,4 @@
-"""The training loop of both pretrainings: optimizers, learning rate schedule, evaluation, save and resume."""
+"""The training loop of all pretrainings: optimizers, learning rate schedule, evaluation, save and resume."""
 
 import time
 from collections.abc import Callable, Iterable

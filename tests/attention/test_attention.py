@@ -405,7 +405,7 @@ def test_a_words_attention_is_that_of_the_step_that_generated_it(source):
 
 
 def test_the_last_word_is_the_end_unless_the_caption_was_cut_off(source):
-    params = CaptionAttention(cell="greedy", layer=-1, head="mean")
+    params = CaptionAttention(cell="greedy", layer=-1, head="mean", also=None)
     tokenizer = blip.load_tokenizer(source)
     captioner = Captioner(source, BlipDecoder(blip.load_decoder(source)), tokenizer)
     captions = [token_ids(tokenizer, "red red"), token_ids(tokenizer, "red red red red")]
@@ -438,7 +438,9 @@ def test_attention_of_word_pieces_is_summed():
 @pytest.mark.parametrize(("cell", "expected"), [("greedy", [1, 2]), ("k50_t1", [3, 4])])
 def test_captions_are_those_of_the_first_seed_up_to_the_end_token(tmp_path, monkeypatch, cell, expected):
     experiment = load_experiment(ROOT / "params.yaml")
-    attention = experiment.attention.model_copy(update={"captions": CaptionAttention(cell=cell, layer=-1, head=0)})
+    attention = experiment.attention.model_copy(
+        update={"captions": CaptionAttention(cell=cell, layer=-1, head=0, also=None)}
+    )
     captioning = experiment.captioning.model_copy(update={"seeds": [7, 1]})
     experiment = experiment.model_copy(update={"attention": attention, "captioning": captioning})
     monkeypatch.chdir(tmp_path)

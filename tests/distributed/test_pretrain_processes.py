@@ -13,10 +13,11 @@ from torch import Tensor
 
 from stages.core import processes, train_state
 from stages.core.stage import InputError
-from stages.models import vit
+from stages.models import catr, vit
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
-from stages.pretraining import pretrain, pretrain_blip, training
+from stages.params.pretrain_catr import PretrainCatr
+from stages.pretraining import pretrain, pretrain_blip, pretrain_catr, training
 
 # Three batches of 11 scenes, evaluated after the second and the last. Of two processes, one has six scenes of a batch
 # and four of the eight for matching, the other has five and four.
@@ -34,6 +35,9 @@ RECIPE = Pretrain(
 BLIP_RECIPE = PretrainBlip(
     **RECIPE.model_dump(exclude={"place_weight", "position_scale"}), text_layers=1, projection=16
 )
+CATR_RECIPE = PretrainCatr(
+    **RECIPE.model_dump(exclude={"place_weight", "position_scale"}), layers=1, presence_weight=1.0
+)
 # float64 rounds to 1.1e-16, and a step adds up some thousand terms. AdamW and Muon divide by norms of gradients, and
 # gradients near 0 have a larger relative error. Statistics of each share alone would change the loss by 1e-2.
 TOLERANCE = 1e-9
@@ -42,22 +46,28 @@ Result = tuple[dict[str, Tensor], list[dict]]
 
 
 def train() -> dict[str, Result]:
-    """Both pretrainings, shrunk and in float64: weights and curve by name."""
+    """All pretrainings, shrunk and in float64: weights and curve by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "EVALUATE_EVERY", 2)
         patch.setattr(pretrain, "HELD_OUT", 41)
         patch.setattr(pretrain_blip, "HELD_OUT", 9)
+        patch.setattr(pretrain_catr, "HELD_OUT", 9)
+        patch.setattr(pretrain_catr, "LONGER_SIDE", 64)
         normalize = vit.normalize
         patch.setattr(vit, "normalize", lambda images: normalize(images).double())
+        normalize_catr = catr.normalize
+        patch.setattr(catr, "normalize", lambda pixels: normalize_catr(pixels).double())
         torch.set_default_dtype(torch.float64)
         try:
             vit_model, _, vit_state = pretrain.pretrain(RECIPE, torch.device("cpu"))
             blip_model, blip_state = pretrain_blip.pretrain(BLIP_RECIPE, torch.device("cpu"))
+            catr_model, catr_state = pretrain_catr.pretrain(CATR_RECIPE, torch.device("cpu"))
         finally:
             torch.set_default_dtype(torch.float32)
     return {
         "pretrain": (vit_model.state_dict(), vit_state.curve),
         "pretrain_blip": (blip_model.state_dict(), blip_state.curve),
+        "pretrain_catr": (catr_model.state_dict(), catr_state.curve),
     }
 
 
@@ -84,7 +94,7 @@ def assert_equal_results(actual: Result, expected: Result) -> None:
 
 
 def test_two_processes_compute_what_one_computes(tmp_path, monkeypatch):
-    """The ViT from the beginning, and BLIP from the state of one process after two of three batches."""
+    """The ViT and CATR from the beginning, and BLIP from the state of one process after two of three batches."""
     monkeypatch.chdir(tmp_path)
     pretrain_blip.TOWER.parent.mkdir(parents=True)
     shutil.copy(ROOT / pretrain_blip.TOWER, pretrain_blip.TOWER)
@@ -98,6 +108,7 @@ def test_two_processes_compute_what_one_computes(tmp_path, monkeypatch):
     monkeypatch.setattr(train_state, "save_state", save_and_keep_second)
     expected = train()
     pretrain.RESUME.unlink()
+    pretrain_catr.RESUME.unlink()
     Path(f"{pretrain_blip.RESUME}.2").replace(pretrain_blip.RESUME)
 
     Path("train.py").write_text(TRAIN)
@@ -110,7 +121,7 @@ def test_two_processes_compute_what_one_computes(tmp_path, monkeypatch):
     )
     assert result.returncode == 0, result.stderr
     main, other = (torch.load(f"results-{rank}.pt", weights_only=True) for rank in range(2))
-    for name in ("pretrain", "pretrain_blip"):
+    for name in ("pretrain", "pretrain_blip", "pretrain_catr"):
         assert_equal_results(main[name], expected[name])
         assert_equal_results(other[name], main[name])
         for key, weight in main[name][0].items():
@@ -127,11 +138,13 @@ def test_no_model_draws_random_numbers_in_training():
     model = pretrain.Pretrainer(vit.Architecture(outputs=len(pretrain.NAMES)), RECIPE).train()
     architecture = vit.Architecture(side=24, dim=12, depth=1, heads=3, stem=(4, 4, 4, 8))
     blip_model = pretrain_blip.Pretrainer(architecture, BLIP_RECIPE).train()
+    catr_model = pretrain_catr.Pretrainer(CATR_RECIPE).train()
     images = torch.randint(256, (4, 3, 24, 24), dtype=torch.uint8)
     ids = torch.randint(6, len(pretrain_blip.TOKENIZER), (4, 2, pretrain_blip.MAX_TOKENS))
     state = torch.get_rng_state()
     model(images)
     blip_model.loss(images, ids, 4).backward()
+    catr_model.loss(images, torch.zeros(4, len(pretrain.NAMES)), ids, 4).backward()
     assert torch.equal(torch.get_rng_state(), state)
 
 

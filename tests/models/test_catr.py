@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from float_tolerance import assert_close
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from small_checkpoints import SMALL_CATR, untrained_catr
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from stages.models import catr
+from stages.models import blip, catr
 from stages.models.catr import Catr, CatrConfig
 from stages.models.catr_transformer import sine_positions
 
@@ -352,6 +355,21 @@ def test_reading_step_by_step_equals_reading_whole_texts(model, memory):
         assert_close(logits, model.logits(tokens[:, :end], memory[image_of_row]))
 
 
+def test_logits_of_all_tokens_equal_reading_step_by_step(model, memory):
+    """Two, no and one row per image; the padding after a text does not change its logits."""
+    image_of_row = torch.tensor([0, 0, 2])
+    tokens = random_texts(3, 9)
+    logits = model.text_logits(tokens, memory, image_of_row)
+    assert logits.shape == (3, 9, SMALL_CATR.vocabulary)
+    cache = model.new_cache(memory)
+    for position in range(9):
+        step = model.read(tokens[:, position : position + 1], cache, image_of_row)
+        assert_close(logits[:, position], step)
+    assert_close(logits[:, -1], model.logits(tokens, memory[image_of_row]))
+    padded = torch.cat((tokens, torch.full((3, 4), SMALL_CATR.pad)), 1)
+    assert_close(model.text_logits(padded, memory, image_of_row)[:, :9], logits)
+
+
 def test_the_keys_of_an_image_are_never_copied(model, memory):
     """Whatever is selected, the cache holds the same tensors of three images."""
     cache = model.new_cache(memory)
@@ -409,6 +427,90 @@ def test_load_derives_sizes_and_loads_every_weight(tmp_path, wrapped):
     assert all(torch.equal(weight, state_dict[name]) for name, weight in loaded.state_dict().items())
 
 
+SHIPPED_KIND = replace(
+    SMALL_CATR, heads=4, blocks=(1, 2, 1, 1), expansion=1, dilation=False, longer_side=48, start=2, end=3
+)
+
+
+def test_a_saved_model_loads_with_the_config_of_its_metadata(tmp_path, images):
+    """Shapes tell neither the number of heads nor dilation, longer side and special tokens."""
+    saved = untrained_catr(SHIPPED_KIND)
+    catr.save(tmp_path, saved, blip.word_tokenizer({"red", "star"}))
+    loaded = catr.load(tmp_path / catr.WEIGHTS)
+    assert loaded.config == SHIPPED_KIND
+    assert (loaded.start, loaded.end, loaded.pad) == (2, 3, 0)
+    assert not loaded.training
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    assert torch.equal(loaded.memory(images.float()), saved.memory(images.float()))
+    tokenizer = catr.load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer("A red star.").input_ids) == "[CLS] [UNK] red star [SEP]"
+    assert tokenizer.sep_token_id == loaded.end
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ('"heads": 4', "heads"),
+        ("{}", "lacks|wrong shapes"),  # the published sizes
+        ('"expansion": 1', "expansion"),
+        ('"longer_side": 48', "longer_side"),
+        ('"vocabulary": 110', "vocabulary"),
+    ],
+)
+def test_a_wrong_config_in_the_metadata_is_named(tmp_path, wrong, message):
+    path = tmp_path / catr.WEIGHTS
+    catr.save(tmp_path, untrained_catr(SHIPPED_KIND), blip.word_tokenizer({"red"}))
+    with safe_open(path, framework="pt") as file:
+        config = file.metadata()["config"]
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert wrong in config or wrong == "{}"
+    config = "{}" if wrong == "{}" else config.replace(wrong, wrong.split(":")[0] + ": -1")
+    save_file(weights, path, metadata={"config": config})
+    with pytest.raises(ValueError, match=message) as error:
+        catr.load(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_special_tokens_must_be_in_the_vocabulary():
+    with pytest.raises(ValueError, match="vocabulary of 50"):
+        replace(SMALL_CATR, vocabulary=50)
+
+
+def test_the_narrow_resnet_has_a_quarter_of_the_channels():
+    """Its blocks are torchvision's; only the first convolution has the published 64 channels."""
+    published = Catr(SMALL_CATR).state_dict()
+    narrow = Catr(replace(SMALL_CATR, expansion=1)).state_dict()
+    body = "backbone.0.body."
+    assert narrow[f"{body}conv1.weight"].shape == published[f"{body}conv1.weight"].shape == (64, 3, 7, 7)
+    for stage in range(1, 5):
+        for conv in (1, 2, 3):
+            name = f"{body}layer{stage}.0.conv{conv}.weight"
+            assert 4 * narrow[name].shape[0] == published[name].shape[0]
+    assert narrow["input_proj.weight"].shape == (64, 512, 1, 1)
+    assert published["input_proj.weight"].shape == (64, 2048, 1, 1)
+
+
+def test_a_trained_batch_norm_is_exported_into_the_frozen_one(tmp_path, images):
+    """In double precision, after two batches in training mode: the same output in eval mode."""
+    torch.manual_seed(3)
+    config = replace(SMALL_CATR, expansion=1)
+    trained = Catr(config, partial(BatchNormAct2d, apply_act=False)).double().train()
+    for weight in trained.backbone.parameters():
+        if weight.dim() == 1:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    for scale in (1, 3):
+        trained.memory(scale * images)
+    trained.eval()
+    catr.save(tmp_path, trained, blip.word_tokenizer({"red"}))
+    exported = catr.load(tmp_path / catr.WEIGHTS).double()  # the file is in double precision, `load` in single
+    exported.load_state_dict(catr.read_weights(tmp_path / catr.WEIGHTS))
+    assert_close(exported.memory(images), trained.memory(images))
+    assert not any("num_batches" in name for name in exported.state_dict())
+    assert (exported.state_dict()["backbone.0.body.bn1.running_mean"] != 0).all()
+
+
 def load_error(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(ValueError) as error:
@@ -455,7 +557,7 @@ def test_other_files_are_rejected(tmp_path):
     ],
 )
 def test_preprocess_gives_the_published_size(size, expected):
-    pixels = catr.preprocess(Image.new("RGB", size))
+    pixels = catr.preprocess(Image.new("RGB", size), 299)
     assert pixels.shape == (3, expected[1], expected[0])
     assert pixels.dtype == torch.float32
     assert (pixels == -1).all()
@@ -465,15 +567,24 @@ def test_preprocess_gives_the_published_values():
     """Gray images become three channels; 0..255 becomes -1..1; resizing is Pillow's default, bicubic."""
     gray = Image.fromarray(np.random.default_rng(5).integers(0, 256, (299, 150), dtype=np.uint8))
     expected = torch.from_numpy(np.array(gray)).float().div(127.5).sub(1).expand(3, -1, -1)
-    assert_close(catr.preprocess(gray), expected, roundings=4)  # a division, a subtraction, a division by 0.5
+    assert_close(catr.preprocess(gray, 299), expected, roundings=4)  # a division, a subtraction, a division by 0.5
     colors = Image.fromarray(np.random.default_rng(6).integers(0, 256, (90, 120, 3), dtype=np.uint8))
     expected = torch.from_numpy(np.array(colors.resize((299, 224)))).permute(2, 0, 1).float().div(127.5).sub(1)
-    assert_close(catr.preprocess(colors), expected, roundings=4)
+    assert_close(catr.preprocess(colors, 299), expected, roundings=4)
 
 
 def test_an_image_too_narrow_to_resize_is_rejected():
     with pytest.raises(ValueError, match="1000x3"):
-        catr.preprocess(Image.new("RGB", (1000, 3)))
+        catr.preprocess(Image.new("RGB", (1000, 3)), 299)
+
+
+def test_another_longer_side():
+    assert catr.resized_shape(80, 80, 128) == (128, 128)
+    assert catr.resized_shape(60, 80, 128) == (96, 128)
+    image = Image.fromarray(np.random.default_rng(7).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    pixels = catr.resize(image, 128)
+    assert (pixels.shape, pixels.dtype) == ((3, 96, 128), torch.uint8)
+    assert torch.equal(catr.preprocess(image, 128), catr.normalize(pixels))
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path):

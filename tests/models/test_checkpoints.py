@@ -355,7 +355,7 @@ def test_a_url_is_downloaded_once_and_verified(resolver, site, downloads, monkey
         ("blip", "data/checkpoints/blip_scenes", "no such folder"),
         ("blip", "lab/none", "'lab/none' on the hub has no vocab.txt, no model.safetensors"),
         ("catr", "nowhere.pth", "no such file"),
-        ("catr", "lab/both", "expected a CATR checkpoint's file or URL"),
+        ("catr", "lab/both", "no such folder; allowed are a folder, or a CATR checkpoint's file or URL"),
     ],
 )
 def test_a_source_without_a_model_is_named(resolver, tmp_path, monkeypatch, kind, source, message):
@@ -377,6 +377,14 @@ def test_a_blip_is_a_folder_or_a_repository(resolver, site, tmp_path):
     (tmp_path / "empty").mkdir()
     message = error_of(resolver.resolve_blip, str(tmp_path / "empty"))
     assert message == f"{tmp_path / 'empty'} holds no model.safetensors or pytorch_model.bin"
+
+
+def test_a_catr_is_a_folder(resolver, tmp_path):
+    folder = tmp_path / "ours"
+    write(folder / "model.safetensors", SAFETENSORS)
+    assert resolver.resolve_catr(str(folder)) == Checkpoint(str(folder), str(folder), sha256(SAFETENSORS))
+    (tmp_path / "empty").mkdir()
+    assert error_of(resolver.resolve_catr, str(tmp_path / "empty")).endswith("empty holds no model.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["blip", "catr"])
@@ -483,24 +491,36 @@ def test_a_vit_that_cannot_be_loaded_names_its_param(project):
     assert message.startswith("paper.classifier.backbone = 'w.pth': w.pth ")
 
 
-@pytest.mark.parametrize(("catr_of_profile", "model"), [(None, "blip"), ("w.pth", "blip"), ("w.pth", "catr")])
-def test_only_the_requested_captioner_is_resolved(catr_of_profile, model):
-    models = requested_models(experiment_with(catr_of_profile, model))
-    assert models["catr"] == ("embedded.catr", "w.pth" if model == "catr" else None)
+@pytest.mark.parametrize(
+    ("catr_of_profile", "model", "also", "expected"),
+    [
+        (None, "blip", None, None),
+        (None, "blip", "catr", None),  # the second captioner is optional
+        ("w.pth", "blip", None, None),
+        ("w.pth", "blip", "catr", "w.pth"),
+        ("w.pth", "catr", "blip", "w.pth"),
+    ],
+)
+def test_only_the_requested_captioners_are_resolved(catr_of_profile, model, also, expected):
+    models = requested_models(experiment_with(catr_of_profile, model, also))
+    assert models["catr"] == ("embedded.catr", expected)
     assert models["blip"][0] == "embedded.blip" and models["blip"][1]
 
 
 def test_a_captioner_that_the_profile_lacks_is_named():
-    message = error_of(requested_models, experiment_with(None, "catr"))
+    message = error_of(requested_models, experiment_with(None, "catr", None))
     assert message.startswith("captioning.model = 'catr': embedded.catr names no checkpoint")
 
 
-def experiment_with(catr_of_profile, model):
-    """The committed params with the embedded profile's CATR, and the captioner, set."""
+def experiment_with(catr_of_profile, model, also):
+    """The committed params with the embedded profile's CATR, and both captioners, set."""
     params = load_experiment(ROOT / "params.yaml")
     embedded = params.embedded.model_copy(update={"catr": catr_of_profile})
     captioning = params.captioning.model_copy(update={"model": model})
-    return params.model_copy(update={"profile": "embedded", "embedded": embedded, "captioning": captioning})
+    captions = params.attention.captions.model_copy(update={"also": also})
+    attention = params.attention.model_copy(update={"captions": captions})
+    tasks = {"captioning": captioning, "attention": attention}
+    return params.model_copy(update={"profile": "embedded", "embedded": embedded, **tasks})
 
 
 def test_a_password_in_a_url_is_neither_stored_nor_printed(resolver, site, contents, project, capsys):

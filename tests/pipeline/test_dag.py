@@ -185,7 +185,7 @@ def test_names_from_params_are_validated_and_quoted(name):
         assert valid_params in stage["deps"]
 
 
-@pytest.mark.parametrize("name", ["pretrain", "pretrain_blip"])
+@pytest.mark.parametrize("name", ["pretrain", "pretrain_blip", "pretrain_catr"])
 def test_pretraining_is_frozen(name):
     """A fresh clone must not train the shipped checkpoints again."""
     assert STAGES[name]["frozen"] is True

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import ROOT, Project
 
-PRETRAINING = {"pretrain", "pretrain_blip"}
+PRETRAINING = {"pretrain", "pretrain_blip", "pretrain_catr"}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def project(tmp_path):
 
 
 def planned_stages(project):
-    """The stages that `dvc repro` would run for the checkpoints, which depend on both pretraining stages."""
+    """The stages that `dvc repro` would run for the checkpoints, which depend on all pretraining stages."""
     result = project.repro("--dry", "checkpoints")
     assert result.returncode == 0, result.stderr
     return set(re.findall(r"Running stage '(.*)'", result.stdout))

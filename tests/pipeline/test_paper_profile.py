@@ -51,9 +51,8 @@ def test_everything_is_downloaded_verified_and_extracted(project, site):
     assert f"{PETS['train']} train, {PETS['val']} val images, 4 labels" in result.stdout
     assert read_record(project, "backbone")["revision"] == COMMIT
     assert read_record(project, "classifier")["revision"] == COMMIT
-    assert read_record(project, "catr") is None  # not the captioning model
-    assert site.count("/catr/weight.pth") == 0
-    assert all(len(read_record(project, kind)["sha256"]) == 64 for kind in ("backbone", "blip", "classifier"))
+    kinds = ("backbone", "blip", "classifier", "catr")
+    assert all(len(read_record(project, kind)["sha256"]) == 64 for kind in kinds)
 
 
 def test_the_report_needs_no_network(project, site):
@@ -80,6 +79,8 @@ def test_the_report_needs_no_network(project, site):
     images = re.findall(r"\]\(((?:figures|pictures)/[^)]+\.png)\)", report)
     assert len(images) > 10
     assert all((project.root / "reports" / path).stat().st_size > 2000 for path in images)
+    second = json.loads(project.read("reports/runs/second_captioner/catr.json"))
+    assert "/catr/weight.pth#sha256=" in second["inputs"]["captioner"]
     run = json.loads(project.read("reports/runs/segmentation/linear-seed1.json"))
     assert run["inputs"]["backbone"] == VITS[0]
     assert re.fullmatch("[0-9a-f]{64}", run["inputs"]["weights"])

@@ -111,6 +111,11 @@ def test_the_classification_table_and_the_pictures_come_from_runs(undisturbed):
     assert words[-1].startswith('"Other words')
     captioned = sorted(path.name for path in (undisturbed.root / "reports/pictures/caption_attention").iterdir())
     assert captioned == ["val_00000.png", "val_00006.png"]
+    second = sorted(path.name for path in (undisturbed.root / "reports/pictures/second_captioner").iterdir())
+    assert second == captioned
+    record = json.loads(undisturbed.read("reports/runs/second_captioner/catr.json"))
+    assert record["inputs"]["captioner"] == "data/checkpoints/catr_scenes"
+    assert list(record["details"]["captions"]) == ["val_00000", "val_00006"]
 
 
 def test_predict_and_look_take_any_image(undisturbed):
@@ -132,7 +137,9 @@ def test_predict_and_look_take_any_image(undisturbed):
 
 
 def test_the_shipped_checkpoints_are_not_trained_again(undisturbed):
-    assert not {"pretrain", "pretrain_blip"} & set(json.loads(undisturbed.read("reports/timings.json")))
+    assert not {"pretrain", "pretrain_blip", "pretrain_catr"} & set(
+        json.loads(undisturbed.read("reports/timings.json"))
+    )
 
 
 def test_a_second_repro_runs_nothing(undisturbed):

@@ -37,7 +37,7 @@ def test_sizes_and_times_have_readable_units():
 
 def test_downloads_of_the_paper_profile_have_the_sizes_that_are_known(project, monkeypatch):
     monkeypatch.setattr("stages.plan.downloads.remote_size", lambda remote, mirrors: None)  # as without a network
-    with_catr = plan.override_params("paper", ["captioning.model=catr", "paper.captions=captions.json"])
+    with_catr = plan.override_params("paper", ["paper.captions=captions.json"])  # of the second captioner
     downloads = {download.name: download for download in list_downloads(with_catr)}
     assert downloads["VOC 2012"].size == 1_999_639_040
     assert downloads["backbone vit_small_patch16_224.dino"].size == 4 * 21_665_664  # four bytes per parameter
@@ -46,7 +46,8 @@ def test_downloads_of_the_paper_profile_have_the_sizes_that_are_known(project, m
     assert not any(download.exists for download in downloads.values())
     (project / "data/downloads").mkdir()
     (project / "data/downloads/VOCtrainval_11-May-2012.tar").write_bytes(b"archive")
-    with_blip = list_downloads(plan.override_params("paper", ["paper.captions=captions.json"]))
+    blip_only = ["paper.captions=captions.json", "attention.captions.also=null"]
+    with_blip = list_downloads(plan.override_params("paper", blip_only))
     assert [download.name for download in with_blip if download.exists] == ["VOC 2012"]
     assert re.search(r"still to download .* 1\.24 GB and 1 unknown", plan.download_table(with_blip).plain())
 

@@ -12,11 +12,12 @@ from stages.params.remote_file import RemoteFile
 def requested_models(experiment: Experiment) -> dict[str, tuple[str, str | None]]:
     """Return the param key and its value for each kind of model, None for one that the run does not need.
 
-    BLIP is needed only with captions, CATR only if it is the captioning model.
+    BLIP is needed only with captions, CATR only if it captions, or if its word maps are drawn and the profile has one.
     """
     active = experiment.active
     profile = experiment.profile
-    catr = active.catr if experiment.captioning.model == "catr" else None
+    uses_catr = "catr" in (experiment.captioning.model, experiment.attention.captions.also)
+    catr = active.catr if uses_catr else None
     if experiment.captioning.model == "catr" and catr is None:
         raise InputError(f"captioning.model = 'catr': {profile}.catr names no checkpoint; use 'blip' with this profile")
     return {

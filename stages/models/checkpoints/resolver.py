@@ -60,10 +60,12 @@ class CheckpointResolver:
         return Checkpoint(source, str(folder), file_sha256(find_weights(folder)), commit)
 
     def resolve_catr(self, source: str) -> Checkpoint:
-        """Resolve a CATR checkpoint's file or URL."""
-        if not is_checkpoint_file(source):
-            raise InputError("expected a CATR checkpoint's file or URL")
-        return self._convert(source, "stages.models.catr")
+        """Resolve a CATR: a folder with its weights and tokenizer, or a published checkpoint's file or URL."""
+        if is_checkpoint_file(source):
+            return self._convert(source, "stages.models.catr")
+        if not Path(source).is_dir():
+            raise InputError("no such folder; allowed are a folder, or a CATR checkpoint's file or URL")
+        return Checkpoint(source, source, file_sha256(find_weights(Path(source), WEIGHTS[:1])))
 
     def _convert(self, source: str, module: str) -> Checkpoint:
         """Convert a checkpoint with `convert_file` of a module, into a folder named after what it depends on.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.captioning.naming_accuracy import naming_accuracy
 from stages.data.scenes.captions import mentions, scene_captions
+from stages.data.scenes.naming_accuracy import naming_accuracy
 from stages.data.scenes.scene import SceneObject, draw_scene
 
 SIDE = 90  # pixels of a scene: the cells of the 3x3 grid are 30 wide
