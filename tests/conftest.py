@@ -81,6 +81,13 @@ def voc_folder(tmp_path):
     return root
 
 
+def assert_equal_curves(actual: list[dict], expected: list[dict]) -> None:
+    """NaN, of a model whose captions tell no place, equals NaN."""
+    assert [point.keys() for point in actual] == [point.keys() for point in expected]
+    for point, expected_point in zip(actual, expected, strict=True):
+        assert point == pytest.approx(expected_point, rel=0, abs=0, nan_ok=True)
+
+
 def interrupt_at_first_save(monkeypatch, train) -> None:
     """Run `train` and interrupt it right after it has first saved its state."""
     save_state = train_state.save_state

@@ -1,6 +1,5 @@
 """The model card of the shipped BLIP."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,17 @@ from stages.core.atomic import write_text
 from stages.core.train_state import TrainState
 from stages.data.scenes import web
 from stages.params.pretrain_blip import PretrainBlip
-from stages.pretraining.card import DATA_SOURCES, CardInfo, describe_training, markdown_table, plot_curve
+from stages.pretraining import captioned_scenes
+from stages.pretraining.card import (
+    DATA_SOURCES,
+    CardInfo,
+    describe_training,
+    format_percent,
+    markdown_table,
+    plot_curve,
+)
 
-# Metrics of held-out scenes in percent, with their descriptions. All but the first are of greedy captions.
-METRICS = {
-    "R@1": "the nearest of all captions is the scene's own (R@1, image to text)",
-    "class_named": "a caption names the class of the largest object",
-    "color_named": "... and its color",
-    "place_named": "a caption tells a place, as in *at the top left*",
-    "place_right": "... and it is right, of those that tell one",
-    "relation_named": "a caption tells how two objects lie, as in *left of*",
-    "relation_right": "... and it is right, of those that tell it",
-}
-PLOTTED = ("class_named", "place_right", "relation_right")
+METRICS = {"R@1": "the nearest of all captions is the scene's own (R@1, image to text)", **captioned_scenes.METRICS}
 
 
 def write_card(
@@ -35,16 +32,16 @@ def write_card(
     results: dict[str, dict[str, float]],
 ) -> None:
     """Write `README.md` and `curve.png` into `folder`; `results` maps a style of scenes to its `METRICS`."""
-    plot_curve(folder / "curve.png", state, "percent, held out", PLOTTED, 100)
+    plot_curve(folder / "curve.png", state, "percent, held out", captioned_scenes.PLOTTED, 100)
     vision: Any = config.vision_config
     text: Any = config.text_config
     noise = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in asdict(web.Noise()).items())
     scores = [
-        (description, *(_percent(result[metric]) for result in results.values()))
+        (description, *(format_percent(result[metric]) for result in results.values()))
         for metric, description in METRICS.items()
     ]
     points = [
-        (f"{point['images']:,}", f"{point['loss']:.3f}", *(_percent(point[metric]) for metric in METRICS))
+        (f"{point['images']:,}", f"{point['loss']:.3f}", *(format_percent(point[metric]) for metric in METRICS))
         for point in state.curve
     ]
     lines = [
@@ -81,7 +78,3 @@ def write_card(
         "",
     ]
     write_text(folder / "README.md", "\n".join(lines))
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"

@@ -1,5 +1,6 @@
 """Generated scenes with captions as token IDs, and how right the captions of a captioner in pretraining are."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ METRICS = {
     "relation_named": "a caption tells how two objects lie, as in *left of*",
     "relation_right": "... and it is right, of those that tell it",
 }
+PLOTTED = ("class_named", "place_right", "relation_right")
 
 CaptionFunction = Callable[[np.random.Generator, Scene], str]
 
@@ -54,10 +56,10 @@ def task_caption(rng: np.random.Generator, scene: Scene) -> str:
 def compute_metrics(ids: Tensor, objects: Sequence[tuple[SceneObject, ...]], side: int) -> dict[str, float]:
     """`METRICS` of captions as token IDs `(N, n)`, from the objects of each scene of `side` pixels.
 
-    The percentage of right ones is 0 if no caption tells any.
+    The percentage of right ones is NaN if no caption tells any.
     """
     texts = TOKENIZER.batch_decode(ids, skip_special_tokens=True)
     captions_by_id = {str(index): text for index, text in enumerate(texts)}
     objects_by_id = {str(index): scene_objects for index, scene_objects in enumerate(objects)}
     accuracy = naming_accuracy(captions_by_id, objects_by_id, side)
-    return {metric: accuracy.get(metric, 0.0) for metric in METRICS}
+    return {metric: accuracy.get(metric, math.nan) for metric in METRICS}

@@ -1,5 +1,6 @@
 """The parts that the model cards of the shipped checkpoints share."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,11 @@ def describe_training(stage: str, recipe: Recipe, state: TrainState, machine: st
         f"{state.seconds:,.0f} seconds on {machine}, on {state.curve[-1]['images']:,} generated scenes, each used "
         f"once. Recipe: {settings}."
     )
+
+
+def format_percent(value: float) -> str:
+    """A percentage; a dash for NaN, a share of nothing."""
+    return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

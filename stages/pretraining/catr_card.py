@@ -8,10 +8,15 @@ from stages.core.train_state import TrainState
 from stages.data.scenes import web
 from stages.models.catr import WEIGHTS, CatrConfig
 from stages.params.pretrain_catr import PretrainCatr
-from stages.pretraining.captioned_scenes import METRICS
-from stages.pretraining.card import DATA_SOURCES, CardInfo, describe_training, markdown_table, plot_curve
-
-PLOTTED = ("class_named", "place_right", "relation_right")
+from stages.pretraining.captioned_scenes import METRICS, PLOTTED
+from stages.pretraining.card import (
+    DATA_SOURCES,
+    CardInfo,
+    describe_training,
+    format_percent,
+    markdown_table,
+    plot_curve,
+)
 
 
 def write_card(
@@ -26,11 +31,11 @@ def write_card(
     plot_curve(folder / "curve.png", state, "percent, held out", PLOTTED, 100)
     noise = ", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in asdict(web.Noise()).items())
     scores = [
-        (description, *(f"{result[metric]:.1f}" for result in results.values()))
+        (description, *(format_percent(result[metric]) for result in results.values()))
         for metric, description in METRICS.items()
     ]
     points = [
-        (f"{point['images']:,}", f"{point['loss']:.3f}", *(f"{point[metric]:.1f}" for metric in METRICS))
+        (f"{point['images']:,}", f"{point['loss']:.3f}", *(format_percent(point[metric]) for metric in METRICS))
         for point in state.curve
     ]
     blocks = ", ".join(map(str, config.blocks))

@@ -7,14 +7,11 @@ resumes from its last evaluation and ends in the same weights. Several processes
 (docs/distributed.md).
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,15 +21,24 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 from stages.core import processes
 from stages.core.hashes import file_sha256
 from stages.core.train_state import TrainState
-from stages.data.scenes import captions, web
-from stages.data.scenes.naming_accuracy import naming_accuracy
-from stages.data.scenes.scene import Scene, SceneObject, Style, draw_scene
+from stages.data.scenes import web
+from stages.data.scenes.scene import Scene, SceneObject, Style
 from stages.models import blip, vit
 from stages.models.compute import get_device
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.section import load_section
 from stages.pretraining.batch_norm import share_batch_norm
-from stages.pretraining.blip_card import METRICS, write_card
+from stages.pretraining.blip_card import write_card
+from stages.pretraining.captioned_scenes import (
+    MAX_LENGTH,
+    MIN_LENGTH,
+    PROMPT,
+    TOKENIZER,
+    CaptionFunction,
+    compute_metrics,
+    draw_example,
+    task_caption,
+)
 from stages.pretraining.card import CardInfo, describe_device
 from stages.pretraining.training import build_optimizers, fit
 
@@ -40,30 +46,7 @@ FOLDER = Path("data/checkpoints/blip_scenes")
 TOWER = Path("data/checkpoints/vit_scenes/model.safetensors")  # initial weights of the image tower
 RESUME = Path("data/resume/pretrain_blip.pt")
 HELD_OUT = 500  # scenes with the held-out digits of the pretraining block
-CAPTIONS_PER_SCENE = 2  # the decoder learns from both, the other losses from the first
 MATCHED_IMAGES = 8  # per batch, each with a right and a wrong caption
-MAX_TOKENS = 24  # the longest caption fits
-MAX_LENGTH = 30  # of a generated caption, in tokens
-PROMPT = "a picture of"
-
-TOKENIZER = blip.word_tokenizer(web.vocabulary())
-
-CaptionFunction = Callable[[np.random.Generator, Scene], str]
-
-
-def draw_example(
-    index: int, writers: str, seed: int, style: Style, caption: CaptionFunction, foreign: float = 0.0
-) -> tuple[Scene, Tensor]:
-    """Scene `index` of a split, and the token IDs `(CAPTIONS_PER_SCENE, MAX_TOKENS)` of its captions.
-
-    `foreign` is the share of scenes whose captions describe another scene.
-    """
-    rng = np.random.default_rng([seed, *writers.encode(), index])
-    scene = draw_scene(rng, writers, style)
-    captioned = draw_scene(rng, writers, style) if rng.random() < foreign else scene
-    texts = [caption(rng, captioned) for _ in range(CAPTIONS_PER_SCENE)]
-    ids = TOKENIZER(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt").input_ids
-    return scene, ids
 
 
 def load_example(
@@ -111,12 +94,14 @@ class Pretrainer(nn.Module):
         return F.normalize(self.retriever.vision_proj(states[:, 0]), dim=-1)
 
     def project_texts(self, ids: Tensor) -> Tensor:
-        """Unit vectors `(B, projection)` from token IDs `(B, MAX_TOKENS)`."""
+        """Unit vectors `(B, projection)` from token IDs `(B, tokens)`."""
         states = self.retriever.text_encoder(ids, attention_mask=_attention_mask(ids)).last_hidden_state
         return F.normalize(self.retriever.text_proj(states[:, 0]), dim=-1)
 
     def loss(self, images: Tensor, ids: Tensor, batch_size: int) -> Tensor:
-        """The sum of the three losses, for uint8 `images` and `ids` `(B, CAPTIONS_PER_SCENE, MAX_TOKENS)`.
+        """The sum of the three losses, for uint8 `images` and `ids` of `load_example`, `(B, captions, tokens)`.
+
+        The decoder learns from all captions of a scene, the other losses from the first.
 
         Of several processes, each has its share of the `batch_size` images; its part of the loss is returned.
         """
@@ -153,7 +138,7 @@ class Pretrainer(nn.Module):
         return loss * (count / matched_images)
 
     def _lm_loss(self, states: Tensor, ids: Tensor) -> Tensor:
-        states = states.repeat_interleave(ids.shape[1], dim=0)  # (B * CAPTIONS_PER_SCENE, 1 + patches, dim)
+        states = states.repeat_interleave(ids.shape[1], dim=0)  # (B * captions, 1 + patches, dim)
         ids = ids.flatten(0, 1)
         ids = ids[:, : int(_attention_mask(ids).sum(1).max())]  # without the columns that are padding in every row
         # The decoder starts with [DEC] where the tokenizer writes [CLS].
@@ -181,7 +166,7 @@ class HeldOut:
 
 @torch.inference_mode()
 def evaluate(model: Pretrainer, held_out: HeldOut) -> dict[str, float]:
-    """`blip_card.METRICS` on held-out scenes; NaN for the share of right ones if there are none."""
+    """`blip_card.METRICS` on held-out scenes."""
     device = next(model.parameters()).device
     count = len(held_out.images)
     states = torch.cat([model.encode_images(batch.to(device)) for batch in processes.share(held_out.images).split(100)])
@@ -190,13 +175,9 @@ def evaluate(model: Pretrainer, held_out: HeldOut) -> dict[str, float]:
     similarity = image_vectors @ text_vectors.T
     # Ties count against the model: a hit has no other caption that is at least as similar.
     hits = (similarity.diagonal()[:, None] <= similarity).sum(1) == 1
-    texts = TOKENIZER.batch_decode(processes.all_gather(_generate(model, states), count), skip_special_tokens=True)
-    captions_by_id = {str(index): text for index, text in enumerate(texts)}
-    objects_by_id = {str(index): objects for index, objects in enumerate(held_out.objects)}
-    accuracy = naming_accuracy(captions_by_id, objects_by_id, held_out.images.shape[-1])
-    return {"R@1": 100 * hits.double().mean().item()} | {
-        metric: accuracy.get(metric, math.nan) for metric in METRICS if metric != "R@1"
-    }
+    generated = processes.all_gather(_generate(model, states), count)
+    recall = 100 * hits.double().mean().item()
+    return {"R@1": recall} | compute_metrics(generated, held_out.objects, held_out.images.shape[-1])
 
 
 def _generate(model: Pretrainer, states: Tensor) -> Tensor:
@@ -207,7 +188,7 @@ def _generate(model: Pretrainer, states: Tensor) -> Tensor:
     ids = decoder.generate(
         start.repeat(len(states), 1),
         encoder_hidden_states=states,
-        min_length=10,
+        min_length=MIN_LENGTH,
         max_length=MAX_LENGTH,
         do_sample=False,
         eos_token_id=TOKENIZER.sep_token_id,
@@ -252,11 +233,6 @@ def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Tr
         RESUME,
     )
     return model.eval(), state
-
-
-def task_caption(rng: np.random.Generator, scene: Scene) -> str:
-    """The first caption of a scene in the task's style."""
-    return captions.scene_captions(rng, scene)[0]
 
 
 def export(model: Pretrainer, recipe: PretrainBlip, state: TrainState, machine: str) -> None:

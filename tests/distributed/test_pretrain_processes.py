@@ -17,7 +17,7 @@ from stages.models import catr, vit
 from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.pretrain_catr import PretrainCatr
-from stages.pretraining import pretrain, pretrain_blip, pretrain_catr, training
+from stages.pretraining import captioned_scenes, pretrain, pretrain_blip, pretrain_catr, training
 
 # Three batches of 11 scenes, evaluated after the second and the last. Of two processes, one has six scenes of a batch
 # and four of the eight for matching, the other has five and four.
@@ -140,7 +140,7 @@ def test_no_model_draws_random_numbers_in_training():
     blip_model = pretrain_blip.Pretrainer(architecture, BLIP_RECIPE).train()
     catr_model = pretrain_catr.Pretrainer(CATR_RECIPE).train()
     images = torch.randint(256, (4, 3, 24, 24), dtype=torch.uint8)
-    ids = torch.randint(6, len(pretrain_blip.TOKENIZER), (4, 2, pretrain_blip.MAX_TOKENS))
+    ids = torch.randint(6, len(captioned_scenes.TOKENIZER), (4, 2, captioned_scenes.MAX_TOKENS))
     state = torch.get_rng_state()
     model(images)
     blip_model.loss(images, ids, 4).backward()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, interrupt_at_first_save
+from conftest import ROOT, assert_equal_curves, interrupt_at_first_save
 from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 
@@ -15,6 +15,7 @@ from stages.params.pretrain_blip import PretrainBlip
 from stages.pretraining import pretrain_blip as stage
 from stages.pretraining import training
 from stages.pretraining.blip_card import METRICS
+from stages.pretraining.captioned_scenes import CAPTIONS_PER_SCENE, MAX_TOKENS
 
 RECIPE = PretrainBlip(
     seed=1,
@@ -27,13 +28,6 @@ RECIPE = PretrainBlip(
     text_layers=1,
     projection=16,
 )  # three batches, evaluated after the second and the last
-
-
-def assert_equal_curves(actual: list[dict], expected: list[dict]) -> None:
-    """NaN, of a model whose captions tell no place, equals NaN."""
-    assert [point.keys() for point in actual] == [point.keys() for point in expected]
-    for point, expected_point in zip(actual, expected, strict=True):
-        assert point == pytest.approx(expected_point, rel=0, abs=0, nan_ok=True)
 
 
 @pytest.fixture
@@ -90,7 +84,7 @@ def test_foreign_captions_belong_to_another_scene():
     own = load_examples(foreign=0.0)
     image, ids = half[3]
     assert image.shape == (3, 80, 80)
-    assert ids.shape == (stage.CAPTIONS_PER_SCENE, stage.MAX_TOKENS)
+    assert ids.shape == (CAPTIONS_PER_SCENE, MAX_TOKENS)
     assert all(torch.equal(half[index][0], own[index][0]) for index in range(60))
     assert 15 < sum(torch.equal(half[index][1], own[index][1]) for index in range(60)) < 45
 
@@ -101,7 +95,7 @@ def test_metrics_are_those_of_greedy_captions(folder, monkeypatch):
     model = stage.Pretrainer(vit.read_architecture(stage.TOWER), RECIPE).eval()
     held_out = stage.load_held_out(RECIPE, stage.Style(), stage.task_caption)
     texts = stage.TOKENIZER.batch_decode(held_out.ids, skip_special_tokens=True)
-    padded = F.pad(held_out.ids, (0, stage.MAX_LENGTH - stage.MAX_TOKENS), value=stage.TOKENIZER.pad_token_id)
+    padded = F.pad(held_out.ids, (0, stage.MAX_LENGTH - MAX_TOKENS), value=stage.TOKENIZER.pad_token_id)
     monkeypatch.setattr(stage, "_generate", lambda model, states: padded)
     metrics = stage.evaluate(model, held_out)
     assert list(metrics) == list(METRICS)
@@ -117,4 +111,4 @@ def test_metrics_are_those_of_greedy_captions(folder, monkeypatch):
 def test_no_caption_is_longer_than_the_padding(caption):
     for index in range(200):
         _, ids = stage.load_example(index, "pretrain", 2, web.STYLE, caption, 0.0)
-        assert ids.shape == (stage.CAPTIONS_PER_SCENE, stage.MAX_TOKENS)
+        assert ids.shape == (CAPTIONS_PER_SCENE, MAX_TOKENS)
