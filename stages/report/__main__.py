@@ -47,6 +47,7 @@ GROUPS = {
     "position_similarity": ("Position embeddings", ()),
     "class_attention": ("Class token", (attention.CLASS_TABLE,)),
     "caption_attention": ("Words of captions", (attention.WORD_TABLE,)),
+    "second_captioner": ("Words of a second captioner", ()),
 }
 TASK_TABLES = {
     "segmentation": "Table 1 is",
@@ -71,6 +72,7 @@ def expected_runs(experiment: Experiment) -> dict[str, RunNames]:
         "position_similarity": [(name, None) for name in attention.position_runs(vits)],
         "class_attention": [("pretrained", None), ("finetuned", None)],
         "caption_attention": [(experiment.attention.captions.cell, None)],
+        "second_captioner": [(str(experiment.attention.captions.also), None)],
     }
 
 

@@ -20,6 +20,7 @@ TASKS = {  # with the name of their table in `reports/results.csv`
     "class_attention": CLASS_TABLE,
     "caption_attention": WORD_TABLE,
 }
+SECOND = "second_captioner"  # a task of pictures alone
 HEADLINES = {"class_attention": ("mean_mass", "hit"), "caption_attention": ("class_mass", "color_mass")}
 WORD_KINDS = {
     "class": "Class names",
@@ -94,6 +95,7 @@ def headline_metrics(results: list[Result]) -> dict[str, dict[str, Any]]:
 def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     """All parts on attention. Their intervals are in the runs' own metrics, so `metrics` has nothing for them."""
     positions, class_tokens, captions = (inputs.results.get(task, []) for task in TASKS)
+    second = inputs.results.get(SECOND, [])
     measured = [result for result in class_tokens if "mean_mass" in result.metrics]
     word_metrics = captions[0].metrics if captions else {}
     tables = {CLASS_TABLE: class_table(measured), WORD_TABLE: word_table(word_metrics)}
@@ -106,6 +108,7 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         class_images=measured[0].metrics["images"] if measured else 0,
         captions=captions,
         word_table=tables[WORD_TABLE],
+        second=second,
     )
     results = [*positions, *class_tokens, *captions]
     return Section(
@@ -115,6 +118,6 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         metrics=headline_metrics(results),
         figures={
             result.run_id: [Path(path) for path in result.run.artifacts.values() if path.endswith(".png")]
-            for result in results
+            for result in [*results, *second]
         },
     )
