@@ -15,9 +15,9 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, StrMetho
 from stages.core.figures import figure, label_text, short_text
 from stages.core.runs import Run
 from stages.data.voc import BACKGROUND
-from stages.report.colors import class_colors
 from stages.report.results import Result
 from stages.retrieval import RECALL
+from stages.segmentation.class_colors import class_colors
 
 OUTSIDE_RIGHT = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
 

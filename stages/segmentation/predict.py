@@ -26,7 +26,7 @@ from stages.data.voc import save_mask
 from stages.models.checkpoints.vits import load_vit
 from stages.params.experiment import load_experiment
 from stages.params.segmentation import Segmentation
-from stages.report.overlays import plot_overlay
+from stages.segmentation.overlay import plot_overlay
 from stages.segmentation.segmenter import Segmenter, load_head
 from stages.segmentation.train_head import TASK, output_paths
 

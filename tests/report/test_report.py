@@ -23,17 +23,17 @@ from stages.data.manifest import Manifest, Row
 from stages.params.experiment import load_experiment
 from stages.report import attention, captioning, classification, comparison, retrieval, segmentation
 from stages.report.__main__ import expected_runs, skip_reasons
-from stages.report.colors import class_colors
 from stages.report.comparison import original_value
 from stages.report.markdown import Markdown, code, escape, prose
 from stages.report.numbers import format_scientific, star_highest
 from stages.report.original import load_original
-from stages.report.overlays import overlay
 from stages.report.page import build_page
 from stages.report.predictions import read_captions
 from stages.report.results import Result, load_results
 from stages.report.section import TEMPLATES, Inputs, Section, link, render
 from stages.report.tables import Table, escape_latex
+from stages.segmentation.class_colors import class_colors
+from stages.segmentation.overlay import overlay
 from stages.tracking import registration
 
 EXPERIMENT = load_experiment(ROOT / "params.yaml")

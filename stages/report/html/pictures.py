@@ -12,7 +12,7 @@ from PIL import Image
 from stages.data.images import read_image
 from stages.data.manifest import Row
 from stages.data.voc import VOID
-from stages.report.colors import class_colors
+from stages.segmentation.class_colors import class_colors
 
 SIDE = 160  # pixels of the longer side, at most, of a browsed image: twice that of a generated scene
 PHOTO_QUALITY = 80
