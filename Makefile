@@ -55,7 +55,7 @@ compare: $(READY)  ## compare the experiments of the last commit: changed params
 	@python -m stages.compare
 
 # The stages are run by hand: `dvc unfreeze` and `dvc freeze` would rewrite all of dvc.yaml.
-pretrain: $(READY)  ## train the three shipped checkpoints again (about 2.5 hours on 2 cores)
+pretrain: $(READY)  ## train the three shipped checkpoints again (about 2 hours on 2 cores)
 	python -m stages.pretraining.pretrain
 	python -m stages.pretraining.pretrain_blip
 	python -m stages.pretraining.pretrain_catr

@@ -4,8 +4,8 @@
     python -m benchmarks.finetune --lr 3e-4 1e-3 --epochs 5 10 --settings base accumulated
 
 Every fifth training image of each label is held out; the rest is trained on, under each setting with each learning rate
-and number of epochs. Prints the accuracy on the held-out images, which the setting's own lr and epochs give and each
-combination of those on the command line, the training loss of the last two epochs and the seconds.
+and number of epochs. Prints, for each combination, the accuracy on the held-out images, the training loss of the last
+two epochs and the seconds. Needs the outputs of the stages `checkpoints` and `data`.
 """
 
 import argparse
