@@ -141,7 +141,7 @@ class Project:
 
     def run(self, *command: str, **settings) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=400, **settings
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=1200, **settings
         )
 
     def repro(self, *options: str) -> subprocess.CompletedProcess:
