@@ -536,7 +536,7 @@ Packages: """
 def captioning_page(**params):
     run = cell("greedy", 1.0, **params).run
     run.inputs["backbone"] = "blip"
-    context = {"images": 7.0, "shares": {}, "seeds": 3, "overruns": captioning.overrun_rows()}
+    context = {"images": 7.0, "naming": None, "seeds": 3, "overruns": captioning.overrun_rows()}
     tables = captioning.build_tables([cell("greedy", 1.0)], metric("bleu"), EXPERIMENT)
     return render("captioning.md", run=run, tables=tables, **context)
 
