@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -28,8 +30,7 @@ METRICS = {
     "relation_named": "a caption tells how two objects lie, as in *left of*",
     "relation_right": "... and it is right, of those that tell it",
 }
-PLOTTED = ("class_named", "place_right", "relation_right")
-
+Example = TypeVar("Example")
 CaptionFunction = Callable[[np.random.Generator, Scene], str]
 
 
@@ -48,9 +49,28 @@ def draw_example(
     return scene, ids
 
 
+def web_examples(load_example: Callable[..., Example], seed: int) -> Callable[[int], Example]:
+    """The stream of training examples by index: `load_example` of scenes and captions in the style of the web."""
+    return partial(
+        load_example,
+        writers="pretrain",
+        seed=seed,
+        style=web.STYLE,
+        caption=web.web_caption,
+        foreign=web.Noise.foreign,
+    )
+
+
 def task_caption(rng: np.random.Generator, scene: Scene) -> str:
     """The first caption of a scene in the task's style."""
     return captions.scene_captions(rng, scene)[0]
+
+
+# Styles of held-out scenes that a finished model is evaluated on.
+STYLES = {
+    "the style of pretraining": (web.STYLE, web.web_caption),
+    "the task's style": (Style(), task_caption),
+}
 
 
 def compute_metrics(ids: Tensor, objects: Sequence[tuple[SceneObject, ...]], side: int) -> dict[str, float]:

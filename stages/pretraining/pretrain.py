@@ -58,10 +58,11 @@ def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Ten
         pixels = pixels[:, ::-1]
         objects = tuple(replace(scene_object, x=style.side - scene_object.x) for scene_object in objects)
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return image, _presence(objects), _places(objects, style.side)
+    return image, presence(objects), _places(objects, style.side)
 
 
-def _presence(objects: tuple[SceneObject, ...]) -> Tensor:
+def presence(objects: tuple[SceneObject, ...]) -> Tensor:
+    """1 for each of `NAMES` that the objects have, else 0: `(28,)`."""
     present = {scene_object.name for scene_object in objects} | {scene_object.color for scene_object in objects}
     return torch.tensor([float(name in present) for name in NAMES])
 

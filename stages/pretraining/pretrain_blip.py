@@ -8,7 +8,6 @@ resumes from its last evaluation and ends in the same weights. Several processes
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,12 @@ from stages.pretraining.captioned_scenes import (
     MAX_LENGTH,
     MIN_LENGTH,
     PROMPT,
+    STYLES,
     TOKENIZER,
     CaptionFunction,
     compute_metrics,
     draw_example,
-    task_caption,
+    web_examples,
 )
 from stages.pretraining.card import CardInfo, describe_device
 from stages.pretraining.training import build_optimizers, fit
@@ -213,20 +213,12 @@ def pretrain(recipe: PretrainBlip, device: torch.device) -> tuple[Pretrainer, Tr
     model.to(device)
     share_batch_norm(model)
     held_out = load_held_out(recipe, web.STYLE, web.web_caption)
-    load_training_example = partial(
-        load_example,
-        writers="pretrain",
-        seed=recipe.seed,
-        style=web.STYLE,
-        caption=web.web_caption,
-        foreign=web.Noise.foreign,
-    )
     state = fit(
         recipe,
         "pretrain_blip",
         model,
         build_optimizers(model, model.block_weights, recipe),
-        load_training_example,
+        web_examples(load_example, recipe.seed),
         lambda batch: model.loss(batch[0], batch[1], recipe.batch_size),
         lambda: evaluate(model, held_out),
         recipe.model_dump() | {"tower": file_sha256(TOWER)},
@@ -240,10 +232,7 @@ def export(model: Pretrainer, recipe: PretrainBlip, state: TrainState, machine: 
 
     Several processes share the evaluation; the main one writes.
     """
-    results = {
-        "the style of pretraining": evaluate(model, load_held_out(recipe, web.STYLE, web.web_caption)),
-        "the task's style": evaluate(model, load_held_out(recipe, Style(), task_caption)),
-    }
+    results = {name: evaluate(model, load_held_out(recipe, *style)) for name, style in STYLES.items()}
     if not processes.is_main():
         return
     config = model.captioner.config

@@ -34,15 +34,16 @@ from stages.pretraining.captioned_scenes import (
     MAX_LENGTH,
     MIN_LENGTH,
     PROMPT,
+    STYLES,
     TOKENIZER,
     CaptionFunction,
     compute_metrics,
     draw_example,
-    task_caption,
+    web_examples,
 )
 from stages.pretraining.card import CardInfo, describe_device
 from stages.pretraining.catr_card import write_card
-from stages.pretraining.pretrain import NAMES
+from stages.pretraining.pretrain import NAMES, presence
 from stages.pretraining.training import build_optimizers, fit
 
 FOLDER = Path("data/checkpoints/catr_scenes")
@@ -80,16 +81,11 @@ def load_example(
     Shapes: `(3, LONGER_SIDE, LONGER_SIDE)` uint8, `(28,)` of 0 and 1, and those of `draw_example`.
     """
     scene, ids = draw_example(index, writers, seed, style, caption, foreign)
-    return _enlarge(scene), _presence(scene.objects), ids
+    return _enlarge(scene), presence(scene.objects), ids
 
 
 def _enlarge(scene: Scene) -> Tensor:
     return catr.resize(Image.fromarray(scene.image), LONGER_SIDE)
-
-
-def _presence(objects: tuple[SceneObject, ...]) -> Tensor:
-    present = {scene_object.name for scene_object in objects} | {scene_object.color for scene_object in objects}
-    return torch.tensor([float(name in present) for name in NAMES])
 
 
 class Pretrainer(nn.Module):
@@ -185,20 +181,12 @@ def pretrain(recipe: PretrainCatr, device: torch.device) -> tuple[Pretrainer, Tr
     model.to(memory_format=torch.channels_last)  # convolutions are faster
     share_batch_norm(model)
     held_out = load_held_out(recipe, web.STYLE, web.web_caption)
-    load_training_example = partial(
-        load_example,
-        writers="pretrain",
-        seed=recipe.seed,
-        style=web.STYLE,
-        caption=web.web_caption,
-        foreign=web.Noise.foreign,
-    )
     state = fit(
         recipe,
         "pretrain_catr",
         model,
         build_optimizers(model, model.block_weights, recipe),
-        load_training_example,
+        web_examples(load_example, recipe.seed),
         lambda batch: model.loss(batch[0], batch[1], batch[2], recipe.batch_size),
         lambda: evaluate(model, held_out),
         recipe.model_dump(),
@@ -212,10 +200,7 @@ def export(model: Pretrainer, recipe: PretrainCatr, state: TrainState, machine: 
 
     Several processes share the evaluation; the main one writes.
     """
-    results = {
-        "the style of pretraining": evaluate(model, load_held_out(recipe, web.STYLE, web.web_caption)),
-        "the task's style": evaluate(model, load_held_out(recipe, Style(), task_caption)),
-    }
+    results = {name: evaluate(model, load_held_out(recipe, *style)) for name, style in STYLES.items()}
     if not processes.is_main():
         return
     catr.save(FOLDER, model.catr, TOKENIZER)

@@ -15,7 +15,7 @@ from stages.params.pretrain_blip import PretrainBlip
 from stages.pretraining import pretrain_blip as stage
 from stages.pretraining import training
 from stages.pretraining.blip_card import METRICS
-from stages.pretraining.captioned_scenes import CAPTIONS_PER_SCENE, MAX_TOKENS
+from stages.pretraining.captioned_scenes import CAPTIONS_PER_SCENE, MAX_LENGTH, MAX_TOKENS, task_caption
 
 RECIPE = PretrainBlip(
     seed=1,
@@ -93,9 +93,9 @@ def test_metrics_are_those_of_greedy_captions(folder, monkeypatch):
     """Captions that are right about everything, and a model that tells no place and no relation."""
     monkeypatch.setattr(stage, "HELD_OUT", 40)
     model = stage.Pretrainer(vit.read_architecture(stage.TOWER), RECIPE).eval()
-    held_out = stage.load_held_out(RECIPE, stage.Style(), stage.task_caption)
+    held_out = stage.load_held_out(RECIPE, stage.Style(), task_caption)
     texts = stage.TOKENIZER.batch_decode(held_out.ids, skip_special_tokens=True)
-    padded = F.pad(held_out.ids, (0, stage.MAX_LENGTH - MAX_TOKENS), value=stage.TOKENIZER.pad_token_id)
+    padded = F.pad(held_out.ids, (0, MAX_LENGTH - MAX_TOKENS), value=stage.TOKENIZER.pad_token_id)
     monkeypatch.setattr(stage, "_generate", lambda model, states: padded)
     metrics = stage.evaluate(model, held_out)
     assert list(metrics) == list(METRICS)
@@ -107,7 +107,7 @@ def test_metrics_are_those_of_greedy_captions(folder, monkeypatch):
     assert math.isnan(metrics["place_right"])
 
 
-@pytest.mark.parametrize("caption", [web.web_caption, stage.task_caption])
+@pytest.mark.parametrize("caption", [web.web_caption, task_caption])
 def test_no_caption_is_longer_than_the_padding(caption):
     for index in range(200):
         _, ids = stage.load_example(index, "pretrain", 2, web.STYLE, caption, 0.0)
