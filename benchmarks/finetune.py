@@ -27,11 +27,11 @@ FOLDS = 5
 
 def hold_out(manifest: Manifest) -> Manifest:
     """The training images alone, every fifth of each label in the split `val`."""
-    seen: dict[int | None, int] = defaultdict(int)
+    counts: dict[int | None, int] = defaultdict(int)
     rows = []
     for row in manifest.split("train"):
-        seen[row.label] += 1
-        rows.append(replace(row, split="train" if seen[row.label] % FOLDS else "val"))
+        counts[row.label] += 1
+        rows.append(replace(row, split="train" if counts[row.label] % FOLDS else "val"))
     return replace(manifest, rows=tuple(rows))
 
 
@@ -59,8 +59,8 @@ def main() -> None:
     arguments = parser.parse_args()
     experiment = load_experiment()
     manifest = hold_out(manifests.read_manifest(LABELED))
-    counts = " and ".join(f"{len(manifest.split(split))} {split}" for split in ("train", "val"))
-    print(f"{counts} images, all of the split train")
+    sizes = " and ".join(f"{len(manifest.split(split))} {split}" for split in ("train", "val"))
+    print(f"{sizes} images, all of the split train")
     print(f"{'setting':<16}{'lr':>9}{'epochs':>8}{'steps':>7}{'accuracy':>10}   {'losses':<14}{'seconds':>6}")
     settings = experiment.classification.settings
     for name in arguments.settings or settings:

@@ -21,8 +21,8 @@ from stages.attention.greedy_caption import GreedyCaptioner
 from stages.attention.panels import plot_rows
 from stages.attention.positions import has_positions
 from stages.core.stage import InputError, stage
-from stages.data.images import find_images, image_size_problem, read_image, read_size
-from stages.data.manifest import IMAGE_ERRORS, image_problem
+from stages.data.images import find_images
+from stages.data.manifest import read_user_image
 from stages.params.experiment import Experiment, load_experiment
 
 FOLDER = Path("reports/look")
@@ -32,14 +32,7 @@ def read_images(paths: list[Path], kind: str) -> Iterator[tuple[str, Image.Image
     """Every image's name, the image, and the path of its picture."""
     for name, path in tqdm(find_images(paths).items(), kind, unit="image"):
         picture = picture_path(FOLDER, f"{name}.{kind}")
-        try:
-            problem = image_size_problem(*read_size(path))
-            if problem:
-                raise InputError(f"{path}: {problem}")
-            image = read_image(path)
-        except IMAGE_ERRORS as error:
-            raise InputError(f"{path}: {image_problem(error)}") from error
-        yield name, image, picture
+        yield name, read_user_image(path), picture
 
 
 def plot_class_token(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import safe_open
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from stages.core.messages import quote_value
 from stages.core.stage import InputError
 from stages.core.weights_file import save_weights
 from stages.models import vit
-from stages.models.weights import check_weights, parse_metadata, read_weights
+from stages.models.weights import check_weights, parse_metadata, read_metadata, read_weights
 from stages.params.model_source import is_checkpoint_file, split_revision
 
 
@@ -97,8 +96,7 @@ def load(path: Path) -> Classifier:
     """
     try:
         weights = read_weights(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        metadata = read_metadata(path)
         if "classifier" not in metadata:
             raise InputError(f"{path} does not contain a classifier; expected a file that `finetune` wrote")
         config = parse_metadata(_Config, metadata["classifier"])

@@ -21,8 +21,7 @@ from stages.classification.finetune import TASK
 from stages.classification.pixels import plain_view
 from stages.classification.training import EVAL_BATCH_SIZE
 from stages.core.atomic import atomic_write
-from stages.core.messages import join_names
-from stages.core.runs import read_run, run_key
+from stages.core.runs import best_run, run_key
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
 from stages.core.workers import build_loader
@@ -55,11 +54,7 @@ def select_weights(task: Classification, setting: str | None, epoch: str) -> Pat
     if not trained:
         reasons = [skip_reason(WEIGHTS / key) for key in keys]
         raise InputError(next(filter(None, reasons), f"no classifier in {WEIGHTS}; run `dvc repro` first"))
-    candidates = [key for key, name in trained.items() if setting in (None, name)]
-    if not candidates:
-        names = join_names(list(dict.fromkeys(trained.values())))
-        raise InputError(f"no setting '{setting}'; trained settings: {names}")
-    best = max(candidates, key=lambda key: read_run(TASK, key).metrics[METRICS[epoch]])
+    best = best_run(TASK, "setting", trained, setting, METRICS[epoch])
     return WEIGHTS / best / f"{epoch}.safetensors"
 
 

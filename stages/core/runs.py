@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.atomic import write_text
+from stages.core.messages import join_names
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError
 
@@ -93,6 +94,18 @@ def read_run(task: str, key: str) -> Run:
         if not isinstance(value, int | float):
             raise InputError(f"{path} is not a run record of this version: metric {name} is no number; run `dvc repro`")
     return run
+
+
+def best_run(task: str, kind: str, trained: dict[str, str], name: str | None, metric: str) -> str:
+    """The key of the run of `name`, or of all runs if `name` is None, with the highest metric.
+
+    `trained` has the names of the runs by key, and `kind` says what they name, for the `InputError` that lists them.
+    """
+    candidates = [key for key, run_name in trained.items() if name in (None, run_name)]
+    if not candidates:
+        names = join_names(list(dict.fromkeys(trained.values())))
+        raise InputError(f"no {kind} '{name}'; trained {kind}s: {names}")
+    return max(candidates, key=lambda key: read_run(task, key).metrics[metric])
 
 
 def _to_json(run: Run) -> str:

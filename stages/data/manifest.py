@@ -228,6 +228,17 @@ def image_problem(error: Exception) -> str:
     return f"not a readable image ({', '.join(IMAGE_FORMATS)})" if "cannot identify" in str(error) else str(error)
 
 
+def read_user_image(path: Path) -> Image.Image:
+    """The image of a file that a user names. Raises `InputError` if it cannot be read, or is too long and narrow."""
+    try:
+        problem = image_size_problem(*read_size(path))
+        if problem:
+            raise InputError(f"{path}: {problem}")
+        return read_image(path)
+    except IMAGE_ERRORS as error:
+        raise InputError(f"{path}: {image_problem(error)}") from error
+
+
 def _numbered_classes(checks: Iterable[ImageCheck]) -> tuple[str, ...]:
     values = {value for check in checks for value in check.mask_values if value != VOID}
     return tuple(f"class {index}" for index in range(max(values, default=-1) + 1))

@@ -27,14 +27,20 @@ from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 from stages.core.weights_file import save_weights
 from stages.models.catr_transformer import CatrCache, Decoder, Embeddings, Encoder, sine_positions
 from stages.models.shared_keys import RowsByImage
-from stages.models.weights import check_finite_weights, check_weights, parse_metadata, read_metadata, read_weights
+from stages.models.weights import (
+    LARGEST_SIZE,
+    Size,
+    check_finite_weights,
+    check_weights,
+    parse_metadata,
+    read_metadata,
+    read_weights,
+)
 
 PATCH = 16  # pixels per grid cell: the stride of a ResNet whose last stage is dilated
 WEIGHTS = "model.safetensors"  # in a folder of `convert_file` or `save`
 HEAD_WIDTH = 32  # features per attention head
-LARGEST_SIZE = 2**16  # of a file's own numbers: beyond any model, and small enough to build and compare
 
-Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 TokenId = Annotated[int, Field(ge=0, le=LARGEST_SIZE)]
 
 
@@ -55,9 +61,7 @@ class CatrConfig:
     vocabulary: Size = 30522  # word pieces of bert-base-uncased
     positions: Size = 128  # maximum length of a text in tokens, including the start token
     blocks: tuple[Size, Size, Size, Size] = (3, 4, 23, 3)  # per stage of ResNet-101
-    expansion: Size = (
-        4  # a block's output channels per inner channel of the published net, whose width is expansion / 4
-    )
+    expansion: Size = 4  # of a block's channels; a net has expansion / 4 times the published width
     dilation: bool = True  # the last stage dilates its kernels instead of halving the grid: cells of 16 pixels, not 32
     longer_side: Size = 299  # of an image after `preprocess`, in pixels
     layer_norm_eps: Annotated[float, Field(gt=0, le=1)] = 1e-12  # of the embeddings' norm; others have torch's default
@@ -273,9 +277,8 @@ def save(folder: Path, model: Catr, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
     # A frozen batch norm has no count of batches: a trained one's is not needed to compute.
     weights = {name: weight for name, weight in model.state_dict().items() if not name.endswith(".num_batches_tracked")}
-    save_weights(
-        folder / WEIGHTS, weights, config=asdict(model.config)
-    )  # last, so that a folder with weights is complete
+    # Last, so that a folder with weights is complete.
+    save_weights(folder / WEIGHTS, weights, config=asdict(model.config))
 
 
 def load(path: Path) -> Catr:

@@ -2,8 +2,7 @@
 
 Follows github.com/saahiluppal/catr, models/transformer.py and models/position_encoding.py; the design is DETR's (Carion
 et al. 2020, "End-to-end object detection with transformers"). Norms come before attention. Positions are added after
-the norm, to queries and keys only. Dropout is left out: it has no weights, and the training of
-ours uses each scene once.
+the norm, to queries and keys only. Dropout is left out: it has no weights, and our training uses each scene once.
 """
 
 import math

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 
 from stages.core.weights_file import save_weights
 from stages.models.weights import (
+    LARGEST_SIZE,
+    Size,
     check_finite_weights,
     check_weights,
     describe_error,
@@ -43,9 +45,6 @@ HEAD_WIDTH = 64  # features per attention head: true of ViT-Ti to ViT-L, whose c
 WIDER_HEADS = (1280, 1408, 1664)  # embedding widths that break this rule: ViT-H, ViT-g and ViT-G all have 16 heads
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB pixels, as DINO and most ViTs are trained with
 STD = (0.229, 0.224, 0.225)
-LARGEST_SIZE = 2**16  # of a file's own numbers: beyond any model, and small enough to build and compare
-
-Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 
 
 @dataclass(frozen=True)

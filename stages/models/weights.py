@@ -4,11 +4,11 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TypeVar
+from typing import Annotated, TypeVar
 from zipfile import is_zipfile
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -16,8 +16,10 @@ from stages.core.finite import is_finite
 from stages.core.messages import join_names, quote_value
 from stages.core.stage import first_line
 
+LARGEST_SIZE = 2**16  # of a file's own numbers: beyond any model, and small enough to build and compare
 NAMED_KEYS = 5  # keys that an error message lists before it counts the rest
 Kind = TypeVar("Kind")
+Size = Annotated[int, Field(ge=1, le=LARGEST_SIZE)]
 
 WRAPPER_KEYS = ("model", "teacher", "state_dict")  # under which training code stores the weights
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from stages.core import processes
 from stages.core.train_state import TrainState
-from stages.data.scenes.captions import place
+from stages.data.scenes.captions import grid_cell
 from stages.data.scenes.scene import CLASSES, COLORS, SceneObject, Style, draw_scene
 from stages.models import vit
 from stages.models.compute import get_device
@@ -58,7 +58,7 @@ def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Ten
         pixels = pixels[:, ::-1]
         objects = tuple(replace(scene_object, x=style.side - scene_object.x) for scene_object in objects)
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return image, presence(objects), _places(objects, style.side)
+    return image, presence(objects), _place_labels(objects, style.side)
 
 
 def presence(objects: tuple[SceneObject, ...]) -> Tensor:
@@ -67,12 +67,12 @@ def presence(objects: tuple[SceneObject, ...]) -> Tensor:
     return torch.tensor([float(name in present) for name in NAMES])
 
 
-def _places(objects: tuple[SceneObject, ...], side: int) -> Tensor:
-    places = torch.full((FOREGROUND,), ABSENT)
+def _place_labels(objects: tuple[SceneObject, ...], side: int) -> Tensor:
+    labels = torch.full((FOREGROUND,), ABSENT)
     for scene_object in objects:
-        row, column = place(scene_object, side)
-        places[scene_object.label - 1] = 3 * row + column
-    return places
+        row, column = grid_cell(scene_object, side)
+        labels[scene_object.label - 1] = 3 * row + column
+    return labels
 
 
 class Pretrainer(nn.Module):
@@ -108,17 +108,17 @@ class Pretrainer(nn.Module):
         class_means = patch_logits.softmax(1).transpose(1, 2) @ patches  # (B, 20, dim)
         return self.vit.forward_head(tokens), patch_logits.logsumexp(1), self.place_head(class_means)
 
-    def loss(self, images: Tensor, present: Tensor, places: Tensor, batch_size: int) -> Tensor:
+    def loss(self, images: Tensor, present: Tensor, place_labels: Tensor, batch_size: int) -> Tensor:
         """This process's part of the mean loss over a batch of `batch_size` scenes, from its share of them.
 
-        Patches predict presence of classes, but not of colors. `present` and `places` are those of `load_example`.
+        Patches predict presence of classes, but not of colors. The other arguments are those of `load_example`.
         """
         class_token_logits, patch_logits, place_logits = self(images)
         presence_loss = F.binary_cross_entropy_with_logits(class_token_logits, present)
         presence_loss = presence_loss + F.binary_cross_entropy_with_logits(patch_logits, present[:, :FOREGROUND])
         place_loss = F.cross_entropy(
-            place_logits.flatten(0, 1), places.flatten(), ignore_index=ABSENT, reduction="sum"
-        ) / processes.all_reduce((places != ABSENT).sum())
+            place_logits.flatten(0, 1), place_labels.flatten(), ignore_index=ABSENT, reduction="sum"
+        ) / processes.all_reduce((place_labels != ABSENT).sum())
         return presence_loss * (len(images) / batch_size) + self.place_weight * place_loss
 
 
@@ -149,8 +149,8 @@ def load_held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Tensor, Tenso
     """`HELD_OUT` examples, without zoom, as one batch."""
     style = replace(style, zoom=(1.0, 1.0))
     examples = [load_example(index, "pretrain_val", recipe.seed, style) for index in range(HELD_OUT)]
-    images, present, places = zip(*examples, strict=True)
-    return torch.stack(images), torch.stack(present), torch.stack(places)
+    images, present, place_labels = zip(*examples, strict=True)
+    return torch.stack(images), torch.stack(present), torch.stack(place_labels)
 
 
 @torch.inference_mode()
@@ -158,19 +158,19 @@ def predict(model: Pretrainer, images: Tensor, device: torch.device) -> tuple[Te
     """Presence logits `(N, 28)` from the class token, and most probable places `(N, 20)`, for uint8 `images`."""
     own = processes.share(images)
     outputs = [model(batch.to(device)) for batch in own.split(100)]
-    presence = torch.cat([presence.cpu() for presence, _, _ in outputs])
-    places = torch.cat([places.argmax(-1).cpu() for _, _, places in outputs])
-    return processes.all_gather(presence, len(images)), processes.all_gather(places, len(images))
+    presence_logits = torch.cat([logits.cpu() for logits, _, _ in outputs])
+    predicted_places = torch.cat([logits.argmax(-1).cpu() for _, _, logits in outputs])
+    return processes.all_gather(presence_logits, len(images)), processes.all_gather(predicted_places, len(images))
 
 
 def evaluate(model: Pretrainer, held_out: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, float]:
     """Mean average precision of the 20 classes, and the share of objects whose place is right."""
-    images, present, places = held_out
+    images, present, place_labels = held_out
     presence_logits, predicted_places = predict(model, images, device)
-    there = places != ABSENT
+    labeled = place_labels != ABSENT
     return {
         "mAP": float(average_precision_score(present[:, :FOREGROUND], presence_logits[:, :FOREGROUND])),
-        "place": (predicted_places == places)[there].double().mean().item(),
+        "place": (predicted_places == place_labels)[labeled].double().mean().item(),
     }
 
 

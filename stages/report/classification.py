@@ -50,20 +50,16 @@ def effective_batch_size(result: Result) -> int:
 
 def equal_step_margins(results: list[Result], metric: Metric) -> list[Margin]:
     """For each setting with `equal_steps`: how far the one that accumulates as many batches a step is above it."""
-    pairs = [
-        (accumulated, result)
-        for result in results
-        for accumulated in results
-        if result.run.params["equal_steps"]
-        and _without_steps(result) == _without_steps(accumulated)
-        and accumulated.run.params["accumulate"] == result.run.params["equal_steps"]
-    ]
-    return [compare(accumulated, result, metric) for accumulated, result in pairs]
-
-
-def _without_steps(result: Result) -> dict[str, Any]:
-    other = ("seed", "accumulate", "equal_steps")
-    return {key: value for key, value in result.run.params.items() if key not in other}
+    margins = []
+    for result in results:
+        params = result.run.params
+        if params["equal_steps"] is None:
+            continue
+        expected = params | {"accumulate": params["equal_steps"], "equal_steps": None}
+        for accumulated in results:
+            if accumulated.run.params == expected:  # of the same first seed
+                margins.append(compare(accumulated, result, metric))
+    return margins
 
 
 def still_learning(results: list[Result]) -> list[dict[str, Any]]:

@@ -16,12 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.core.atomic import atomic_write
-from stages.core.messages import join_names
-from stages.core.runs import read_run, run_key
+from stages.core.runs import best_run, run_key
 from stages.core.skipped import skip_reason
 from stages.core.stage import InputError, stage
-from stages.data.images import find_images, image_size_problem, read_image, read_size
-from stages.data.manifest import IMAGE_ERRORS, image_problem
+from stages.data.images import find_images
+from stages.data.manifest import read_user_image
 from stages.data.voc import save_mask
 from stages.models.checkpoints.vits import load_vit
 from stages.params.experiment import load_experiment
@@ -43,11 +42,7 @@ def select_weights(task: Segmentation, head: str | None) -> Path:
     if not trained:
         reasons = (skip_reason(output_paths(key)[0]) for key in names)
         raise InputError(next(filter(None, reasons), "no trained head; the stage `train_head` makes them: `dvc repro`"))
-    candidates = [key for key, name in trained.items() if head in (None, name)]
-    if not candidates:
-        raise InputError(f"no head '{head}'; trained heads: {join_names(list(dict.fromkeys(trained.values())))}")
-    best = max(candidates, key=lambda key: read_run(TASK, key).metrics["miou"])
-    return output_paths(best)[0]
+    return output_paths(best_run(TASK, "head", trained, head, "miou"))[0]
 
 
 def output_names(files: dict[str, Path]) -> dict[str, str]:
@@ -76,14 +71,11 @@ def main(paths: list[Path], head_name: str | None, longest: int, out: Path) -> N
     segmenter = Segmenter(load_vit("backbone", experiment), head, experiment.compute)
     rows = []
     for name, path in tqdm(files.items(), "predict", unit="image"):
+        image = read_user_image(path)
         try:
-            problem = image_size_problem(*read_size(path))
-            if problem:
-                raise ValueError(problem)
-            image = read_image(path)
             mask = segmenter.predict_image(image, longest)
-        except IMAGE_ERRORS as error:
-            raise InputError(f"{path}: {image_problem(error)}") from error
+        except ValueError as error:
+            raise InputError(f"{path}: {error}") from error
         with atomic_write(out / f"{names[name]}.png") as temporary:
             save_mask(mask, temporary)
         areas = class_areas(mask, classes)

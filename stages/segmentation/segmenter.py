@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
 from torch import Tensor
 
 from stages.models import vit
 from stages.models.compute import get_device, mixed_precision
-from stages.models.weights import read_weights
+from stages.models.weights import read_metadata, read_weights
 from stages.params.compute import Compute
 from stages.segmentation.dataset import MAX_BATCH_PIXELS
 from stages.segmentation.extract import BATCH, PIXELS
@@ -67,8 +66,7 @@ class Segmenter:
 
 def load_head(path: Path) -> tuple[SegmentationHead, tuple[str, ...]]:
     """Load a head that `train_head` wrote, and the names of its classes."""
-    with safe_open(path, framework="pt") as file:
-        description = json.loads(file.metadata()["head"])
+    description = json.loads(read_metadata(path)["head"])
     head = build_head(**description["config"])
     head.load_state_dict(read_weights(path))
     return head, tuple(description["classes"])

@@ -93,14 +93,14 @@ def place_phrase(words: Sequence[str]) -> str | None:
     return max(matches, key=len, default=None)  # "at the top left" contains "at the top"
 
 
-def place(obj: SceneObject, side: int) -> tuple[int, int]:
+def grid_cell(obj: SceneObject, side: int) -> tuple[int, int]:
     """Row and column, in a 3x3 grid, of the cell with an object's center; `side` is the scene's side in pixels."""
     return int(3 * obj.y / side), int(3 * obj.x / side)
 
 
 def position_phrase(obj: SceneObject, side: int) -> str:
-    """Name the `place` of an object."""
-    row, column = place(obj, side)
+    """Name the `grid_cell` of an object."""
+    row, column = grid_cell(obj, side)
     return _name_place(_ROWS[row], _COLUMNS[column])
 
 
