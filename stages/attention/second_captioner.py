@@ -72,7 +72,7 @@ def analyze(experiment: Experiment, manifest: Manifest) -> Run:
         inputs={
             "source": manifest.source,
             "manifest": manifests.manifest_hash(),
-            "captioner": greedy.captioner.source,
+            "backbone": greedy.captioner.source,
             "weights": vit.weights_hash(greedy.captioner.decoder.model),
             "precision": experiment.compute.precision,
         },

@@ -70,7 +70,7 @@ def test_pictures_and_a_record_of_the_examples_are_written(set_params, monkeypat
     stage.main()
     record = json.loads(Path("reports/runs/second_captioner/catr.json").read_text())
     assert (record["params"]["model"], record["params"]["prompt"]) == ("catr", "a picture of")
-    assert record["inputs"]["captioner"] == SOURCE
+    assert record["inputs"]["backbone"] == SOURCE
     assert list(record["details"]["captions"]) == ["val_0", "val_2"]
     for image_id, picture in record["artifacts"].items():
         assert picture == f"reports/pictures/second_captioner/{image_id}.png"
