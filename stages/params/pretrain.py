@@ -5,7 +5,7 @@ from stages.params.section import Weight
 
 
 class Pretrain(Recipe):
-    """`place_weight`: of the loss of places. `position_scale`: amplitude of the sine positions at the start."""
+    """`object_weight`: of the losses of places and colors. `position_scale`: initial amplitude of sine positions."""
 
-    place_weight: Weight
+    object_weight: Weight
     position_scale: Weight

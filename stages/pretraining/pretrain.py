@@ -1,10 +1,15 @@
 """Pretrain the shipped ViT on generated scenes, from image-level labels only (no masks).
 
-The loss has three parts: presence of the 20 classes and 8 colors, predicted from the class token; presence of the
-classes by multiple-instance learning over patches (the logsumexp of a patch classifier's logits); and the place of each
-class among the nine that captions can name ("at the top left"), predicted from its patches. Without the third, the
-tower learns what is in a scene but not where, and a captioner cannot say what its tower has thrown away. Positions
-start as sines and cosines of row and column, since presence alone hardly trains them.
+The loss has these parts, each from labels that a caption gives ("a red circle at the top left"):
+
+- presence of the 20 classes and 8 colors, predicted from the class token;
+- presence of the classes, by multiple-instance learning over patches (the logsumexp of a patch classifier's logits);
+- color and place, one of nine, of each class, predicted from its patches. Without these the tower learns what is in a
+  scene but not where, nor which color is whose, and a captioner cannot say what its tower has thrown away;
+- place of each class again, as the ninth of the image that its patch logits lie in. Without this, attention is free to
+  collect the evidence for a class next to the object, and a linear head's masks hang beside the objects.
+
+Positions start as sines and cosines of row and column, since presence alone hardly trains them.
 
 Every scene is generated on the fly and used once. An interrupted run resumes from its last evaluation and ends in the
 same weights. Several processes share the training under `torchrun` (docs/distributed.md).
@@ -13,6 +18,7 @@ same weights. Several processes share the training under `torchrun` (docs/distri
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,15 +47,36 @@ ZOOM = (0.9, 1.25)  # the task enlarges training views by up to 300 / 256, which
 NAMES = (*CLASSES[1:], *COLORS)  # of the 28 presence labels; class 0 is the background
 FOREGROUND = len(CLASSES) - 1
 PLACES = 9
-ABSENT = -100  # the place of a class that is not in a scene
+ABSENT = -100  # the place and the color of a class that is not in a scene
 WAVELENGTHS = 10.0  # ratio of the longest to the shortest of the sine positions, which is 2 pi patches
 
 
-def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Tensor, Tensor, Tensor]:
-    """Scene `index` of a split: image, presence of classes and colors, and places of classes.
+class Labels(NamedTuple):
+    """What is in a scene: presence of `NAMES` `(..., 28)`, 0 or 1; and place and color `(..., 20)` of each class.
 
-    Shapes: `(3, side, side)` uint8, `(28,)` of 0 and 1, and `(20,)` of `PLACES`, `ABSENT` for classes not in the scene.
+    Places are numbered by row of the 3x3 grid, colors in the order of `COLORS`; both are `ABSENT` for absent classes.
     """
+
+    present: Tensor
+    places: Tensor
+    colors: Tensor
+
+
+class Predictions(NamedTuple):
+    """Logits: presence from the class token `(B, 28)`, and for each class by ninth of the image, place and color.
+
+    The last three are `(B, 20, 9)`, `(B, 20, 9)` and `(B, 20, 8)`. A class is present if it is in any ninth: its logit
+    of presence is the logsumexp of its ninths.
+    """
+
+    present: Tensor
+    ninths: Tensor
+    places: Tensor
+    colors: Tensor
+
+
+def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Tensor, ...]:
+    """Scene `index` of a split: its image `(3, side, side)` uint8, and its `Labels`."""
     rng = np.random.default_rng([seed, *writers.encode(), index])
     scene = draw_scene(rng, writers, style)
     objects = scene.objects
@@ -58,7 +85,7 @@ def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Ten
         pixels = pixels[:, ::-1]
         objects = tuple(replace(scene_object, x=style.side - scene_object.x) for scene_object in objects)
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return image, presence(objects), _place_labels(objects, style.side)
+    return image, presence(objects), *_object_labels(objects, style.side)
 
 
 def presence(objects: tuple[SceneObject, ...]) -> Tensor:
@@ -67,25 +94,29 @@ def presence(objects: tuple[SceneObject, ...]) -> Tensor:
     return torch.tensor([float(name in present) for name in NAMES])
 
 
-def _place_labels(objects: tuple[SceneObject, ...], side: int) -> Tensor:
-    labels = torch.full((FOREGROUND,), ABSENT)
+def _object_labels(objects: tuple[SceneObject, ...], side: int) -> tuple[Tensor, Tensor]:
+    places = torch.full((FOREGROUND,), ABSENT)
+    colors = torch.full((FOREGROUND,), ABSENT)
     for scene_object in objects:
         row, column = grid_cell(scene_object, side)
-        labels[scene_object.label - 1] = 3 * row + column
-    return labels
+        places[scene_object.label - 1] = 3 * row + column
+        colors[scene_object.label - 1] = list(COLORS).index(scene_object.color)
+    return places, colors
 
 
 class Pretrainer(nn.Module):
-    """The ViT with a presence layer on its class token, and two layers on its patches that only the loss needs."""
+    """The ViT with a presence layer on its class token, and three layers on its patches that only the loss needs."""
 
     def __init__(self, architecture: vit.Architecture, recipe: Pretrain):
         super().__init__()
-        self.place_weight = recipe.place_weight
+        self.object_weight = recipe.object_weight
         self.vit = vit.build(architecture)
         self.patch_head = nn.Linear(architecture.dim, FOREGROUND)
         # logsumexp over 100 patches adds log(100) = 4.6: presence starts near its prior, sigmoid(-6 + 4.6) = 0.2.
         nn.init.constant_(self.patch_head.bias, -6.0)
         self.place_head = nn.Linear(architecture.dim, PLACES)
+        self.color_head = nn.Linear(architecture.dim, len(COLORS))
+        self.register_buffer("ninth_of_patch", _ninth_of_patch(*self.vit.patch_embed.grid_size), persistent=False)
         self._add_sine_positions(recipe.position_scale)
 
     @torch.no_grad()
@@ -96,30 +127,52 @@ class Pretrainer(nn.Module):
         sines = build_sincos2d_pos_embed(grid, self.vit.embed_dim, temperature=WAVELENGTHS)
         positions[:, self.vit.num_prefix_tokens :] += scale * sines
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits for uint8 `images`: presence from the class token and from the patches, and places.
+    def forward(self, images: Tensor) -> Predictions:
+        """The predictions for uint8 `images`.
 
-        Shapes: `(B, 28)`, `(B, 20)`, `(B, 20, 9)`. A class's place is predicted from the mean of the patches, weighted
-        by the softmax of its own patch logits.
+        A class's place and color are predicted from the mean of the patches, weighted by the softmax of its own patch
+        logits. These weights are constants to the place and the color: else both would pull a class's patch logits
+        toward whichever patches tell them best.
         """
         tokens = self.vit.forward_features(vit.normalize(images))
         patches = tokens[:, self.vit.num_prefix_tokens :]  # (B, patches, dim)
-        patch_logits = self.patch_head(patches)  # (B, patches, 20)
-        class_means = patch_logits.softmax(1).transpose(1, 2) @ patches  # (B, 20, dim)
-        return self.vit.forward_head(tokens), patch_logits.logsumexp(1), self.place_head(class_means)
+        patch_logits = self.patch_head(patches).transpose(1, 2)  # (B, 20, patches)
+        class_means = patch_logits.detach().softmax(2) @ patches  # (B, 20, dim)
+        outside = torch.arange(PLACES, device=images.device)[:, None] != self.ninth_of_patch  # (9, patches)
+        ninth_logits = patch_logits[:, :, None].masked_fill(outside, -torch.inf).logsumexp(3)
+        return Predictions(
+            self.vit.forward_head(tokens), ninth_logits, self.place_head(class_means), self.color_head(class_means)
+        )
 
-    def loss(self, images: Tensor, present: Tensor, place_labels: Tensor, batch_size: int) -> Tensor:
+    def loss(self, images: Tensor, labels: Labels, batch_size: int) -> Tensor:
         """This process's part of the mean loss over a batch of `batch_size` scenes, from its share of them.
 
-        Patches predict presence of classes, but not of colors. The other arguments are those of `load_example`.
+        Patches predict presence of classes, but not of colors.
         """
-        class_token_logits, patch_logits, place_logits = self(images)
-        presence_loss = F.binary_cross_entropy_with_logits(class_token_logits, present)
-        presence_loss = presence_loss + F.binary_cross_entropy_with_logits(patch_logits, present[:, :FOREGROUND])
-        place_loss = F.cross_entropy(
-            place_logits.flatten(0, 1), place_labels.flatten(), ignore_index=ABSENT, reduction="sum"
-        ) / processes.all_reduce((place_labels != ABSENT).sum())
-        return presence_loss * (len(images) / batch_size) + self.place_weight * place_loss
+        predicted = self(images)
+        presence_loss = F.binary_cross_entropy_with_logits(predicted.present, labels.present)
+        presence_loss = presence_loss + F.binary_cross_entropy_with_logits(
+            predicted.ninths.logsumexp(2), labels.present[:, :FOREGROUND]
+        )
+        objects = processes.all_reduce((labels.places != ABSENT).sum())
+        object_loss = (
+            _sum_over_objects(predicted.ninths, labels.places)
+            + _sum_over_objects(predicted.places, labels.places)
+            + _sum_over_objects(predicted.colors, labels.colors)
+        ) / objects
+        return presence_loss * (len(images) / batch_size) + self.object_weight * object_loss
+
+
+def _ninth_of_patch(rows: int, columns: int) -> Tensor:
+    """The ninth of the image that each patch's center lies in, numbered like places: `(rows * columns,)`."""
+    row = (6 * torch.arange(rows) + 3) // (2 * rows)
+    column = (6 * torch.arange(columns) + 3) // (2 * columns)
+    return (3 * row[:, None] + column).flatten()
+
+
+def _sum_over_objects(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of `logits` `(B, 20, n)`, summed over the classes in each scene; `labels` are `(B, 20)`."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=ABSENT, reduction="sum")
 
 
 def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Architecture, TrainState]:
@@ -137,7 +190,7 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
         model,
         build_optimizers(model, model.vit.blocks.parameters(), recipe),
         partial(load_example, writers="pretrain", seed=recipe.seed, style=style),
-        lambda batch: model.loss(batch[0], batch[1], batch[2], recipe.batch_size),
+        lambda batch: model.loss(batch[0], Labels(*batch[1:]), recipe.batch_size),
         lambda: evaluate(model, held_out, device),
         recipe.model_dump(),
         RESUME,
@@ -145,32 +198,39 @@ def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Ar
     return model, architecture, state
 
 
-def load_held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Tensor, Tensor]:
-    """`HELD_OUT` examples, without zoom, as one batch."""
+def load_held_out(recipe: Pretrain, style: Style) -> tuple[Tensor, Labels]:
+    """Images and labels of `HELD_OUT` scenes, without zoom, as one batch."""
     style = replace(style, zoom=(1.0, 1.0))
     examples = [load_example(index, "pretrain_val", recipe.seed, style) for index in range(HELD_OUT)]
-    images, present, place_labels = zip(*examples, strict=True)
-    return torch.stack(images), torch.stack(present), torch.stack(place_labels)
+    images, *labels = (torch.stack(tensors) for tensors in zip(*examples, strict=True))
+    return images, Labels(*labels)
 
 
 @torch.inference_mode()
-def predict(model: Pretrainer, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Presence logits `(N, 28)` from the class token, and most probable places `(N, 20)`, for uint8 `images`."""
+def predict(model: Pretrainer, images: Tensor, device: torch.device) -> Predictions:
+    """The predictions for any number of uint8 `images`."""
     own = processes.share(images)
     outputs = [model(batch.to(device)) for batch in own.split(100)]
-    presence_logits = torch.cat([logits.cpu() for logits, _, _ in outputs])
-    predicted_places = torch.cat([logits.argmax(-1).cpu() for _, _, logits in outputs])
-    return processes.all_gather(presence_logits, len(images)), processes.all_gather(predicted_places, len(images))
+    return Predictions(
+        *(processes.all_gather(torch.cat(logits).cpu(), len(images)) for logits in zip(*outputs, strict=True))
+    )
 
 
-def evaluate(model: Pretrainer, held_out: tuple[Tensor, Tensor, Tensor], device: torch.device) -> dict[str, float]:
-    """Mean average precision of the 20 classes, and the share of objects whose place is right."""
-    images, present, place_labels = held_out
-    presence_logits, predicted_places = predict(model, images, device)
-    labeled = place_labels != ABSENT
+def evaluate(model: Pretrainer, held_out: tuple[Tensor, Labels], device: torch.device) -> dict[str, float]:
+    """Mean average precision of the 20 classes; shares of objects whose place, color, and ninth is right."""
+    images, labels = held_out
+    predicted = predict(model, images, device)
+    in_scene = labels.places != ABSENT
+
+    def accuracy(logits: Tensor, answers: Tensor) -> float:
+        return (logits.argmax(-1) == answers)[in_scene].double().mean().item()
+
+    present = labels.present[:, :FOREGROUND]
     return {
-        "mAP": float(average_precision_score(present[:, :FOREGROUND], presence_logits[:, :FOREGROUND])),
-        "place": (predicted_places == place_labels)[labeled].double().mean().item(),
+        "mAP": float(average_precision_score(present, predicted.present[:, :FOREGROUND])),
+        "place": accuracy(predicted.places, labels.places),
+        "color": accuracy(predicted.colors, labels.colors),
+        "ninth": accuracy(predicted.ninths, labels.places),
     }
 
 
@@ -178,11 +238,11 @@ def main() -> None:
     recipe = load_section(Pretrain, "pretrain")
     device = get_device()
     model, architecture, state = pretrain(recipe, device)
-    images, present, _ = load_held_out(recipe, Style(side=architecture.side))
-    presence_logits, _ = predict(model.eval(), images, device)
+    images, labels = load_held_out(recipe, Style(side=architecture.side))
+    predicted = predict(model.eval(), images, device)
     if not processes.is_main():
         return
-    average_precision = average_precision_score(present, presence_logits, average=None)
+    average_precision = average_precision_score(labels.present, predicted.present, average=None)
     vit.save(FOLDER / "model.safetensors", model.vit.cpu(), architecture)
     parameters = sum(weight.numel() for weight in model.vit.parameters())
     info = CardInfo(parameters, HELD_OUT, describe_device(device))
