@@ -89,14 +89,15 @@ clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped che
 		data/predictions data/fetched data/attention data/valid_params.txt data/report_runs.json data/resume reports/report.html reports/verify.md reports/look reports/search.png reports/timings.json \
 		predictions.csv masks mlflow.db mlflow.db.lock mlartifacts mlruns dvc_plots .pytest_cache .ruff_cache .mypy_cache
 
-# uv installs the same pinned packages about three times as fast as pip.
+# uv installs the same pinned packages about three times as fast as pip. Without bytecode, the first import of each package
+# compiles it, and so does every import of a process that may not write bytecode, as in the tests' clones.
 $(READY): requirements.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(UV)"
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.txt
 	@touch $(READY)
 
 $(RAY_READY): $(READY) requirements-ray.txt
-	.venv/bin/uv pip install --quiet --python .venv/bin/python -r requirements-ray.txt
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements-ray.txt
 	@touch $(RAY_READY)
