@@ -23,7 +23,7 @@ ORIGINAL := $(VIEWS) captioning.stop=batch
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## create .venv from requirements.txt (the other targets do this themselves)
+setup: $(READY)  ## create .venv with requirements.txt and the command vitlab (the other targets do this themselves)
 
 setup-ray: $(RAY_READY)  ## add what a Ray cluster needs (requirements-ray.txt); its tests run only with it
 
@@ -91,11 +91,12 @@ clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped che
 
 # uv installs the same pinned packages about three times as fast as pip. Without bytecode, the first import of each package
 # compiles it, and so does every import of a process that may not write bytecode, as in the tests' clones.
-$(READY): requirements.txt constraints.txt
+$(READY): requirements.txt constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or: make PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(UV)"
 	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.txt
+	.venv/bin/uv pip install --quiet --no-deps --python .venv/bin/python --editable .
 	@touch $(READY)
 
 $(RAY_READY): $(READY) requirements-ray.txt

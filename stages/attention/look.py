@@ -1,14 +1,14 @@
 """Plot the models' attention for any images, or position embeddings of any ViT.
 
-    python -m stages.attention.look class-token FILE_OR_FOLDER ...   class token attention of the profile's ViTs
-    python -m stages.attention.look caption FILE_OR_FOLDER ...       a caption, and cross-attention for each word
-    python -m stages.attention.look positions VIT ...                position embeddings of timm ViTs or of files
+    vitlab look class-token FILE_OR_FOLDER ...   class token attention of the profile's ViTs
+    vitlab look caption FILE_OR_FOLDER ...       a caption, and cross-attention for each word
+    vitlab look positions VIT ...                position embeddings of timm ViTs or of files
 
 Pictures go to reports/look, one per image. Blocks, layers and heads are set in params.yaml, under `attention`.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -76,11 +76,16 @@ def plot_positions(experiment: Experiment, paths: list[Path]) -> Iterator[Path]:
 KINDS = {"class-token": plot_class_token, "caption": plot_caption, "positions": plot_positions}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_command(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line `arguments`, by default those of this process."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="for positions: a ViT's name")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with stage("look", record=False):
         for path in KINDS[args.kind](load_experiment(), args.paths):
             print(path)
+
+
+if __name__ == "__main__":
+    run_command()

@@ -1,6 +1,6 @@
 """Classify any images; write a CSV file with the columns `filename,label`.
 
-    python -m stages.classification.predict FILE_OR_FOLDER ...
+    vitlab classify FILE_OR_FOLDER ...
 
 An image in a folder is named by its path below the folder. By default, the setting with the highest validation
 accuracy predicts, with the weights of its best epoch.
@@ -8,6 +8,7 @@ accuracy predicts, with the weights of its best epoch.
 
 import argparse
 import csv
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -99,12 +100,17 @@ def main(paths: list[Path], setting: str | None, epoch: str, out: Path) -> None:
     print(f"{out}: {len(files)} image{'s' if len(files) > 1 else ''}, by {weights}")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_command(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line `arguments`, by default those of this process."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of images")
     parser.add_argument("--setting", help="a key of classification.settings (default: the most accurate setting)")
     parser.add_argument("--epoch", choices=("best", "last"), default="best", help="whose weights (default: best)")
     parser.add_argument("--out", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with stage("predict", record=False):
         main(args.images, args.setting, args.epoch, args.out)
+
+
+if __name__ == "__main__":
+    run_command()

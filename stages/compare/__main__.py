@@ -1,10 +1,11 @@
 """Compare the experiments of the last commit with it: what each one changed in params and headline metrics.
 
-make compare
+vitlab compare
 """
 
 import argparse
 import shutil
+from collections.abc import Sequence
 
 from stages.compare.experiments import SUCCESS, Experiment, Keys, changed_keys, load_experiments
 from stages.core.stage import stage
@@ -90,7 +91,13 @@ def main() -> None:
     print(format_comparison(baseline, experiments, width))
 
 
-if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+def run_command(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line `arguments`, by default those of this process."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
     with stage("compare", record=False):
         main()
+
+
+if __name__ == "__main__":
+    run_command()

@@ -1,12 +1,13 @@
 """What a run would download, compute and store, without doing it.
 
-make plan PROFILE=paper
-python -m stages.plan paper paper.captions=captions.json compute.precision=bfloat16
+vitlab plan paper
+vitlab plan paper paper.captions=captions.json compute.precision=bfloat16
 """
 
 import argparse
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,13 +139,18 @@ def main(profile: str | None, overrides: list[str]) -> None:
     )
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_command(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line `arguments`, by default those of this process."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", nargs="?", help=f"embedded, folder or paper; default: that of {PARAMS}")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="params to change, as with dvc exp run -S")
-    arguments = parser.parse_args()
-    if arguments.profile and "=" in arguments.profile:  # overrides without a profile
-        arguments.overrides.insert(0, arguments.profile)
-        arguments.profile = None
+    args = parser.parse_args(arguments)
+    if args.profile and "=" in args.profile:  # overrides without a profile
+        args.overrides.insert(0, args.profile)
+        args.profile = None
     with stage("plan", record=False):
-        main(arguments.profile, arguments.overrides)
+        main(args.profile, args.overrides)
+
+
+if __name__ == "__main__":
+    run_command()

@@ -1,4 +1,7 @@
-"""Compares `reports/results.csv` with the committed one: `make verify`, after `make repro`.
+"""Compares `reports/results.csv` with the committed one, after `make repro`.
+
+    vitlab verify
+    vitlab verify --revision HEAD~1
 
 Headline numbers are the means over seeds that have a 95 % interval: all numbers of the original's tables, and what
 claims on attention rest on. Only they are judged, by the committed interval. The exit code is 1 if one is outside,
@@ -8,6 +11,7 @@ and 2 if the files cannot be compared.
 import argparse
 import io
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -283,14 +287,15 @@ def verify(revision: str) -> bool:
     return True
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def run_command(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line `arguments`, by default those of this process."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--revision", default="HEAD", help="the commit to compare with (default: HEAD)")
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
     with stage("verify", record=False):
-        is_reproduced = verify(arguments.revision)
+        is_reproduced = verify(args.revision)
     sys.exit(0 if is_reproduced else 1)
 
 
 if __name__ == "__main__":
-    main()
+    run_command()

@@ -1,7 +1,7 @@
 """Search the validation images by a sentence, or the validation captions by an image.
 
-    python -m stages.retrieval.search "a red circle above a blue seven"
-    python -m stages.retrieval.search picture.jpg
+    vitlab search "a red circle above a blue seven"
+    vitlab search picture.jpg
 
 Prints the ten best results and draws them into a figure. Uses the projections of the finetuned run, or of another one
 given by `--run`, such as `provided` or `retrieval_grid/NAME`. Of the runs of a name, it takes that of the first of
@@ -123,11 +123,16 @@ def main(query: str, run: str, figure_path: Path) -> None:
     print(figure_path)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_command(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line `arguments`, by default those of this process."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", help="a sentence, or an image file")
     parser.add_argument("--run", default="finetuned", help="a run of Table 4, or retrieval_grid/NAME")
     parser.add_argument("--out", type=Path, default=Path("reports/search.png"), help="the figure")
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
     with stage("search", record=False):
-        main(arguments.query, arguments.run, arguments.out)
+        main(args.query, args.run, args.out)
+
+
+if __name__ == "__main__":
+    run_command()

@@ -1,6 +1,6 @@
 """Segment any images: masks, overlays and a table of class areas.
 
-    python -m stages.segmentation.predict FILE_OR_FOLDER ... [--head transformer]
+    vitlab predict FILE_OR_FOLDER ... [--head transformer]
 
 Writes into `--out`, for every image, `NAME.png` (class indices as a palette PNG in VOC's colors, of the image's own
 size) and `NAME.overlay.png` (the mask over the image, with a legend), and `areas.csv` with the columns
@@ -10,6 +10,7 @@ highest mIoU predicts.
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,14 +89,19 @@ def main(paths: list[Path], head_name: str | None, longest: int, out: Path) -> N
     print(f"{out}: {len(files)} image{'s' if len(files) > 1 else ''}, by {weights}")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_command(arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Run the command line `arguments`, by default those of this process."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, help="image files, or folders of images")
     parser.add_argument("--head", help="a key of segmentation.heads (default: the one with the highest mIoU)")
     parser.add_argument(
         "--longest", type=int, default=LONGEST, help=f"shrink larger images to this side (default: {LONGEST} pixels)"
     )
     parser.add_argument("--out", type=Path, default=Path("masks"), help="default: masks")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with stage("predict", record=False):
         main(args.images, args.head, args.longest, args.out)
+
+
+if __name__ == "__main__":
+    run_command()

@@ -52,9 +52,8 @@ def repository(tmp_path, monkeypatch):
 
 def run_verify(monkeypatch, capsys, *arguments):
     """The exit code, what is printed, and the error."""
-    monkeypatch.setattr("sys.argv", ["verify", *arguments])
     with pytest.raises(SystemExit) as ended:
-        verify.main()
+        verify.run_command(arguments)
     output = capsys.readouterr()
     return ended.value.code, output.out, output.err
 
