@@ -98,6 +98,7 @@ ORDER = (
     "report",
     "plan",
     "compare",
+    "pipeline",
 )
 # What a folder must not import although it comes before it. Tasks do not import each other, except that captioning
 # and retrieval start from what `image_text` encoded, and `attention` looks into what the other tasks made.
