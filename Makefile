@@ -37,7 +37,7 @@ scm: $(READY)
 	then dvc config --local --unset core.no_scm >/dev/null 2>&1 || true; \
 	else dvc config --local core.no_scm true; fi
 
-quick: $(READY)  ## try the whole pipeline on a few images, in about a minute; writes reports/quick/report.html
+quick: $(READY)  ## run the whole pipeline on a few images, in a copy: a smoke run; writes reports/quick/report.html
 	@python -m stages.pipeline.quick $(SET)
 
 repro: params scm  ## run the pipeline; writes reports/report.md
