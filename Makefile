@@ -17,7 +17,7 @@ VIEWS := segmentation.views=15 retrieval.views=8
 PAPER := $(VIEWS) captioning.stop=end_token
 ORIGINAL := $(VIEWS) captioning.stop=batch
 
-.PHONY: help setup setup-ray params repro verify paper original plan compare pretrain check lint types test ui search dag clean
+.PHONY: help setup setup-ray params scm quick repro status verify paper original plan compare pretrain check lint types test ui search dag clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,12 +31,20 @@ setup-ray: $(RAY_READY)  ## add what a Ray cluster needs (requirements-ray.txt);
 params: $(READY)  ## check params.yaml
 	python -m stages.params
 
-repro: params  ## run the pipeline; writes reports/report.md
-	@# An unpacked zip has no git repository: DVC then works without one.
+# An unpacked zip has no git repository: DVC then works without one.
+scm: $(READY)
 	@if git rev-parse --git-dir >/dev/null 2>&1; \
 	then dvc config --local --unset core.no_scm >/dev/null 2>&1 || true; \
 	else dvc config --local core.no_scm true; fi
-	dvc repro
+
+quick: $(READY)  ## run the whole pipeline on a few images, in a copy: a smoke run; writes reports/quick/report.html
+	@python -m stages.pipeline.quick $(SET)
+
+repro: params scm  ## run the pipeline; writes reports/report.md
+	@start=$$(date +%s); echo "dvc repro"; dvc repro && python -m stages.pipeline.summary --since $$start
+
+status: scm  ## show what `make repro` would run, and why
+	@python -m stages.pipeline.status
 
 verify: $(READY)  ## after `make repro`: compare the numbers with the committed ones
 	@dvc status --quiet || echo "verify: not all stages are up to date (dvc status); run \`make repro\` first" >&2
@@ -86,7 +94,7 @@ dag: $(READY)  ## draw the stages
 
 clean:  ## remove outputs and caches; keeps .venv, downloads and the shipped checkpoints
 	rm -rf .dvc/cache .dvc/tmp data/scenes data/objects data/manifest.parquet data/labeled.parquet data/features data/models \
-		data/predictions data/fetched data/attention data/valid_params.txt data/report_runs.json data/resume reports/report.html reports/verify.md reports/look reports/search.png reports/timings.json \
+		data/predictions data/fetched data/attention data/valid_params.txt data/report_runs.json data/resume reports/report.html reports/verify.md reports/look reports/quick reports/search.png reports/timings.json \
 		predictions.csv masks mlflow.db mlflow.db.lock mlartifacts mlruns dvc_plots .pytest_cache .ruff_cache .mypy_cache
 
 # uv installs the same pinned packages about three times as fast as pip. Without bytecode, the first import of each package

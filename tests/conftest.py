@@ -3,9 +3,9 @@
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,20 +19,12 @@ from stages.core import train_state
 from stages.data.scenes import web
 from stages.data.voc import COLOR_MAP
 from stages.models import blip, catr, vit
+from stages.pipeline.small_params import SMALL_PARAMS
+from stages.pipeline.workspace import CODE, clean_environment
+from stages.plan.overrides import set_param
 
 ROOT = Path(__file__).resolve().parent.parent
-PIPELINE = (
-    "stages",
-    "dvc.yaml",
-    "params.yaml",
-    ".dvc/config",
-    ".dvc/plots",
-    ".dvc/.gitignore",
-    ".dvcignore",
-    ".gitignore",
-    "data/folder",
-    "reports",
-)
+PIPELINE = (*CODE, "data/folder", "reports")
 
 
 LONG = (
@@ -132,9 +124,7 @@ class Project:
     def __init__(self, root: Path):
         self.root = root
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "DVC_NO_ANALYTICS": "1",
+            **clean_environment(),
             "OMP_NUM_THREADS": THREADS,
             "PYTHONDONTWRITEBYTECODE": "1",
         }
@@ -159,15 +149,15 @@ class Project:
 
     def set(self, **values) -> None:
         """Change params: keys with `__` for dots."""
+        self.set_params({key.replace("__", "."): value for key, value in values.items()})
+
+    def set_params(self, values: dict[str, Any]) -> None:
+        """Change params, by dotted key."""
         yaml = YAML()
         path = self.root / "params.yaml"
         params = yaml.load(path)
         for key, value in values.items():
-            *sections, last = key.split("__")
-            section = params
-            for name in sections:
-                section = section[name]
-            section[last] = value
+            set_param(params, key, value)
         yaml.dump(params, path)
 
     def read(self, path: str) -> bytes:
@@ -190,12 +180,8 @@ def clone(root: Path) -> Project:
     vit.save(root / "data/checkpoints/vit_scenes/model.safetensors", vit.build(architecture), architecture)
     untrained_blip(root / "data/checkpoints/blip_scenes", sharp=5.0)
     small_catr(root / "data/checkpoints/catr_scenes")
-    project.set(
-        profile="embedded",
-        embedded__train=12,
-        embedded__val=7,
-        embedded__objects_train=20,
-        embedded__objects_val=20,
+    project.set_params(SMALL_PARAMS)
+    project.set(  # and what the tests need: rows of their own, two seeds and the workers of a long run
         embedded__catr="data/checkpoints/catr_scenes",
         embedded__examples={"class_token": ["heart_1001", "three_1001"], "captions": 2},
         classification__settings={
@@ -209,12 +195,9 @@ def clone(root: Path) -> Project:
                 "epochs": 2,
             },
         },
-        compute__live=False,  # a recorder per stage would take longer than these trainings; tests/tracking has them
-        segmentation__epochs=2,
-        segmentation__views=2,
+        compute__workers=2,
         captioning__seeds=[1, 2],
         retrieval__seeds=[1, 2],
-        segmentation__batch_size=4,
         segmentation__heads={
             "linear": {"kind": "linear"},
             "transformer": {"kind": "transformer", "shared_qk": False},
@@ -224,9 +207,6 @@ def clone(root: Path) -> Project:
             "k50_t1": {"type": "top_k", "k": 50, "temperature": 1.0, "prompt": "a picture of"},
             "beam": {"type": "beam", "beams": 3, "prompt": "this image shows"},
         },
-        retrieval__views=2,
-        retrieval__epochs=2,
-        retrieval__batch_size=4,
         retrieval__finetune={"lr": 1e-3, "weight_decay": 0, "temperature": 0.1, "epochs": 1, "batch_size": 4},
         retrieval__grid={
             "mine": {

@@ -72,12 +72,13 @@ def _parse(revision: dict, name: str, state: str = SUCCESS) -> Experiment:
 
 def _merge(files: dict[str, dict]) -> dict[Keys, Any]:
     """The values of all files by their keys. A file that DVC could not read has an error in place of data."""
-    return {keys: value for file in files.values() for keys, value in _flatten(file.get("data", {}))}
+    return {keys: value for file in files.values() for keys, value in flatten(file.get("data", {}))}
 
 
-def _flatten(values: dict, prefix: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+def flatten(values: dict, prefix: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """The values of nested sections, each with its keys; `prefix` is put before them."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flatten(value, (*prefix, key))
+            yield from flatten(value, (*prefix, key))
         else:
             yield (*prefix, key), value

@@ -9,19 +9,17 @@ import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 from tqdm import tqdm
 
-from stages.core.messages import quote_value
 from stages.core.stage import InputError, stage
 from stages.params.experiment import Experiment
-from stages.params.plain_yaml import parse_yaml
 from stages.params.section import PARAMS, read_params, validate_params
 from stages.plan.dataset_sizes import dataset_sizes
 from stages.plan.downloads import Download, list_downloads
+from stages.plan.overrides import apply_overrides
 from stages.plan.placeholder_models import build_models
 from stages.plan.storage import Stored, list_stored
 from stages.plan.work import Work, measure_work
@@ -89,18 +87,7 @@ def override_params(profile: str | None, overrides: list[str]) -> Experiment:
     params = read_params()
     if profile:
         params["profile"] = profile
-    for override in overrides:
-        key, _, value = override.partition("=")
-        *sections, name = key.split(".")
-        section: Any = params
-        for part in sections:
-            section = section.get(part)
-            if not isinstance(section, dict):
-                raise InputError(f"{PARAMS} has no key '{key}'")
-        try:
-            section[name] = parse_yaml(value)
-        except ValueError as error:
-            raise InputError(f"{key} = {quote_value(value)}: not valid YAML: {error}") from error
+    apply_overrides(params, overrides)
     return validate_params(Experiment, params)
 
 

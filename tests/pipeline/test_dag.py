@@ -98,6 +98,7 @@ ORDER = (
     "report",
     "plan",
     "compare",
+    "pipeline",
     "command",
 )
 # What a folder must not import although it comes before it. Tasks do not import each other, except that captioning

@@ -27,7 +27,7 @@ from stages.report.comparison import original_value
 from stages.report.markdown import Markdown, code, escape, prose
 from stages.report.numbers import format_scientific, star_highest
 from stages.report.original import load_original
-from stages.report.page import build_page
+from stages.report.page import SMOKE_RUN_IMAGES, build_page
 from stages.report.predictions import read_captions
 from stages.report.results import Result, load_results
 from stages.report.section import TEMPLATES, Inputs, Section, link, render
@@ -169,7 +169,8 @@ def test_the_tables_are_the_originals(tmp_path, source):
     tables = {table.name: table.assigned() for table in assigned_tables()}
     for name, table in tables.items():
         table.write(tmp_path, name)
-    manifest = Manifest((Row("a", "train", "a.jpg"), Row("b", "val", "b.jpg")), "somewhere", ())
+    images = [Row(f"val_{index}", "val", "b.jpg") for index in range(SMOKE_RUN_IMAGES)]
+    manifest = Manifest((Row("a", "train", "a.jpg"), *images), "somewhere", ())
     sections = [Section(Markdown("## Task\n"), assigned=tables)]
     page = build_page([manifest], "embedded", sections, Markdown("## Claims\n"), True, [])
     top = page.split("## Data")[0]
@@ -462,6 +463,17 @@ def page_of_versions(*versions):
         for name, packages in zip(("first", "second"), versions, strict=True)
     ]
     return build_page([Manifest(rows, "somewhere", ())], "folder", [], Markdown("## Claims\n"), False, runs)
+
+
+@pytest.mark.parametrize(("images", "is_marked"), [(SMOKE_RUN_IMAGES - 1, True), (SMOKE_RUN_IMAGES, False)])
+def test_a_page_of_few_images_is_marked_as_a_smoke_run(images, is_marked):
+    """Also if only one of the two data sets is small."""
+    large = Manifest(tuple(Row(f"a{index}", "val", "a.jpg") for index in range(1000)), "somewhere", ())
+    small = Manifest(tuple(Row(f"b{index}", "val", "b.jpg") for index in range(images)), "elsewhere", ())
+    page = build_page([large, small], "folder", [], Markdown("## Claims\n"), False, [])
+    top = page.split("## Data")[0]
+    assert ("**A smoke run: the numbers on this page mean nothing.**" in top) is is_marked
+    assert (f"on {images} validation images" in top) is is_marked
 
 
 def test_the_page_says_which_runs_were_made_with_which_versions_if_they_differ():
