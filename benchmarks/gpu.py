@@ -52,7 +52,6 @@ from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata
 from stages.image_text.towers import Towers, load_towers
 from stages.models import blip, vit
-from stages.models.checkpoints.record import Checkpoint
 from stages.models.compute import MixedPrecision, get_device, mixed_precision, prepare_model
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
@@ -112,7 +111,7 @@ class Sizes:
         """A BLIP whose projections have the shapes to train."""
         if self.small:
             source = self.experiment.embedded.blip
-            return load_towers(Checkpoint(source, source, sha256=""), compute)
+            return load_towers(source, compute)
         torch.manual_seed(0)
         config = BlipConfig(vision_config={"initializer_range": 0.02})  # the default of 1e-10 is for checkpoints
         model = BlipForImageTextRetrieval(config).eval().requires_grad_(False).to(get_device())

@@ -39,7 +39,6 @@ from stages.image_text.pixels import train_dataset, val_dataset
 from stages.image_text.reference_caption import reference_index
 from stages.image_text.retrieval_vectors import TEXTS, ViewVectorsJob, encode_captions
 from stages.image_text.towers import Towers, load_towers
-from stages.models.checkpoints.record import Checkpoint
 from stages.params.experiment import Experiment, load_experiment
 from stages.retrieval.dataset import ValPairs
 from stages.retrieval.projections import Projections
@@ -316,7 +315,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     experiment = load_experiment()
     source = experiment.embedded.blip
-    towers = load_towers(Checkpoint(source, source, sha256=""), COMPUTE)
+    towers = load_towers(source, COMPUTE)
     compare_stacked_training(towers, experiment)
     with tempfile.TemporaryDirectory() as name:
         side = towers.pixels.side

@@ -39,6 +39,7 @@ from stages.params.experiment import load_experiment
 from stages.params.profiles import ViewParams
 from stages.params.segmentation import Head, Segmentation
 from stages.segmentation.dataset import TrainViews, ValImages
+from stages.segmentation.evaluation import Validation
 from stages.segmentation.extract import (
     BATCH,
     RowView,
@@ -52,7 +53,7 @@ from stages.segmentation.extract import (
 from stages.segmentation.heads import build_head
 from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import confusion
-from stages.segmentation.training import train
+from stages.segmentation.training import train_head
 
 COMPUTE = Compute(precision="float32", compile=False, workers=2, live=False)
 
@@ -157,7 +158,10 @@ def train_cached(backbone, rows, task: Segmentation, params: ViewParams, seed: i
         for name, head_params in task.heads.items():
             train_data = TrainViews(FeatureTable(folder / "train"), masks, views=task.views, epochs=task.epochs)
             val_data = ValImages(FeatureTable(folder / "val"), masks)
-            train(new_head(head_params, backbone), train_data, val_data, len(CLASSES), task, seed, name)
+            head = new_head(head_params, backbone)
+            settings = task.model_dump(include={"epochs", "batch_size", "lr", "weight_decay"})
+            validation = Validation(head, val_data, len(CLASSES))
+            train_head(head, train_data, **settings, seed=seed, name=name, validate=validation)
     return seconds
 
 

@@ -72,8 +72,8 @@ def plot_rows(path: Path, rows: list[tuple[Image.Image, str, list[Panel]]], titl
     title_height = 0.2 + 0.16 * max(panel.title.count("\n") for panel in overlays)
     height = sum(1.5 * aspect + title_height for aspect in aspects) + 0.16 * (wrapped_title.count("\n") + 2)
 
-    grid = {"nrows": len(lines), "ncols": columns, "squeeze": False, "height_ratios": aspects}
-    with figure(path, figsize=(width, height), **grid) as (fig, axes):
+    grid = {"squeeze": False, "height_ratios": aspects}
+    with figure(path, len(lines), columns, figsize=(width, height), **grid) as (fig, axes):
         for axis in axes.flat:
             axis.axis("off")
         for line_axes, (image, line) in zip(axes, lines, strict=True):

@@ -1,4 +1,4 @@
-"""Figures: the matplotlib backend, text that is drawn as it is, and atomic writing.
+"""Figures: text that is drawn as it is, and atomic writing.
 
 Names of classes and labels, prompts, captions and paths may hold anything. They reach a figure through `label_text`,
 `short_text` or `wrap_text`.
@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # before pyplot is imported: a backend that needs no display
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from stages.core.atomic import atomic_write
 from stages.core.messages import printable_line
@@ -44,15 +42,18 @@ def wrap_text(text: str, width: int, lines: int) -> str:
 
 
 @contextmanager
-def figure(path: Path, *args, **settings) -> Iterator[tuple[plt.Figure, Any]]:
-    """Yield figure and axes of `plt.subplots(*args, **settings)`; write the figure to `path` (PNG) at the end."""
-    fig, axes = plt.subplots(*args, layout="constrained", **settings)
-    try:
-        yield fig, axes
-        with atomic_write(path) as temporary, warnings.catch_warnings():
-            # A character that the font lacks is drawn as a box. Fonts that have it are not on every machine.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")
-            # No `Software` entry: it holds matplotlib's version, and the same figure must give the same bytes.
-            fig.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
-    finally:
-        plt.close(fig)
+def figure(
+    path: Path, nrows: int = 1, ncols: int = 1, *, figsize: tuple[float, float], **settings: Any
+) -> Iterator[tuple[Figure, Any]]:
+    """Yield a figure of `figsize` inches and the axes of `Figure.subplots(nrows, ncols, **settings)`.
+
+    At the end, the figure is written to `path` (PNG).
+    """
+    # Not from pyplot, whose backend may need a display, or is that of a notebook, which would show the figure.
+    fig = Figure(figsize=figsize, layout="constrained")
+    yield fig, fig.subplots(nrows, ncols, **settings)
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        # A character that the font lacks is drawn as a box. Fonts that have it are not on every machine.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # No `Software` entry: it holds matplotlib's version, and the same figure must give the same bytes.
+        fig.savefig(temporary, dpi=130, format="png", metadata={"Software": None})

@@ -7,7 +7,6 @@ from PIL import Image
 from torch import Tensor
 
 from stages.core.stage import InputError
-from stages.image_text.pixels import val_view
 from stages.image_text.towers import load_blip
 from stages.models import catr
 from stages.models.catr import Catr
@@ -34,7 +33,7 @@ def load_encoder(experiment: Experiment, kind: CaptionModel) -> Callable[[Image.
     """
     if kind == "blip":
         towers = load_blip(experiment)
-        return lambda image: towers.image_states(val_view(image, towers.pixels.side)[None])[:, None].float()
+        return lambda image: towers.encode_images([image])[:, None]
 
     model = load_catr(experiment).to(get_device())
 

@@ -1,16 +1,20 @@
 """BLIP's image and text towers, frozen."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, PreTrainedTokenizerBase
 
 from stages.core.stage import InputError
+from stages.image_text.pixels import BATCH, val_view
 from stages.models import blip, vit
-from stages.models.checkpoints.record import Checkpoint, loading_errors, read_checkpoint
+from stages.models.checkpoints.record import loading_errors, read_checkpoint
 from stages.models.compute import get_device, mixed_precision, prepare_model
-from stages.params.compute import Compute
+from stages.params.compute import FLOAT32, Compute
 from stages.params.experiment import Experiment
 
 MAX_TOKENS = 35  # of a caption, as in the original
@@ -48,6 +52,11 @@ class Towers:
         with mixed_precision(self.compute):
             return self.model.vision_model(pixels).last_hidden_state.float()
 
+    def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the states `(N, 1 + patches, dim)` of RGB images of any size, resized as for validation."""
+        pixels = torch.stack([val_view(image, self.pixels.side) for image in images])
+        return torch.cat([self.image_states(batch) for batch in pixels.split(BATCH)])
+
     @torch.inference_mode()
     def text_states(self, texts: list[str]) -> Tensor:
         """Return the class-token states `(B, dim)` of texts. Raises `InputError` if the model has no text tower."""
@@ -60,17 +69,20 @@ class Towers:
         return output.last_hidden_state[:, 0].float()
 
 
-def load_towers(checkpoint: Checkpoint, compute: Compute) -> Towers:
-    """Load both towers of a BLIP, or the image tower of one that only captions. Raises as `blip.load` does."""
+def load_towers(folder: str | Path, compute: Compute = FLOAT32, source: str | None = None) -> Towers:
+    """Load both towers of a BLIP, or the image tower of one that only captions. Raises as `blip.load` does.
+
+    `source` is the name of the model in messages, by default `folder`.
+    """
+    path = str(folder)
     model: BlipForImageTextRetrieval | BlipForConditionalGeneration
     missing_tower = None
     try:
-        model = blip.load(BlipForImageTextRetrieval, checkpoint.path)
+        model = blip.load(BlipForImageTextRetrieval, path)
     except blip.PartsMissingError as error:
-        model = blip.load(BlipForConditionalGeneration, checkpoint.path)
-        missing_tower = f"{checkpoint.source} {error}"
-    tokenizer = blip.load_tokenizer(checkpoint.path)
-    towers = Towers(model, tokenizer, blip.load_preprocessing(checkpoint.path), compute, missing_tower)
+        model = blip.load(BlipForConditionalGeneration, path)
+        missing_tower = f"{source or path} {error}"
+    towers = Towers(model, blip.load_tokenizer(path), blip.load_preprocessing(path), compute, missing_tower)
     towers.prepare()
     return towers
 
@@ -79,4 +91,4 @@ def load_blip(experiment: Experiment) -> Towers:
     """Load the profile's BLIP; raises `InputError` naming its param."""
     checkpoint = read_checkpoint("blip", experiment.active.blip)
     with loading_errors(f"{experiment.profile}.blip", checkpoint.source):
-        return load_towers(checkpoint, experiment.compute)
+        return load_towers(checkpoint.path, experiment.compute, checkpoint.source)

@@ -43,3 +43,7 @@ class Compute(Section):
     engine: Literal["local", "ray"] = "local"
     store: StoreUri | None = None
     ray: RayCluster = RayCluster(actors="auto", cpus=2)
+
+
+# For code outside the pipeline: plain float32 in this process.
+FLOAT32 = Compute(precision="float32", compile=False, workers=0, live=False)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.core.weights_file import save_weights
+from stages.models.weights import read_weights
 
 
 class Projections(nn.Module):
@@ -27,8 +27,8 @@ class Projections(nn.Module):
 
 
 def load_projections(path: Path) -> Projections:
-    """Load a run's projections, or those that BLIP came with."""
-    weights = load_file(path)
+    """Load a run's projections, or those in the weights of a BLIP."""
+    weights = read_weights(path, lambda name: name.startswith(("vision_proj.", "text_proj.")))
     width, image_dim = weights["vision_proj.weight"].shape
     projections = Projections(image_dim, weights["text_proj.weight"].shape[1], width)
     projections.load_state_dict(weights)

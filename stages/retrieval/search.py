@@ -25,13 +25,12 @@ from stages.core.stage import InputError, stage
 from stages.data import manifest as manifests
 from stages.data.images import is_image, read_image
 from stages.data.manifest import IMAGE_ERRORS, image_problem
-from stages.image_text.pixels import val_view
-from stages.image_text.towers import load_blip
+from stages.image_text.towers import Towers, load_blip
 from stages.image_text.vocabulary import unknown_words
 from stages.params.experiment import load_experiment
 from stages.retrieval import WEIGHTS
 from stages.retrieval.dataset import RetrievalData
-from stages.retrieval.projections import load_projections
+from stages.retrieval.projections import Projections, load_projections
 from stages.retrieval.recall import nearest_neighbors
 
 COUNT = 10
@@ -60,9 +59,18 @@ def find_weights(run: str, seeds: Sequence[int]) -> Path:
     raise InputError(f"no run '{run}'; {advice}")
 
 
-def nearest(query: Tensor, gallery: Tensor, names: Sequence[str]) -> Results:
-    """The `COUNT` entries of `gallery` `(N, dim)` most similar to `query` `(1, dim)`."""
-    indices = nearest_neighbors(query, gallery, COUNT)[0].tolist()
+@torch.inference_mode()
+def search_images(
+    sentence: str, towers: Towers, projections: Projections, states: Tensor, names: Sequence[str], count: int = COUNT
+) -> Results:
+    """The `count` images most similar to a sentence, from their names and class-token states `(N, dim)`."""
+    embedding = projections.texts(towers.text_states([sentence]))
+    return nearest(embedding, projections.images(states), names, count)
+
+
+def nearest(query: Tensor, gallery: Tensor, names: Sequence[str], count: int = COUNT) -> Results:
+    """The `count` entries of `gallery` `(N, dim)` most similar to `query` `(1, dim)`."""
+    indices = nearest_neighbors(query, gallery, count)[0].tolist()
     return [(float(query[0] @ gallery[index]), names[index]) for index in indices]
 
 
@@ -106,16 +114,14 @@ def main(query: str, run: str, figure_path: Path) -> None:
             image = read_image(Path(query))
         except IMAGE_ERRORS as error:
             raise InputError(f"{query}: {image_problem(error)}") from error
-        pixels = val_view(image, towers.pixels.side)[None]
-        embedding = projections.images(towers.image_states(pixels)[:, 0])
+        embedding = projections.images(towers.encode_images([image])[:, 0])
         results = nearest(embedding, projections.texts(data.val.texts), data.val.captions)
         draw_captions(figure_path, image, results)
     else:
         _, unknown = unknown_words(towers.tokenizer, [query])
         if unknown:
             print(f"unknown to {experiment.active.blip}: {', '.join(unknown)}")
-        embedding = projections.texts(towers.text_states([query]))
-        results = nearest(embedding, projections.images(data.val.images), data.val.image_ids)
+        results = search_images(query, towers, projections, data.val.images, data.val.image_ids)
         image_paths = {row.image_id: Path(row.image) for row in manifest.rows}
         draw_images(figure_path, query, results, image_paths)
     for number, (similarity, name) in enumerate(results, 1):

@@ -1,6 +1,6 @@
 """Training and validation data of the heads: cached tokens, and masks cut as their views were."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +19,10 @@ MAX_BATCH_PIXELS = 2**16
 MAX_MASK_BYTES = 2**30  # of validation masks in memory: 5,700 of VOC's; further ones are read in every epoch
 
 
-class TrainViews:
-    """Per epoch, the tokens and masks of one view of every training image.
+class TrainViews(Sequence[tuple[Tensor, Tensor]]):
+    """The views, each as the tokens `(N, rows, columns, dim)` float16 and masks `(N, crop, crop)` uint8 of all images.
 
-    Views are loaded on demand, and cached only if an epoch will use them again.
+    They are loaded on demand, and cached only if one of the `epochs` will use them again.
     """
 
     def __init__(self, table: FeatureTable, masks: Mapping[str, Path], *, views: int, epochs: int):
@@ -31,9 +31,11 @@ class TrainViews:
         self.views = views
         self._load = lru_cache(maxsize=views if views < epochs else 1)(self._load_view)
 
-    def epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return tokens `(N, rows, columns, dim)` float16 and masks `(N, crop, crop)` uint8 of an epoch, from 0."""
-        return self._load(epoch % self.views)
+    def __len__(self) -> int:
+        return self.views
+
+    def __getitem__(self, view):
+        return self._load(view)
 
     def _load_view(self, view: int) -> tuple[Tensor, Tensor]:
         groups = self.table.groups_for_view(view)

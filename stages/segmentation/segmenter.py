@@ -4,45 +4,32 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from stages.models import vit
-from stages.models.compute import get_device, mixed_precision
+from stages.models.compute import get_device
 from stages.models.weights import read_metadata, read_weights
-from stages.params.compute import Compute
-from stages.segmentation.dataset import MAX_BATCH_PIXELS
-from stages.segmentation.extract import BATCH, PIXELS
+from stages.params.compute import FLOAT32, Compute
+from stages.segmentation.evaluation import predict_masks
 from stages.segmentation.heads import build_head
 from stages.segmentation.heads.base import SegmentationHead
-from stages.segmentation.training import predict_masks
+from stages.segmentation.patch_features import feature_batches
 
 
 class Segmenter:
     """Predicts masks as the run that trained the head did for the validation images."""
 
-    def __init__(self, backbone: vit.Backbone, head: SegmentationHead, compute: Compute):
+    def __init__(self, backbone: vit.Backbone, head: SegmentationHead, compute: Compute = FLOAT32):
         self.backbone = backbone.to(get_device())
         self.head = head.to(get_device()).eval()
         self.compute = compute
 
-    @torch.inference_mode()
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class indices `(N, H, W)` uint8 of RGB images `(N, H, W, 3)` uint8."""
-        _, height, width, _ = images.shape
-        # Convolutions and products of matrices round differently for another memory layout or batch size: about one
-        # pixel in a million would get another class. So both are those of `extract_segmentation` and `train_head`.
-        pixels = torch.tensor(images).permute(0, 3, 1, 2).contiguous()  # channels first
-        backbone_batch = max(1, min(BATCH, PIXELS // (height * width)))
-        head_batch = max(1, MAX_BATCH_PIXELS // (height * width))
-        masks = []
-        for batch in pixels.split(backbone_batch):
-            for tokens in self._extract(batch).split(head_batch):
-                masks.append(predict_masks(self.head, tokens, (height, width)))
-        return torch.cat(masks).numpy()
+        size = images.shape[1:3]
+        batches = feature_batches(self.backbone, images, self.compute)
+        return np.concatenate([predict_masks(self.head, features, size) for features in batches])
 
-    @torch.inference_mode()
     def predict_image(self, image: Image.Image, longest: int) -> np.ndarray:
         """Class indices `(H, W)` uint8 of an RGB image of any size.
 
@@ -56,12 +43,8 @@ class Segmenter:
         if min(rows, columns) < self.head.min_grid:
             needed = f"{self.head.min_grid}x{self.head.min_grid}"
             raise ValueError(f"{image.width}x{image.height} pixels give {rows}x{columns} patches; needs {needed}")
-        pixels = torch.tensor(np.asarray(resized)).permute(2, 0, 1)[None]
-        return predict_masks(self.head, self._extract(pixels), (image.height, image.width))[0].numpy()
-
-    def _extract(self, pixels: Tensor) -> Tensor:
-        with mixed_precision(self.compute):
-            return self.backbone(pixels.to(get_device())).patches.half()  # as they are cached for the training
+        (features,) = feature_batches(self.backbone, np.asarray(resized)[None], self.compute)
+        return predict_masks(self.head, features, (image.height, image.width))[0]
 
 
 def load_head(path: Path) -> tuple[SegmentationHead, tuple[str, ...]]:

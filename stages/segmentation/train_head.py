@@ -25,11 +25,12 @@ from stages.params.experiment import Experiment, load_experiment
 from stages.params.segmentation import Segmentation
 from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
 from stages.segmentation.dataset import TrainViews, ValImages
+from stages.segmentation.evaluation import Validation, predict
 from stages.segmentation.heads import build_head, check_heads, resolve_options
 from stages.segmentation.heads.base import SegmentationHead
 from stages.segmentation.iou import mean_iou_draws
 from stages.segmentation.live_head import LiveHead, name_classes
-from stages.segmentation.training import predict, train
+from stages.segmentation.training import DivergedError, train_head
 
 TASK = "segmentation"
 WEIGHTS = Path("data/models/segmentation")
@@ -53,7 +54,7 @@ def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
     with atomic_write(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for batch, predicted in predict(head, images):
             count, height, width = predicted.shape
-            masks = [mask.numpy().tobytes() for mask in predicted]
+            masks = [mask.tobytes() for mask in predicted]
             columns = [batch.image_ids, [height] * count, [width] * count, masks]
             writer.write_table(pa.table(columns, schema=schema))
 
@@ -96,14 +97,19 @@ def run_head(experiment: Experiment, name: str, seed: int, recorder: Recorder = 
     )
     live_run = recorder.open(run)
     live = LiveHead(live_run, manifest.classes, tuple(row for row in manifest.split("val") if row.mask))
-    history, matrices = train(head, views, val, classes, task, run_seed, run.stage, live)
+    validation = Validation(head, val, classes, live)
+    settings = task.model_dump(include={"epochs", "batch_size", "lr", "weight_decay"})
+    try:
+        history = train_head(head, views, **settings, seed=run_seed, name=run.stage, validate=validation)
+    except DivergedError as error:
+        raise InputError(f"segmentation.lr = {task.lr:g}: {error}") from error
 
     weights_path, predictions_path = output_paths(run.key)
     write_head(weights_path, head, config, manifest.classes)
     write_predictions(predictions_path, head, val)
     run = replace(
         run,
-        metrics=_metrics(history, matrices, experiment.seed_for(BOOTSTRAP)),
+        metrics=_metrics(history, validation.matrices, experiment.seed_for(BOOTSTRAP)),
         history=[name_classes(row, manifest.classes) for row in history],
         artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
         details={"absent_classes": absent_classes(history, manifest.classes)},

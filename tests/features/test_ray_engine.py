@@ -25,7 +25,6 @@ from stages.features.shards import Shards
 from stages.image_text.pixels import train_dataset
 from stages.image_text.retrieval_vectors import ViewVectorsJob
 from stages.image_text.towers import load_towers
-from stages.models.checkpoints.record import Checkpoint
 from stages.params.compute import RayCluster
 from stages.segmentation.extract import SegmentationJob, val_views
 
@@ -72,7 +71,7 @@ def jobs(rows, backbone, tmp_path_factory):
     """One job of each kind."""
     folder = tmp_path_factory.mktemp("blip")
     untrained_blip(folder)
-    towers = load_towers(Checkpoint("untrained", str(folder), "0"), COMPUTE)
+    towers = load_towers(folder, COMPUTE)
     views = train_dataset(rows, towers.pixels.side, list(range(COUNT)), 0.5)
     return {
         "segmentation": SegmentationJob(backbone, val_views(rows), METADATA, COMPUTE, batch_size=2),

@@ -25,7 +25,6 @@ from stages.image_text.pixels import train_dataset
 from stages.image_text.retrieval_vectors import ViewVectorsJob
 from stages.image_text.towers import Towers, load_towers
 from stages.models import catr
-from stages.models.checkpoints.record import Checkpoint
 from stages.models.vit import Backbone
 from stages.segmentation.extract import SegmentationJob, val_views
 
@@ -55,7 +54,7 @@ def backbone():
 def towers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blip")
     untrained_blip(folder)
-    return load_towers(Checkpoint("untrained", str(folder), "0"), COMPUTE)
+    return load_towers(folder, COMPUTE)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from stages.image_text.retrieval_vectors import ViewVectorsJob, encode_captions
 from stages.image_text.towers import Towers, load_towers
 from stages.image_text.vocabulary import unknown_words
 from stages.models import blip, vit
-from stages.models.checkpoints.record import Checkpoint
 from stages.params.compute import Compute
 
 COMPUTE = Compute(precision="float32", compile=False, workers=0, live=False)
@@ -36,7 +35,7 @@ CAPTIONS = ("a red circle", "a blue star above a pink ring", "a one")
 def towers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blip")
     untrained_blip(folder)
-    return load_towers(Checkpoint("untrained", str(folder), "0"), COMPUTE)
+    return load_towers(folder, COMPUTE)
 
 
 @pytest.fixture
@@ -197,7 +196,7 @@ def test_a_blip_that_only_captions_says_why_it_cannot_compare(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     processor = BlipImageProcessorPil(image_mean=vit.MEAN, image_std=vit.STD, size={"height": 80, "width": 80})
     processor.save_pretrained(tmp_path)
-    towers = load_towers(Checkpoint("hub/captioner@1", str(tmp_path), "0"), COMPUTE)
+    towers = load_towers(tmp_path, COMPUTE, "hub/captioner@1")
     assert towers.missing_tower.startswith("hub/captioner@1 holds no weights for itm_head, text_encoder")
     assert towers.image_states(torch.zeros(2, 3, 80, 80, dtype=torch.uint8)).shape == (2, 101, 32)
 

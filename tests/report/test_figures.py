@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
 from stages.attention.panels import Panel, plot_positions, plot_rows
-from stages.core import figures
+from stages.core.figures import figure
 from stages.core.runs import Run
 from stages.core.train_state import TrainState
 from stages.data.manifest import Row
@@ -38,13 +39,13 @@ HEIGHT, WIDTH = 20, 24
 def drawn(monkeypatch):
     """The texts of all figures that are written. Every warning is an error."""
     texts = []
-    close = figures.plt.close
+    save = Figure.savefig
 
-    def collect(fig):
+    def collect(fig, *args, **settings):
+        save(fig, *args, **settings)
         texts.extend(text.get_text() for text in fig.findobj(Text) if text.get_visible())
-        close(fig)
 
-    monkeypatch.setattr(figures.plt, "close", collect)
+    monkeypatch.setattr(Figure, "savefig", collect)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield texts
@@ -198,7 +199,7 @@ def test_a_training_curve(tmp_path):
 
 def test_a_missing_glyph_is_drawn_as_a_box(tmp_path):
     for name, text in (("a", "\u4e2d"), ("b", "\u6587"), ("c", " ")):
-        with figures.figure(tmp_path / f"{name}.png") as (fig, _):
+        with figure(tmp_path / f"{name}.png", figsize=(6.4, 4.8)) as (fig, _):
             fig.text(0.2, 0.5, text, fontsize=60)
     contents = [(tmp_path / f"{name}.png").read_bytes() for name in "abc"]
     assert contents[0] != contents[2]

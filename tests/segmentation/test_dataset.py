@@ -35,8 +35,8 @@ def table():
     return SimpleNamespace(num_groups=2, read_group=groups.__getitem__, groups_for_view=lambda view: [0, 1])
 
 
-def test_an_epoch_has_the_tokens_and_masks_of_all_images(table, masks):
-    tokens, epoch_masks = TrainViews(table, masks, views=1, epochs=1).epoch(0)
+def test_a_view_has_the_tokens_and_masks_of_all_images(table, masks):
+    tokens, epoch_masks = TrainViews(table, masks, views=1, epochs=1)[0]
     assert tokens.shape == (COUNT, 2, 2, 3)
     assert tokens.dtype == torch.float16
     assert tokens[:, 0, 0, 0].tolist() == list(range(COUNT))

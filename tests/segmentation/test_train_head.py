@@ -6,9 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import write_mask
+from conftest import ROOT, write_mask
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from small_checkpoints import small_backbone
 from torch.nn import functional as F
 
 from stages.core.stage import InputError
+from stages.data import manifest as manifests
 from stages.data.images import read_image, read_mask
 from stages.data.views import crop_image, crop_mask
 from stages.data.voc_folder import read_folder
@@ -23,14 +25,19 @@ from stages.features.extraction import extract_shards
 from stages.features.shards import Shards
 from stages.features.tokens import FeatureMetadata, FeatureTable
 from stages.params.compute import Compute
+from stages.params.experiment import load_experiment
 from stages.params.profiles import ViewParams
 from stages.params.segmentation import Head
-from stages.segmentation import train_head
+from stages.segmentation import FEATURES, train_head
 from stages.segmentation.dataset import TrainViews, ValImages
+from stages.segmentation.evaluation import Validation, evaluate
 from stages.segmentation.extract import SegmentationJob, check_sizes, split_batches, train_views, val_views, view_keys
 from stages.segmentation.heads import build_head
+from stages.segmentation.iou import confusion, iou
+from stages.segmentation.patch_features import patch_features
 from stages.segmentation.pixel_loss import pixel_loss
-from stages.segmentation.training import evaluate, train, train_epoch
+from stages.segmentation.segmenter import Segmenter
+from stages.segmentation.training import DivergedError, train_epoch
 from stages.segmentation.upsampling import upsample
 
 VIEW = ViewParams(short_side_min=24, short_side_max=28, crop=24)
@@ -48,8 +55,8 @@ def manifest(voc_folder):
     return read_folder(voc_folder)
 
 
-def extract_table(path, backbone, views, **settings):
-    metadata = FeatureMetadata("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest="m")
+def extract_table(path, backbone, views, manifest_hash="m", **settings):
+    metadata = FeatureMetadata("tiny", "w", "t", dim=backbone.dim, heads=3, patch="8x8", manifest=manifest_hash)
     shards = Shards(path, view_keys(views), vars(metadata), waiting=path.parent / "waiting")
     extract_shards(SegmentationJob(backbone, views, metadata, COMPUTE, **settings), shards, COMPUTE, "extract")
     shards.commit()
@@ -119,17 +126,17 @@ def mask_paths(manifest):
     return {row.image_id: Path(row.mask) for row in manifest.rows}
 
 
-def test_epoch_e_uses_view_e_mod_v_with_equally_cut_masks(tmp_path, backbone, manifest):
+def test_views_have_equally_cut_masks_and_are_loaded_once(tmp_path, backbone, manifest):
     table = extract_table(tmp_path / "t", backbone, train_views(manifest.split("train"), 2, VIEW, seed=1))
     paths = mask_paths(manifest)
     views = TrainViews(table, paths, views=2, epochs=5)
-    tokens, masks = views.epoch(3)
+    tokens, masks = views[1]
     expected = [row for row in all_rows(table) if row.view_index == 1]
     assert torch.equal(tokens, torch.stack([row.tokens for row in expected]))
     for row, mask in zip(expected, masks, strict=True):
         assert np.array_equal(mask, crop_mask(read_mask(paths[row.image_id]), row.view))
-    assert views.epoch(1)[0] is tokens  # cached, as epoch 3 uses the same view
-    assert not torch.equal(views.epoch(0)[0], tokens)
+    assert views[1][0] is tokens  # cached, as epochs 1 and 3 use the same view
+    assert not torch.equal(views[0][0], tokens)
 
 
 # Loss and upsampling
@@ -216,11 +223,13 @@ def tables(tmp_path, backbone, manifest):
 
 def train_linear(tables, manifest, epochs, lr=0.1, head=None):
     train_table, val_table = tables
-    task = SimpleNamespace(views=2, epochs=epochs, batch_size=2, lr=lr, weight_decay=0.001)
     torch.manual_seed(3)
+    head = head or linear_head()
     views = TrainViews(train_table, mask_paths(manifest), views=2, epochs=epochs)
-    val = ValImages(val_table, mask_paths(manifest))
-    return train(head or linear_head(), views, val, CLASSES, task, 3, "mine")
+    validation = Validation(head, ValImages(val_table, mask_paths(manifest)), CLASSES)
+    settings = {"epochs": epochs, "batch_size": 2, "lr": lr, "seed": 3, "name": "mine"}
+    history = train_head.train_head(head, views, **settings, validate=validation)
+    return history, validation.matrices
 
 
 def test_the_learning_rate_falls_linearly_per_epoch(tables, manifest, monkeypatch):
@@ -244,10 +253,53 @@ def test_training_is_repeatable(tables, manifest):
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
 
 
+def test_arrays_in_memory_give_the_head_and_the_masks_of_the_stage(tmp_path, backbone, manifest, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    manifests.write_manifest(manifest, manifests.MANIFEST)
+    views = train_views(manifest.split("train"), 1, VIEW, seed=1)
+    for split, split_views in {"train": views, "val": val_views(manifest.split("val"))}.items():
+        extract_table(FEATURES / split, backbone, split_views, manifests.manifest_hash())
+    experiment = load_experiment(ROOT / "params.yaml")
+    settings = {"views": 1, "epochs": 3, "batch_size": 2}
+    changes = {
+        "embedded": experiment.embedded.model_copy(update={"backbone": "tiny"}),
+        "segmentation": experiment.segmentation.model_copy(update=settings),
+    }
+    run = train_head.run_head(experiment.model_copy(update=changes), "convolutional", 1)
+
+    images = np.stack([crop_image(read_image(Path(row.image)), view) for row, _, view in views])
+    masks = np.stack([crop_mask(read_mask(Path(row.mask)), view) for row, _, view in views])
+    seed = experiment.seed_for("segmentation/convolutional", 1)
+    torch.manual_seed(seed)
+    head = build_head("convolutional", {"kernel": 3}, dim=12, classes=len(manifest.classes), attention_heads=3)
+    features = patch_features(backbone, images)
+    history = train_head.train_head(head, [(features, masks)], epochs=3, batch_size=2, seed=seed)
+    assert [row["train_loss"] for row in history] == [row["train_loss"] for row in run.history]
+    weights = load_file(run.artifacts["weights"])
+    for name, weight in head.state_dict().items():
+        assert torch.equal(weight, weights[name])
+    (predictions,) = pq.read_table(run.artifacts["predictions"]).to_pylist()
+    (row,) = manifest.split("val")
+    (mask,) = Segmenter(backbone, head).predict(np.asarray(read_image(Path(row.image)))[None])
+    assert mask.tobytes() == predictions["mask"]
+    miou = iou(confusion(read_mask(Path(row.mask))[None], mask[None], len(manifest.classes)).sum(0)).mean
+    assert miou == run.metrics["miou"]
+
+
+@pytest.mark.parametrize(
+    ("images", "problem"), [(3, "features of 2 images, but masks of 3"), (2, "batch_size = 8: at")]
+)
+def test_arrays_that_do_not_fit_are_named(images, problem):
+    features = np.zeros((2, 3, 3, 12), np.float16)
+    masks = np.zeros((images, 24, 24), np.uint8)
+    with pytest.raises(ValueError, match=problem):
+        train_head.train_head(linear_head(), [(features, masks)], epochs=1)
+
+
 def test_divergence_is_reported_with_its_epoch(tables, manifest):
     head = linear_head()
     torch.nn.init.constant_(head.classify.weight, float("inf"))
-    with pytest.raises(InputError, match="mine: training diverged in epoch 1"):
+    with pytest.raises(DivergedError, match="mine: training diverged in epoch 1"):
         train_linear(tables, manifest, epochs=2, head=head)
 
 

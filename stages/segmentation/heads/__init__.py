@@ -55,12 +55,18 @@ def check_heads(heads: Mapping[str, Head]) -> None:
 
 
 def build_head(
-    kind: str, options: Mapping[str, Any], *, dim: int, classes: int, attention_heads: int, name: str | None = None
+    kind: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    dim: int,
+    classes: int,
+    attention_heads: int,
+    name: str | None = None,
 ) -> SegmentationHead:
     """Build a head of a kind in `HEADS` with random weights. Raises `InputError` as `check_heads` does.
 
     `dim` is the width of a patch token and `attention_heads` the backbone's. `name` is the key in `segmentation.heads`
     for error messages.
     """
-    resolved = resolve_options(kind, options, name or kind)
+    resolved = resolve_options(kind, options or {}, name or kind)
     return HEADS[kind](HeadShape(dim, classes, attention_heads), **resolved)
