@@ -35,7 +35,7 @@ def write_card(
         f"{describe_training('pretrain_catr', recipe, state, info.machine)} Nothing is pretrained on other images.",
         "",
         f"{describe_data('other images')} Besides captions, the ResNet learned from image-level labels which of 20 "
-        "classes and 8 colors a scene contains. No masks were used.",
+        "classes a scene contains, and the color and the place of each class, one of nine. No masks were used.",
         "",
         *describe_results(folder, METRICS, info, state, results),
     ]

@@ -29,14 +29,24 @@ from torch.nn import functional as F
 
 from stages.core import processes
 from stages.core.train_state import TrainState
-from stages.data.scenes.captions import grid_cell
-from stages.data.scenes.scene import CLASSES, COLORS, SceneObject, Style, draw_scene
+from stages.data.scenes.scene import Style, draw_scene
 from stages.models import vit
 from stages.models.compute import get_device
 from stages.params.pretrain import Pretrain
 from stages.params.section import load_section
 from stages.pretraining.batch_norm import share_batch_norm
 from stages.pretraining.card import CardInfo, describe_device
+from stages.pretraining.object_heads import (
+    ABSENT,
+    FOREGROUND,
+    NAMES,
+    Labels,
+    ObjectHeads,
+    ObjectPredictions,
+    label_objects,
+    object_loss,
+    presence_loss,
+)
 from stages.pretraining.training import build_optimizers, fit
 from stages.pretraining.vit_card import write_card
 
@@ -44,35 +54,20 @@ FOLDER = Path("data/checkpoints/vit_scenes")
 RESUME = Path("data/resume/pretrain.pt")
 HELD_OUT = 1000  # scenes with the held-out digits of the pretraining block
 ZOOM = (0.9, 1.25)  # the task enlarges training views by up to 300 / 256, which this range includes
-NAMES = (*CLASSES[1:], *COLORS)  # of the 28 presence labels; class 0 is the background
-FOREGROUND = len(CLASSES) - 1
-PLACES = 9
-ABSENT = -100  # the place and the color of a class that is not in a scene
 WAVELENGTHS = 10.0  # ratio of the longest to the shortest of the sine positions, which is 2 pi patches
 
 
-class Labels(NamedTuple):
-    """What is in a scene: presence of `NAMES` `(..., 28)`, 0 or 1; and place and color `(..., 20)` of each class.
-
-    Places are numbered by row of the 3x3 grid, colors in the order of `COLORS`; both are `ABSENT` for absent classes.
-    """
-
-    present: Tensor
-    places: Tensor
-    colors: Tensor
-
-
 class Predictions(NamedTuple):
-    """Logits: presence from the class token `(B, 28)`, and for each class by ninth of the image, place and color.
-
-    The last three are `(B, 20, 9)`, `(B, 20, 9)` and `(B, 20, 8)`. A class is present if it is in any ninth: its logit
-    of presence is the logsumexp of its ninths.
-    """
+    """Logits: presence of `NAMES` from the class token `(B, 28)`, and those of `ObjectPredictions` from the patches."""
 
     present: Tensor
     ninths: Tensor
     places: Tensor
     colors: Tensor
+
+    @property
+    def objects(self) -> ObjectPredictions:
+        return ObjectPredictions(self.ninths, self.places, self.colors)
 
 
 def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Tensor, ...]:
@@ -85,38 +80,17 @@ def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Ten
         pixels = pixels[:, ::-1]
         objects = tuple(replace(scene_object, x=style.side - scene_object.x) for scene_object in objects)
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return image, presence(objects), *_object_labels(objects, style.side)
-
-
-def presence(objects: tuple[SceneObject, ...]) -> Tensor:
-    """1 for each of `NAMES` that the objects have, else 0: `(28,)`."""
-    present = {scene_object.name for scene_object in objects} | {scene_object.color for scene_object in objects}
-    return torch.tensor([float(name in present) for name in NAMES])
-
-
-def _object_labels(objects: tuple[SceneObject, ...], side: int) -> tuple[Tensor, Tensor]:
-    places = torch.full((FOREGROUND,), ABSENT)
-    colors = torch.full((FOREGROUND,), ABSENT)
-    for scene_object in objects:
-        row, column = grid_cell(scene_object, side)
-        places[scene_object.label - 1] = 3 * row + column
-        colors[scene_object.label - 1] = list(COLORS).index(scene_object.color)
-    return places, colors
+    return image, *label_objects(objects, style.side)
 
 
 class Pretrainer(nn.Module):
-    """The ViT with a presence layer on its class token, and three layers on its patches that only the loss needs."""
+    """The ViT with a presence layer on its class token, and `ObjectHeads` on its patches."""
 
     def __init__(self, architecture: vit.Architecture, recipe: Pretrain):
         super().__init__()
         self.object_weight = recipe.object_weight
         self.vit = vit.build(architecture)
-        self.patch_head = nn.Linear(architecture.dim, FOREGROUND)
-        # logsumexp over 100 patches adds log(100) = 4.6: presence starts near its prior, sigmoid(-6 + 4.6) = 0.2.
-        nn.init.constant_(self.patch_head.bias, -6.0)
-        self.place_head = nn.Linear(architecture.dim, PLACES)
-        self.color_head = nn.Linear(architecture.dim, len(COLORS))
-        self.register_buffer("ninth_of_patch", _ninth_of_patch(*self.vit.patch_embed.grid_size), persistent=False)
+        self.object_heads = ObjectHeads(architecture.dim)
         self._add_sine_positions(recipe.position_scale)
 
     @torch.no_grad()
@@ -128,21 +102,10 @@ class Pretrainer(nn.Module):
         positions[:, self.vit.num_prefix_tokens :] += scale * sines
 
     def forward(self, images: Tensor) -> Predictions:
-        """The predictions for uint8 `images`.
-
-        A class's place and color are predicted from the mean of the patches, weighted by the softmax of its own patch
-        logits. These weights are constants to the place and the color: else both would pull a class's patch logits
-        toward whichever patches tell them best.
-        """
+        """The predictions for uint8 `images`."""
         tokens = self.vit.forward_features(vit.normalize(images))
-        patches = tokens[:, self.vit.num_prefix_tokens :]  # (B, patches, dim)
-        patch_logits = self.patch_head(patches).transpose(1, 2)  # (B, 20, patches)
-        class_means = patch_logits.detach().softmax(2) @ patches  # (B, 20, dim)
-        outside = torch.arange(PLACES, device=images.device)[:, None] != self.ninth_of_patch  # (9, patches)
-        ninth_logits = patch_logits[:, :, None].masked_fill(outside, -torch.inf).logsumexp(3)
-        return Predictions(
-            self.vit.forward_head(tokens), ninth_logits, self.place_head(class_means), self.color_head(class_means)
-        )
+        patches = tokens[:, self.vit.num_prefix_tokens :].unflatten(1, self.vit.patch_embed.grid_size)
+        return Predictions(self.vit.forward_head(tokens), *self.object_heads(patches))
 
     def loss(self, images: Tensor, labels: Labels, batch_size: int) -> Tensor:
         """This process's part of the mean loss over a batch of `batch_size` scenes, from its share of them.
@@ -150,29 +113,9 @@ class Pretrainer(nn.Module):
         Patches predict presence of classes, but not of colors.
         """
         predicted = self(images)
-        presence_loss = F.binary_cross_entropy_with_logits(predicted.present, labels.present)
-        presence_loss = presence_loss + F.binary_cross_entropy_with_logits(
-            predicted.ninths.logsumexp(2), labels.present[:, :FOREGROUND]
-        )
-        objects = processes.all_reduce((labels.places != ABSENT).sum())
-        object_loss = (
-            _sum_over_objects(predicted.ninths, labels.places)
-            + _sum_over_objects(predicted.places, labels.places)
-            + _sum_over_objects(predicted.colors, labels.colors)
-        ) / objects
-        return presence_loss * (len(images) / batch_size) + self.object_weight * object_loss
-
-
-def _ninth_of_patch(rows: int, columns: int) -> Tensor:
-    """The ninth of the image that each patch's center lies in, numbered like places: `(rows * columns,)`."""
-    row = (6 * torch.arange(rows) + 3) // (2 * rows)
-    column = (6 * torch.arange(columns) + 3) // (2 * columns)
-    return (3 * row[:, None] + column).flatten()
-
-
-def _sum_over_objects(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross entropy of `logits` `(B, 20, n)`, summed over the classes in each scene; `labels` are `(B, 20)`."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=ABSENT, reduction="sum")
+        presence = F.binary_cross_entropy_with_logits(predicted.present, labels.present)
+        presence = presence + presence_loss(predicted.objects, labels)
+        return presence * (len(images) / batch_size) + self.object_weight * object_loss(predicted.objects, labels)
 
 
 def pretrain(recipe: Pretrain, device: torch.device) -> tuple[Pretrainer, vit.Architecture, TrainState]:

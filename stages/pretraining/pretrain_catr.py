@@ -1,9 +1,8 @@
 """Pretrain the shipped CATR on generated scenes with noisy captions (`stages/data/scenes/web.py`).
 
-The loss is that of language modeling, over two captions per scene, plus the presence of the 20 classes and 8 colors by
-multiple-instance learning: the logsumexp over the cells of the ResNet's grid of a linear layer's logits. That loss has
-image-level labels only and reaches the ResNet at once, while a decoder has to learn first which cells to attend to. Its
-layer is not exported.
+The loss is that of language modeling, over two captions per scene, plus those of `object_heads.py` on the cells of the
+ResNet's grid: which classes a scene has, and their colors and places. These have image-level labels only and reach the
+ResNet at once, while a decoder has to learn first which cells to attend to.
 
 Scenes are enlarged as `catr.preprocess` does it, to whole pixel values: the model sees the same pixels in training and
 at inference. Every scene is used once. An interrupted run resumes from its last evaluation and ends in the same
@@ -43,7 +42,7 @@ from stages.pretraining.captioned_scenes import (
 )
 from stages.pretraining.card import CardInfo, describe_device
 from stages.pretraining.catr_card import write_card
-from stages.pretraining.pretrain import NAMES, presence
+from stages.pretraining.object_heads import Labels, ObjectHeads, label_objects, object_loss, presence_loss
 from stages.pretraining.training import build_optimizers, fit
 
 FOLDER = Path("data/checkpoints/catr_scenes")
@@ -75,13 +74,10 @@ def small_config(layers: int) -> CatrConfig:
 
 def load_example(
     index: int, writers: str, seed: int, style: Style, caption: CaptionFunction, foreign: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scene `index` of a split: pixels, presence of classes and colors, and token IDs of its captions.
-
-    Shapes: `(3, LONGER_SIDE, LONGER_SIDE)` uint8, `(28,)` of 0 and 1, and those of `draw_example`.
-    """
+) -> tuple[Tensor, ...]:
+    """Scene `index` of a split: pixels `(3, LONGER_SIDE, LONGER_SIDE)` uint8, token IDs of `draw_example`, `Labels`."""
     scene, ids = draw_example(index, writers, seed, style, caption, foreign)
-    return _enlarge(scene), presence(scene.objects), ids
+    return _enlarge(scene), ids, *label_objects(scene.objects, style.side)
 
 
 def _enlarge(scene: Scene) -> Tensor:
@@ -89,16 +85,15 @@ def _enlarge(scene: Scene) -> Tensor:
 
 
 class Pretrainer(nn.Module):
-    """CATR with a batch norm that trains, and a layer on the cells of its grid that only the loss needs."""
+    """CATR with a batch norm that trains, and `ObjectHeads` on the cells of its grid."""
 
     def __init__(self, recipe: PretrainCatr):
         super().__init__()
         config = small_config(recipe.layers)
         self.presence_weight = recipe.presence_weight
+        self.object_weight = recipe.object_weight
         self.catr = Catr(config, partial(BatchNormAct2d, apply_act=False))
-        self.cell_head = nn.Linear(config.hidden, len(NAMES))
-        # logsumexp over 64 cells adds log(64) = 4.2: presence starts near its prior, sigmoid(-6 + 4.2) = 0.14.
-        nn.init.constant_(self.cell_head.bias, -6.0)
+        self.object_heads = ObjectHeads(config.hidden)
 
     @property
     def block_weights(self) -> list[Tensor]:
@@ -106,15 +101,17 @@ class Pretrainer(nn.Module):
         transformer = self.catr.transformer
         return [*transformer.encoder.layers.parameters(), *transformer.decoder.layers.parameters()]
 
-    def loss(self, images: Tensor, present: Tensor, ids: Tensor, batch_size: int) -> Tensor:
+    def loss(self, images: Tensor, ids: Tensor, labels: Labels, batch_size: int) -> Tensor:
         """This process's part of the loss over a batch of `batch_size` scenes, from its share of them.
 
         The arguments are those of `load_example`.
         """
         features = self.catr.features(catr.normalize(images))  # (B, rows, columns, hidden)
-        presence_logits = self.cell_head(features).flatten(1, 2).logsumexp(1)  # (B, 28)
-        presence_loss = F.binary_cross_entropy_with_logits(presence_logits, present) * (len(images) / batch_size)
-        return self.presence_weight * presence_loss + self._lm_loss(self.catr.encode(features), ids)
+        predicted = self.object_heads(features)
+        presence = presence_loss(predicted, labels) * (len(images) / batch_size)
+        objects = object_loss(predicted, labels)
+        captions = self._lm_loss(self.catr.encode(features), ids)
+        return captions + self.presence_weight * presence + self.object_weight * objects
 
     def _lm_loss(self, memory: Tensor, ids: Tensor) -> Tensor:
         captions_per_image = ids.shape[1]
@@ -187,7 +184,7 @@ def pretrain(recipe: PretrainCatr, device: torch.device) -> tuple[Pretrainer, Tr
         model,
         build_optimizers(model, model.block_weights, recipe),
         web_examples(load_example, recipe.seed),
-        lambda batch: model.loss(batch[0], batch[1], batch[2], recipe.batch_size),
+        lambda batch: model.loss(batch[0], batch[1], Labels(*batch[2:]), recipe.batch_size),
         lambda: evaluate(model, held_out),
         recipe.model_dump(),
         RESUME,

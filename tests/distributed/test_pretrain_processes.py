@@ -35,9 +35,7 @@ RECIPE = Pretrain(
 BLIP_RECIPE = PretrainBlip(
     **RECIPE.model_dump(exclude={"object_weight", "position_scale"}), text_layers=1, projection=16
 )
-CATR_RECIPE = PretrainCatr(
-    **RECIPE.model_dump(exclude={"object_weight", "position_scale"}), layers=1, presence_weight=1.0
-)
+CATR_RECIPE = PretrainCatr(**RECIPE.model_dump(exclude={"position_scale"}), layers=1, presence_weight=1.0)
 # float64 rounds to 1.1e-16, and a step adds up some thousand terms. AdamW and Muon divide by norms of gradients, and
 # gradients near 0 have a larger relative error. Statistics of each share alone would change the loss by 1e-2.
 TOLERANCE = 1e-9

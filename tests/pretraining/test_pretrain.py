@@ -15,6 +15,7 @@ from stages.models import vit
 from stages.params.pretrain import Pretrain
 from stages.pretraining import pretrain as stage
 from stages.pretraining import training
+from stages.pretraining.object_heads import ABSENT
 
 RECIPE = Pretrain(
     seed=1,
@@ -82,8 +83,8 @@ def test_labels_name_classes_colors_and_places():
     assert present.shape == (28,)
     assert 1 <= present[:20].sum() <= 3
     in_scene = present[:20] == 1
-    assert torch.equal(places != stage.ABSENT, in_scene)
-    assert torch.equal(colors != stage.ABSENT, in_scene)
+    assert torch.equal(places != ABSENT, in_scene)
+    assert torch.equal(colors != ABSENT, in_scene)
     assert {int(color) for color in colors[in_scene]} == set(present[20:].nonzero().flatten().tolist())
 
 
@@ -101,51 +102,9 @@ def test_places_are_those_of_the_captions_and_follow_a_flip(monkeypatch):
     for index, (_, _, places, colors) in enumerate(examples):
         assert places[CLASSES.index("star") - 1] == (0 if index in flipped else 2)
         assert places[0] == 4
-        assert (places != stage.ABSENT).sum() == 2
+        assert (places != ABSENT).sum() == 2
         assert colors[CLASSES.index("star") - 1] == 0
         assert colors[0] == 4
-
-
-def build_model(object_weight: float) -> stage.Pretrainer:
-    torch.manual_seed(0)
-    recipe = RECIPE.model_copy(update={"object_weight": object_weight})
-    return stage.Pretrainer(vit.Architecture(outputs=28), recipe).eval()
-
-
-def test_absent_classes_have_no_part_in_the_losses_of_places_and_colors():
-    images = torch.randint(256, (3, 3, 80, 80), dtype=torch.uint8)
-    places = torch.full((3, 20), stage.ABSENT)
-    colors = places.clone()
-    places[0, 3], places[2, 19] = 7, 1
-    colors[0, 3], colors[2, 19] = 0, 5
-    labels = stage.Labels(torch.zeros(3, 28), places, colors)
-    predicted = build_model(0.0)(images)
-    expected = sum(
-        F.cross_entropy(logits[image, label], answers[image, label]) / 2
-        for logits, answers in ((predicted.ninths, places), (predicted.places, places), (predicted.colors, colors))
-        for image, label in ((0, 3), (2, 19))
-    )
-    with_objects = build_model(1.0).loss(images, labels, 3)
-    # A difference of two sums of a few units in float32.
-    torch.testing.assert_close(with_objects - build_model(0.0).loss(images, labels, 3), expected, rtol=1e-5, atol=0)
-
-
-def test_evidence_beside_an_object_costs_and_evidence_on_it_does_not(monkeypatch):
-    """Patch logits of one class that are high in one patch alone: presence is the same, the ninth is that patch's."""
-    model = build_model(1.0)
-    patch = 10 * 2 + 6  # third row of ten, seventh column: the top row's ninth in the middle
-    tokens = torch.zeros(1, 101, 128)
-    tokens[0, 1 + patch, 0] = 1.0
-    with torch.no_grad():
-        model.patch_head.weight.zero_()
-        model.patch_head.weight[4, 0] = 20.0
-    monkeypatch.setattr(model.vit, "forward_features", lambda images: tokens)
-    predicted = model(torch.zeros(1, 3, 80, 80, dtype=torch.uint8))
-    assert predicted.ninths[0, 4].softmax(0)[1] > 0.99
-    assert predicted.ninths[0, 4].logsumexp(0).item() == pytest.approx(14.0, rel=1e-5)  # 20 and the bias of -6
-    # A class without evidence is spread over all patches: 3, 4 and 3 rows and columns.
-    shares = predicted.ninths[0, 0].softmax(0)
-    torch.testing.assert_close(shares, torch.tensor([9, 12, 9, 12, 16, 12, 9, 12, 9]) / 100)
 
 
 def test_sine_positions_make_neighbors_the_most_similar_patches():

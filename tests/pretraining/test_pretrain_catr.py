@@ -26,6 +26,7 @@ RECIPE = PretrainCatr(
     warmup=2,
     layers=1,
     presence_weight=1.0,
+    object_weight=0.1,
 )  # three batches, evaluated after the second and the last
 
 
@@ -58,7 +59,7 @@ def test_the_stage_writes_a_checkpoint_that_loads_and_its_card(folder, monkeypat
     ((model, _),) = trained
     loaded = catr.load(folder / stage.FOLDER / catr.WEIGHTS)
     assert loaded.config == model.catr.config == stage.small_config(layers=1)
-    image, _, _ = stage.load_example(1, "pretrain_val", 1, web.STYLE, web.web_caption, 0.0)
+    image, *_ = stage.load_example(1, "pretrain_val", 1, web.STYLE, web.web_caption, 0.0)
     pixels = catr.normalize(image)[None]
     assert loaded.memory(pixels).shape == (1, 8, 8, 128)
     # Frozen batch norm computes in another order.
@@ -81,7 +82,7 @@ def test_the_shipped_size_has_at_most_6_mb():
 
 def test_an_example_has_the_pixels_of_inference():
     scene, expected_ids = captioned_scenes.draw_example(3, "pretrain", 1, web.STYLE, web.web_caption)
-    image, present, ids = stage.load_example(3, "pretrain", 1, web.STYLE, web.web_caption, 0.0)
+    image, ids, present, _, _ = stage.load_example(3, "pretrain", 1, web.STYLE, web.web_caption, 0.0)
     side = stage.LONGER_SIDE
     assert (image.dtype, image.shape) == (torch.uint8, (3, side, side))
     assert torch.equal(catr.normalize(image), catr.preprocess(Image.fromarray(scene.image), side))

@@ -40,8 +40,8 @@ class Noise:
     position_omitted_single: float = 0.1  # in scenes of one object
     position_omitted_multiple: float = 0.85  # in scenes of several objects of which one is named
     second_omitted: float = 0.3
-    # Where two objects lie can be learned only if a caption's second object follows from its first: mostly, they are the
-    # two largest.
+    # Where two objects lie can be learned only if a caption's second object follows from its first: mostly, they are
+    # the two largest.
     smaller_first: float = 0.1
     ending: float = 0.08
 
