@@ -18,6 +18,7 @@ from stages.params.pretrain import Pretrain
 from stages.params.pretrain_blip import PretrainBlip
 from stages.params.pretrain_catr import PretrainCatr
 from stages.pretraining import captioned_scenes, pretrain, pretrain_blip, pretrain_catr, training
+from stages.pretraining.object_heads import ABSENT, NAMES, Labels
 
 # Three batches of 11 scenes, evaluated after the second and the last. Of two processes, one has six scenes of a batch
 # and four of the eight for matching, the other has five and four.
@@ -133,16 +134,19 @@ def test_two_processes_compute_what_one_computes(tmp_path, monkeypatch):
 
 def test_no_model_draws_random_numbers_in_training():
     """A draw of dropout or of stochastic depth would depend on the number of processes."""
-    model = pretrain.Pretrainer(vit.Architecture(outputs=len(pretrain.NAMES)), RECIPE).train()
+    model = pretrain.Pretrainer(vit.Architecture(outputs=len(NAMES)), RECIPE).train()
     architecture = vit.Architecture(side=24, dim=12, depth=1, heads=3, stem=(4, 4, 4, 8))
     blip_model = pretrain_blip.Pretrainer(architecture, BLIP_RECIPE).train()
     catr_model = pretrain_catr.Pretrainer(CATR_RECIPE).train()
     images = torch.randint(256, (4, 3, 24, 24), dtype=torch.uint8)
+    objects = torch.full((4, 20), ABSENT)
+    objects[:, 0] = 0
+    labels = Labels(torch.zeros(4, len(NAMES)), objects, objects)
     ids = torch.randint(6, len(captioned_scenes.TOKENIZER), (4, 2, captioned_scenes.MAX_TOKENS))
     state = torch.get_rng_state()
-    model(images)
+    model.loss(torch.randint(256, (4, 3, 80, 80), dtype=torch.uint8), labels, 4).backward()
     blip_model.loss(images, ids, 4).backward()
-    catr_model.loss(images, torch.zeros(4, len(pretrain.NAMES)), ids, 4).backward()
+    catr_model.loss(images, ids, labels, 4).backward()
     assert torch.equal(torch.get_rng_state(), state)
 
 
