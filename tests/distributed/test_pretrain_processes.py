@@ -143,8 +143,9 @@ def test_no_model_draws_random_numbers_in_training():
     objects[:, 0] = 0
     labels = Labels(torch.zeros(4, len(NAMES)), objects, objects)
     ids = torch.randint(6, len(captioned_scenes.TOKENIZER), (4, 2, captioned_scenes.MAX_TOKENS))
+    vit_images = torch.randint(256, (4, 3, 80, 80), dtype=torch.uint8)
     state = torch.get_rng_state()
-    model.loss(torch.randint(256, (4, 3, 80, 80), dtype=torch.uint8), labels, 4).backward()
+    model.loss(vit_images, labels, 4).backward()
     blip_model.loss(images, ids, 4).backward()
     catr_model.loss(images, ids, labels, 4).backward()
     assert torch.equal(torch.get_rng_state(), state)

@@ -80,7 +80,7 @@ def test_the_report_needs_no_network(project, site):
     assert len(images) > 10
     assert all((project.root / "reports" / path).stat().st_size > 2000 for path in images)
     second = json.loads(project.read("reports/runs/second_captioner/catr.json"))
-    assert "/catr/weight.pth#sha256=" in second["inputs"]["captioner"]
+    assert "/catr/weight.pth#sha256=" in second["inputs"]["backbone"]
     run = json.loads(project.read("reports/runs/segmentation/linear-seed1.json"))
     assert run["inputs"]["backbone"] == VITS[0]
     assert re.fullmatch("[0-9a-f]{64}", run["inputs"]["weights"])

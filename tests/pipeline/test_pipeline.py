@@ -47,7 +47,7 @@ def test_a_fresh_clone_gets_a_report_from_runs(undisturbed):
     assert f">{record['metrics']['miou']:.2f}</td>" in page
     assert "Tables are read from the MLflow runs." in report
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", report)
-    assert len(pictures) == 7 + 2 + 2 + 3 + 2 + 2 + 2
+    assert len(pictures) == 7 + 2 + 2 + 3 + 2 + 2 + 2 + 2
     for picture in pictures:
         assert (undisturbed.root / "reports" / picture).stat().st_size > 5000
 
@@ -114,7 +114,7 @@ def test_the_classification_table_and_the_pictures_come_from_runs(undisturbed):
     second = sorted(path.name for path in (undisturbed.root / "reports/pictures/second_captioner").iterdir())
     assert second == captioned
     record = json.loads(undisturbed.read("reports/runs/second_captioner/catr.json"))
-    assert record["inputs"]["captioner"] == "data/checkpoints/catr_scenes"
+    assert record["inputs"]["backbone"] == "data/checkpoints/catr_scenes"
     assert list(record["details"]["captions"]) == ["val_00000", "val_00006"]
 
 
@@ -214,6 +214,7 @@ def test_a_fresh_clone_with_all_results_registers_its_runs(undisturbed):
         "position_similarity",
         "class_attention",
         "caption_attention",
+        "second_captioner",
         "report",
     }
     parents = [run.info.run_id for run in runs if run.data.tags["dvc.stage"] == "report"]
