@@ -219,8 +219,8 @@ def test_a_fresh_clone_with_all_results_registers_its_runs(undisturbed):
     }
     parents = [run.info.run_id for run in runs if run.data.tags["dvc.stage"] == "report"]
     children = [run for run in runs if run.info.run_id not in parents]
-    assert len(children) == 2 + (1 + 2 + 1) + (1 + 2 + 2) + 2 + 2 + 1 + 2 + 1
-    assert len(parents) == 8
+    assert len(children) == 2 + (1 + 2 + 1) + (1 + 2 + 2) + 2 + 2 + 1 + 2 + 1 + 1
+    assert len(parents) == 9
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
     assert all("report" in run.data.tags for run in runs)
     assert sum("vitlab.model" in run.data.tags for run in runs) == 2 + 2
