@@ -72,7 +72,8 @@ def new_tables(experiment: Experiment, towers: Towers, seeds: int = 1) -> Tables
 
 def random_projections(towers: Towers, seed: int) -> Projections:
     """Randomly initialized projections of BLIP's shape."""
-    vision, text = towers.model.vision_proj, towers.model.text_proj
+    vision = towers.model.vision_proj
+    text = towers.model.text_proj
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Projections(vision.in_features, text.in_features, vision.out_features).to(towers.device)

@@ -15,6 +15,7 @@ Every scene is generated on the fly and used once. An interrupted run resumes fr
 same weights. Several processes share the training under `torchrun` (docs/distributed.md).
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,16 +59,10 @@ WAVELENGTHS = 10.0  # ratio of the longest to the shortest of the sine positions
 
 
 class Predictions(NamedTuple):
-    """Logits: presence of `NAMES` from the class token `(B, 28)`, and those of `ObjectPredictions` from the patches."""
+    """Logits of the presence of `NAMES` from the class token, `(B, 28)`, and of the objects from the patches."""
 
     present: Tensor
-    ninths: Tensor
-    places: Tensor
-    colors: Tensor
-
-    @property
-    def objects(self) -> ObjectPredictions:
-        return ObjectPredictions(self.ninths, self.places, self.colors)
+    objects: ObjectPredictions
 
 
 def load_example(index: int, writers: str, seed: int, style: Style) -> tuple[Tensor, ...]:
@@ -105,7 +100,7 @@ class Pretrainer(nn.Module):
         """The predictions for uint8 `images`."""
         tokens = self.vit.forward_features(vit.normalize(images))
         patches = tokens[:, self.vit.num_prefix_tokens :].unflatten(1, self.vit.patch_embed.grid_size)
-        return Predictions(self.vit.forward_head(tokens), *self.object_heads(patches))
+        return Predictions(self.vit.forward_head(tokens), self.object_heads(patches))
 
     def loss(self, images: Tensor, labels: Labels, batch_size: int) -> Tensor:
         """This process's part of the mean loss over a batch of `batch_size` scenes, from its share of them.
@@ -154,9 +149,12 @@ def predict(model: Pretrainer, images: Tensor, device: torch.device) -> Predicti
     """The predictions for any number of uint8 `images`."""
     own = processes.share(images)
     outputs = [model(batch.to(device)) for batch in own.split(100)]
-    return Predictions(
-        *(processes.all_gather(torch.cat(logits).cpu(), len(images)) for logits in zip(*outputs, strict=True))
-    )
+
+    def gather(batches: Iterable[Tensor]) -> Tensor:
+        return processes.all_gather(torch.cat([logits.cpu() for logits in batches]), len(images))
+
+    present, objects = zip(*outputs, strict=True)
+    return Predictions(gather(present), ObjectPredictions(*map(gather, zip(*objects, strict=True))))
 
 
 def evaluate(model: Pretrainer, held_out: tuple[Tensor, Labels], device: torch.device) -> dict[str, float]:
@@ -171,9 +169,9 @@ def evaluate(model: Pretrainer, held_out: tuple[Tensor, Labels], device: torch.d
     present = labels.present[:, :FOREGROUND]
     return {
         "mAP": float(average_precision_score(present, predicted.present[:, :FOREGROUND])),
-        "place": accuracy(predicted.places, labels.places),
-        "color": accuracy(predicted.colors, labels.colors),
-        "ninth": accuracy(predicted.ninths, labels.places),
+        "place": accuracy(predicted.objects.places, labels.places),
+        "color": accuracy(predicted.objects.colors, labels.colors),
+        "ninth": accuracy(predicted.objects.ninths, labels.places),
     }
 
 
