@@ -24,7 +24,7 @@ from stages.pipeline.workspace import CODE, clean_environment
 from stages.plan.overrides import set_param
 
 ROOT = Path(__file__).resolve().parent.parent
-PIPELINE = (*CODE, "data/folder", "reports")
+PIPELINE = (*CODE, "data/folder", "reports", "reports/runs/backbones/README.md")
 
 
 LONG = (
@@ -195,6 +195,7 @@ def clone(root: Path) -> Project:
                 "epochs": 2,
             },
         },
+        backbones={},  # each would be two stages more
         compute__workers=2,
         captioning__seeds=[1, 2],
         retrieval__seeds=[1, 2],

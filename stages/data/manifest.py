@@ -84,6 +84,11 @@ class Manifest:
         """Return the rows of a split, in the source's order."""
         return tuple(row for row in self.rows if row.split == name)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether every image has a mask."""
+        return all(row.mask for row in self.rows)
+
 
 def evenly_spaced(rows: tuple[Row, ...], count: int) -> tuple[Row, ...]:
     """Return at most `count` rows, spaced evenly from the first to the last."""

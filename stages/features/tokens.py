@@ -46,6 +46,7 @@ class FeatureMetadata:
     manifest: str  # SHA-256 of the manifest
     precision: str = "float32"  # of the backbone's matrix products
     dtype: str = "float16"
+    layers: str = "last"  # the blocks whose outputs the tokens are, as `ComparedBackbone.describe_layers` prints them
 
     def as_text(self) -> dict[str, str]:
         """Return the fields as strings, as parquet stores schema metadata."""
@@ -196,6 +197,11 @@ class FeatureTable:
         """The rows and columns of every view's grid."""
         grids = self._read_columns(["grid_rows", "grid_columns"])
         return list(zip(grids["grid_rows"].to_pylist(), grids["grid_columns"].to_pylist(), strict=True))
+
+    @property
+    def token_bytes(self) -> int:
+        """The size of all tokens. They are not compressed: nearly the size of the files."""
+        return sum(rows * columns for rows, columns in self.grids) * self.metadata.dim * torch.float16.itemsize
 
     @property
     def smallest_grid(self) -> tuple[int, int]:

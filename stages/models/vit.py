@@ -156,6 +156,7 @@ class Backbone(nn.Module):
     """A frozen ViT that takes uint8 images and normalizes them itself.
 
     `architecture` comes from a file of `save` and is None for other models. Register tokens are not part of the output.
+    The output is that of the last block, or after `use_blocks` of several, concatenated: `dim` is then wider.
     """
 
     def __init__(self, vit: VisionTransformer | Eva, architecture: Architecture | None = None):
@@ -167,6 +168,7 @@ class Backbone(nn.Module):
         self.std: tuple[float, ...] = tuple(pretrained_cfg.get("std", STD))
         self.blocks: list[Any] = list(vit.blocks)  # typed `Any`, as torch's stubs do not know the layers of a block
         self.dim: int = vit.embed_dim
+        self.output_blocks: list[int] | None = None
         self.heads: int = self.blocks[-1].attn.num_heads
         rows, columns = cast(tuple[int, int], vit.patch_embed.feat_ratio(as_scalar=False))
         self.patch: tuple[int, int] = (rows, columns)
@@ -180,6 +182,14 @@ class Backbone(nn.Module):
         """Whether the first token is a class token."""
         return getattr(self.vit, "cls_token", None) is not None
 
+    def use_blocks(self, indices: Sequence[int]) -> None:
+        """From now on, return the outputs of these blocks, in ascending order, each after the model's last norm.
+
+        Outputs are concatenated, as in the linear evaluation of DINOv2 (Oquab et al. 2023, section 7).
+        """
+        self.output_blocks = sorted(indices)
+        self.dim = len(indices) * self.vit.embed_dim
+
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patch tokens for an image of `height` x `width` pixels."""
         return height // self.patch[0], width // self.patch[1]
@@ -187,9 +197,25 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tokens:
         """The tokens of uint8 `images` `(B, 3, H, W)`. Raises `ValueError` if they are smaller than a patch."""
         rows, columns = self.grid(*images.shape[-2:])
-        tokens = self.vit.forward_features(self._preprocess(images))  # (B, prefix + rows * columns, dim)
+        tokens = self._output(self._preprocess(images))  # (B, prefix + rows * columns, dim)
         patches = tokens[:, self.vit.num_prefix_tokens :].unflatten(1, (rows, columns))  # (B, rows, columns, dim)
         return Tokens(patches, tokens[:, 0] if self.has_class_token else None)
+
+    def _output(self, pixels: Tensor) -> Tensor:
+        """All tokens after the last block, or after `output_blocks`: `(B, prefix + rows * columns, dim)`."""
+        if self.output_blocks is None:
+            return self.vit.forward_features(pixels)
+        outputs: list[Any] = self.vit.forward_intermediates(  # type: ignore[assignment]  # typed for all its options
+            pixels,
+            indices=self.output_blocks,
+            return_prefix_tokens=True,
+            norm=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        if self.vit.num_prefix_tokens:  # then each block's patch tokens come with its prefix tokens
+            outputs = [torch.cat([prefix, patches], 1) for patches, prefix in outputs]
+        return torch.cat(outputs, 2)
 
     def attention(self, images: Tensor, block: int = -1) -> Tensor:
         """The attention weights of one block, as `capture_attention` passes them: `(B, heads, tokens, tokens)`.
@@ -240,19 +266,20 @@ class Backbone(nn.Module):
         return normalize(whole_patches, self.mean, self.std)
 
 
-def load(source: str, path: Path | None = None) -> Backbone:
+def load(source: str, path: Path | None = None, random: bool = False) -> Backbone:
     """The frozen backbone from a checkpoint file, or a pretrained timm ViT named `NAME` or `NAME@REVISION`.
 
     `path` is the local file with the weights of `source`. Without it, a file is read from `source` itself, and the
     weights of a timm model come from the hub. A file is either from `save`, or holds a plain ViT under the key names of
-    DINO and timm.
+    DINO and timm. With `random`, the weights are new, drawn from torch's random number generator; a timm model then
+    needs no file.
 
     Raises `FileNotFoundError` for a missing file, and `ValueError` for a name that timm does not know, a model that is
     not a ViT, or weights that do not match the model key for key or are not finite.
     """
     if not is_checkpoint_file(source):
         name, revision = split_revision(source)
-        return _load_timm(name, revision, path)
+        return _load_timm(name, revision, path, random)
     path = path or Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"no backbone checkpoint at {path}")
@@ -266,9 +293,10 @@ def load(source: str, path: Path | None = None) -> Backbone:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} does not match its own architecture: {error}") from error
         model = build(architecture)
-        model.load_state_dict(weights)
+        if not random:
+            model.load_state_dict(weights)
         return _checked(Backbone(model, architecture))
-    return _checked(Backbone(build_plain_vit(weights, str(path))))
+    return _checked(Backbone(build_plain_vit(weights, str(path), random=random)))
 
 
 def _checked(backbone: Backbone) -> Backbone:
@@ -295,15 +323,15 @@ def pretrained_config(name: str) -> PretrainedCfg:
     return config
 
 
-def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
-    """A pretrained timm ViT with the weights at `path`, or from the hub."""
+def _load_timm(name: str, revision: str | None, path: Path | None, random: bool) -> Backbone:
+    """A timm ViT with the weights at `path`, or from the hub, or random ones."""
     hub_id = pretrained_config(name).hf_hub_id
     overlay = {"hf_hub_id": f"{hub_id}@{revision}" if revision else hub_id}
     if path:
         overlay = {"file": str(path)}
     try:
         model = timm.create_model(
-            name, pretrained=True, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay=overlay
+            name, pretrained=not random, num_classes=0, dynamic_img_size=True, pretrained_cfg_overlay=overlay
         )
     except (RuntimeError, TypeError, SafetensorError) as error:  # TypeError: not a ViT, so no `dynamic_img_size`
         message = " ".join(str(error).split())[:300]  # one line; torch lists every key
@@ -313,12 +341,14 @@ def _load_timm(name: str, revision: str | None, path: Path | None) -> Backbone:
     return _checked(Backbone(model))
 
 
-def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> VisionTransformer:
+def build_plain_vit(
+    weights: dict[str, Tensor], name: str, outputs: int = 0, *, random: bool = False
+) -> VisionTransformer:
     """A plain ViT from weights under the key names of DINO and timm; `name` is for error messages.
 
     All sizes are derived from the shapes. Prefixes of training wrappers (`module.`, `backbone.`) are removed. So is a
-    `head`, unless `outputs` asks for a classification layer of that size. Raises `ValueError` for missing keys,
-    unexpected keys and unexpected shapes.
+    `head`, unless `outputs` asks for a classification layer of that size. With `random`, the model keeps its random
+    weights. Raises `ValueError` for missing keys, unexpected keys and unexpected shapes.
     """
     state_dict = {}
     for key, weight in weights.items():
@@ -348,7 +378,8 @@ def build_plain_vit(weights: dict[str, Tensor], name: str, outputs: int = 0) -> 
         check_weights(state_dict, model.state_dict())
     except ValueError as error:
         raise ValueError(f"{name} is not a plain ViT: {error}") from error
-    model.load_state_dict(state_dict)
+    if not random:
+        model.load_state_dict(state_dict)
     return model
 
 

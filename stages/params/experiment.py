@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from stages.core.messages import join_names, quote_value
 from stages.params.attention import Attention
+from stages.params.backbones import ComparedBackbone
 from stages.params.captioning import Captioning, CaptionModel
 from stages.params.classification import Classification
 from stages.params.compute import Compute
@@ -52,6 +53,7 @@ class Experiment(Section):
     retrieval: Retrieval
     classification: Classification
     attention: Attention
+    backbones: dict[Name, ComparedBackbone]
 
     @model_validator(mode="before")
     @classmethod

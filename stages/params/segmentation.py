@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from stages.core.messages import join_names, quote_value
 from stages.params.section import BatchSize, Count, Epochs, Name, Rate, Section, Seeds, Weight
 
 LARGEST = 1_000_000  # a larger number, infinity or NaN can only be a mistake
@@ -37,7 +38,10 @@ class Head(Section):
 
 
 class Segmentation(Section):
-    """The segmentation task. Epoch `e` trains on view `e mod views` of each image."""
+    """The segmentation task. Epoch `e` trains on view `e mod views` of each image.
+
+    The heads that `compare` names are also trained on every one of the `backbones`.
+    """
 
     views: Count
     epochs: Epochs
@@ -46,10 +50,19 @@ class Segmentation(Section):
     weight_decay: Weight
     seeds: Seeds
     heads: dict[Name, Head] = Field(min_length=1)
+    compare: list[Name]
 
     @model_validator(mode="after")
     def _every_view_is_used(self) -> Self:
         if self.views > self.epochs:
             limit = f"at most epochs, {self.epochs} (epoch e sees view e mod views)"
             raise ValueError(f"views = {self.views}: must be {limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _compared_heads_exist(self) -> Self:
+        for name in self.compare:
+            if name not in self.heads or self.compare.count(name) > 1:
+                allowed = f"a list of different heads: {join_names(list(self.heads))}"
+                raise ValueError(f"compare = {quote_value(self.compare)}: must be {allowed}")
         return self

@@ -43,6 +43,8 @@ LEFT_OUT = (
     "segmentation.heads.convolutional",
     "segmentation.heads.convolutional_5x5",
     "segmentation.heads.transformer_shared_qk",
+    "backbones.random",
+    "backbones.blip_tower",
     "captioning.cells.k50_t01",
     "captioning.cells.k30_t07",
     "captioning.cells.k10_t01",
@@ -61,6 +63,9 @@ def shrink(params: dict[str, Any], overrides: Sequence[str] = ()) -> None:
     for key, value in SMALL_PARAMS.items():
         set_param(params, key, value)
     for key in LEFT_OUT:
-        task, section, name = key.split(".")
-        params[task][section].pop(name, None)
+        *sections, name = key.split(".")
+        content = params
+        for section in sections:
+            content = content[section]
+        content.pop(name, None)
     apply_overrides(params, overrides)

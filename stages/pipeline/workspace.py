@@ -7,9 +7,9 @@ from pathlib import Path
 
 # What `dvc repro` reads. Copied, not cloned: changes that are not committed come along, and a zip has no git.
 CODE = ("stages", "dvc.yaml", "params.yaml", ".dvc/config", ".dvc/plots", ".dvc/.gitignore", ".dvcignore", ".gitignore")
-# With the lock, DVC takes the shipped checkpoints as finished. The user's own images, next to the README, stay where
-# they are.
-DATA = ("dvc.lock", "data/checkpoints", "data/folder/README.md")
+# With the lock, DVC takes the shipped checkpoints as finished. The user's own images, next to the first README, stay
+# where they are. With the second, the report's stage finds the folder also if no backbones are compared.
+DATA = ("dvc.lock", "data/checkpoints", "data/folder/README.md", "reports/runs/backbones/README.md")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.tmp")
 
 

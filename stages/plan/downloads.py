@@ -12,6 +12,7 @@ from stages.fetch.download import remote_size
 from stages.models import vit
 from stages.models.checkpoints.__main__ import requested_models
 from stages.models.checkpoints.hub import cache_folder, cached_snapshot
+from stages.params.backbones import OWN_SOURCES
 from stages.params.experiment import Experiment
 from stages.params.model_source import display_name, is_checkpoint_file, is_url, split_revision
 from stages.params.remote_file import RemoteFile
@@ -52,8 +53,11 @@ def list_downloads(experiment: Experiment) -> list[Download]:
     """All downloads of the profile, in the order in which they are made."""
     files = DATA_FILES[experiment.profile](experiment) if experiment.profile in DATA_FILES else []
     downloads = [file_download(name, url, experiment) for name, url in files]
-    for kind, (_, source) in requested_models(experiment).items():
-        name = MODEL_NAMES.get(kind, kind)
+    sources = [(MODEL_NAMES.get(kind, kind), source) for kind, (_, source) in requested_models(experiment).items()]
+    for key, backbone in experiment.backbones.items():
+        if not backbone.random and backbone.source not in OWN_SOURCES:
+            sources.append((f"backbone {key}:", backbone.source))
+    for name, source in sources:
         if source and is_url(source):
             downloads.append(file_download(f"{name} {display_name(source)}", source, experiment))
         elif source and not is_checkpoint_file(source) and not Path(source).is_dir():

@@ -1,5 +1,6 @@
 """The models of a profile for measuring, with random weights if they are not on this machine yet."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from transformers import BlipConfig, BlipForConditionalGeneration
 
 from stages.models import blip, vit
 from stages.models.blip_original import SIDE
+from stages.models.blip_tower import as_vit
+from stages.params.backbones import ComparedBackbone
 from stages.params.experiment import Experiment
 from stages.params.model_source import is_checkpoint_file, split_revision
 
@@ -27,6 +30,7 @@ class Models:
 
     backbone: vit.Backbone | None
     classifier: vit.Backbone | None
+    compared: dict[str, vit.Backbone | None]  # by key of `backbones`
     blip: BlipForConditionalGeneration  # with the image tower and the text decoder
     side: int  # of BLIP's square images, in pixels
 
@@ -44,19 +48,42 @@ class Models:
 
 
 def build_models(experiment: Experiment) -> Models:
-    """The models that the profile names. Raises `ValueError` for a name that timm does not know."""
+    """The models that the params name. Raises `ValueError` for a name that timm does not know, or a missing block."""
     active = experiment.active
     backbone = build_vit(active.backbone)
     classifier = build_vit(active.classifier.backbone)
-    if Path(active.blip).is_dir():
-        model = blip.load(BlipForConditionalGeneration, active.blip)
-        return Models(backbone, classifier, model, blip.load_preprocessing(active.blip).side)
+    model, side = build_blip(active.blip)
+    compared = {}
+    for name, params in experiment.backbones.items():
+        if params.source == "blip" and not active.has_captions:
+            continue  # nor does the run use it
+        compared[name] = build_compared(params, backbone, model)
+    return Models(backbone, classifier, compared, model, side)
+
+
+def build_blip(source: str) -> tuple[BlipForConditionalGeneration, int]:
+    """A BLIP from its folder, or one of its size with random weights; and the side of its images in pixels."""
+    if Path(source).is_dir():
+        return blip.load(BlipForConditionalGeneration, source), blip.load_preprocessing(source).side
     # `capfilt_large` in a checkpoint's name is the size of the captioner that filtered its data, not its own.
-    is_large = "large" in active.blip.rpartition("/")[2].replace("capfilt_large", "")
+    is_large = "large" in source.rpartition("/")[2].replace("capfilt_large", "")
     vision = {**(LARGE if is_large else BASE), "image_size": SIDE, "patch_size": PATCH_SIZE}
     text = {**BASE, "encoder_hidden_size": vision["hidden_size"], "vocab_size": VOCABULARY}
-    model = BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text)).eval()
-    return Models(backbone, classifier, model, SIDE)
+    return BlipForConditionalGeneration(BlipConfig(vision_config=vision, text_config=text)).eval(), SIDE
+
+
+def build_compared(
+    params: ComparedBackbone, own: vit.Backbone | None, model: BlipForConditionalGeneration
+) -> vit.Backbone | None:
+    """A compared backbone; `own` and `model` are the profile's backbone and BLIP."""
+    if params.source == "blip":
+        backbone: vit.Backbone | None = as_vit(model.vision_model, "BLIP")
+    else:
+        backbone = deepcopy(own) if params.source == "backbone" else build_vit(params.source)
+    blocks = params.block_indices(len(backbone.blocks)) if backbone else None
+    if backbone and blocks is not None:
+        backbone.use_blocks(blocks)
+    return backbone
 
 
 def build_vit(source: str) -> vit.Backbone | None:

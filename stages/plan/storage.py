@@ -1,11 +1,14 @@
 """What is stored under `data/`: the outputs that grow with images and models, in bytes from their shapes."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from stages.models.vit import Backbone
 from stages.params.experiment import Experiment
 from stages.params.model_source import is_checkpoint_file
 from stages.plan.dataset_sizes import DatasetSize
 from stages.plan.placeholder_models import Models, weight_bytes
+from stages.segmentation import BACKBONE_FEATURES, FEATURES
 
 FLOAT16 = 2  # bytes
 
@@ -22,16 +25,11 @@ class Stored:
 def list_stored(experiment: Experiment, images: DatasetSize, labeled: DatasetSize, models: Models) -> list[Stored]:
     """The outputs that grow with images and models; all others together take megabytes."""
     outputs = []
-    if models.backbone:
-        dim = models.backbone.dim
-        crop = experiment.active.view.crop
-        views = images.train * experiment.segmentation.views
-        rows, columns = models.backbone.grid(crop, crop)
-        content = f"{views} views x {rows}x{columns} tokens x {dim} float16"
-        outputs.append(Stored("data/features/segmentation/train", views * rows * columns * dim * FLOAT16, content))
-        rows, columns = models.backbone.grid(*images.image_size)
-        content = f"{images.val} images x about {rows}x{columns} tokens x {dim} float16"
-        outputs.append(Stored("data/features/segmentation/val", images.val * rows * columns * dim * FLOAT16, content))
+    backbones = {FEATURES: models.backbone}
+    backbones |= {BACKBONE_FEATURES / name: backbone for name, backbone in models.compared.items()}
+    for folder, backbone in backbones.items():
+        if backbone:
+            outputs += list_tokens(folder, experiment, images, backbone)
     if images.captions:
         dim = models.blip_dim
         tokens = models.blip_tokens
@@ -49,3 +47,16 @@ def list_stored(experiment: Experiment, images: DatasetSize, labeled: DatasetSiz
         content = f"{settings} settings x 2 x {size / 1e6:.0f} MB: last and best epoch"
         outputs.append(Stored("data/models/classification", 2 * settings * size, content))
     return outputs
+
+
+def list_tokens(folder: Path, experiment: Experiment, images: DatasetSize, backbone: Backbone) -> list[Stored]:
+    """The two feature tables of a segmentation backbone."""
+    crop = experiment.active.view.crop
+    views = images.train * experiment.segmentation.views
+    rows, columns = backbone.grid(crop, crop)
+    tokens = f"{rows}x{columns} tokens x {backbone.dim} float16"
+    train = Stored(f"{folder}/train", views * rows * columns * backbone.dim * FLOAT16, f"{views} views x {tokens}")
+    rows, columns = backbone.grid(*images.image_size)
+    tokens = f"{rows}x{columns} tokens x {backbone.dim} float16"
+    size = images.val * rows * columns * backbone.dim * FLOAT16
+    return [train, Stored(f"{folder}/val", size, f"{images.val} images x about {tokens}")]

@@ -27,6 +27,7 @@ from stages.models import vit
 from stages.models.compute import MixedPrecision, get_device, mixed_precision, prepare_model
 from stages.params.compute import Compute
 from stages.params.experiment import Experiment
+from stages.params.segmentation import Head
 from stages.plan.dataset_sizes import DatasetSize
 from stages.plan.placeholder_models import Models
 from stages.segmentation.heads import build_head
@@ -109,8 +110,15 @@ def measure_training(model: nn.Module, inputs: Tensor, loss: Callable[[Tensor], 
 
 def measure_work(experiment: Experiment, images: DatasetSize, labeled: DatasetSize, models: Models) -> Iterator[Work]:
     """The work of all stages that take more than seconds; each is measured when the iterator reaches it."""
+    task = experiment.segmentation
     if models.backbone:
-        yield from segmentation_work(experiment, images, models.backbone)
+        yield from tokens_work("extract_segmentation", experiment, images, models.backbone)
+        yield from heads_work("train_head@", task.heads, experiment, images, models.backbone)
+    for name, backbone in models.compared.items():
+        if backbone:
+            yield from tokens_work(f"extract_backbone@{name}", experiment, images, backbone)
+            heads = {head: task.heads[head] for head in task.compare}
+            yield from heads_work(f"train_backbone@{name}-", heads, experiment, images, backbone)
     if images.captions:
         yield from encoding_work(experiment, images, models)
         if any(cell.type != "beam" for cell in experiment.captioning.cells.values()):
@@ -119,9 +127,8 @@ def measure_work(experiment: Experiment, images: DatasetSize, labeled: DatasetSi
         yield from classification_work(experiment, labeled, models.classifier)
 
 
-def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit.Backbone) -> Iterator[Work]:
-    """Tokens of train views and val images, then one training per head and seed."""
-    task = experiment.segmentation
+def tokens_work(stage: str, experiment: Experiment, images: DatasetSize, backbone: vit.Backbone) -> Iterator[Work]:
+    """Tokens of train views and val images."""
     view = experiment.active.view
     compute = experiment.compute
     crop = view.crop
@@ -132,15 +139,23 @@ def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit
     short_side = (view.short_side_min, view.short_side_max)
     load = measure_loading(lambda: crop_image(image, random_view(rng, *images.image_size, short_side, crop)), compute)
     encode = measure_vit(backbone, random_pixels((crop, crop)), compute)
-    yield Work("extract_segmentation", f"train views of {crop}x{crop}", images.train * task.views, max(load, encode))
+    views = images.train * experiment.segmentation.views
+    yield Work(stage, f"train views of {crop}x{crop}", views, max(load, encode))
     encode = measure_vit(backbone, random_pixels(images.image_size, count=1), compute)
-    yield Work("extract_segmentation", "val images, native", images.val, encode)
+    yield Work(stage, "val images, native", images.val, encode)
 
-    compute = compute.model_copy(update={"precision": "float32"})  # heads are always trained in float32
+
+def heads_work(
+    stage: str, heads: dict[str, Head], experiment: Experiment, images: DatasetSize, backbone: vit.Backbone
+) -> Iterator[Work]:
+    """One training per head and seed; `stage` is the beginning of the stages' names."""
+    task = experiment.segmentation
+    crop = experiment.active.view.crop
+    compute = experiment.compute.model_copy(update={"precision": "float32"})  # heads are always trained in float32
     tokens = torch.randn(task.batch_size, *backbone.grid(crop, crop), backbone.dim)
     masks = torch.randint(0, CLASSES, (task.batch_size, crop, crop), device=get_device())
     val_tokens = torch.randn(1, *backbone.grid(*images.image_size), backbone.dim)
-    for name, params in task.heads.items():
+    for name, params in heads.items():
         head = build_head(
             params.kind, params.options, dim=backbone.dim, classes=CLASSES, attention_heads=backbone.heads
         )
@@ -148,7 +163,7 @@ def segmentation_work(experiment: Experiment, images: DatasetSize, backbone: vit
         predict = partial(predict_mask, head, images.image_size)
         evaluate = measure_inference(predict, val_tokens, compute)
         for seed in task.seeds:
-            yield epochs_work(f"train_head@{name}-{seed}", task.epochs, images, train, evaluate)
+            yield epochs_work(f"{stage}{name}-{seed}", task.epochs, images, train, evaluate)
 
 
 def epochs_work(stage: str, epochs: int, images: DatasetSize, train: float, evaluate: float) -> Work:

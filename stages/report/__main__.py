@@ -14,7 +14,7 @@ from stages.core.stage import read_timings, stage
 from stages.data import manifest as manifests
 from stages.data.manifest import LABELED
 from stages.params.experiment import Experiment, load_experiment
-from stages.report import attention, captioning, classification, retrieval, segmentation
+from stages.report import attention, backbones, captioning, classification, retrieval, segmentation
 from stages.report.claims import evaluate_claims
 from stages.report.comparison import write_numbers
 from stages.report.html import build_html
@@ -32,6 +32,7 @@ REPORT_RUNS = Path("data/report_runs.json")
 
 SECTIONS = {
     "segmentation": segmentation.section,
+    "backbones": backbones.section,
     "captioning": captioning.section,
     "retrieval": retrieval.section,
     "classification": classification.section,
@@ -40,6 +41,7 @@ SECTIONS = {
 # How MLflow groups the runs of a task: the group's title, and the tables in which the runs are rows.
 GROUPS = {
     "segmentation": ("Table 1", (segmentation.TABLE,)),
+    "backbones": ("Backbones compared", (backbones.TABLE,)),
     "captioning": ("Tables 2 and 3", (captioning.TABLE2, captioning.TABLE3)),
     "retrieval": ("Table 4", (retrieval.TABLE4,)),
     "retrieval_grid": ("Table 5", (retrieval.TABLE5,)),
@@ -65,6 +67,7 @@ def expected_runs(experiment: Experiment) -> dict[str, RunNames]:
         recipes += _with_seeds([name], experiment.retrieval.seeds) if row else [(name, None)]
     return {
         "segmentation": _with_seeds(experiment.segmentation.heads, experiment.segmentation.seeds),
+        "backbones": backbones.backbone_runs(experiment),
         "captioning": experiment.captioning.runs,
         "retrieval": recipes,
         "retrieval_grid": _with_seeds(experiment.retrieval.grid, experiment.retrieval.seeds),
@@ -135,11 +138,14 @@ def main() -> None:
     manifest = manifests.read_manifest()
     labeled = manifests.read_manifest(LABELED)
     runs = expected_runs(experiment)
+    skipped_runs = backbones.skipped_backbones(runs["backbones"])
+    runs["backbones"] = [(name, seed) for name, seed in runs["backbones"] if name not in skipped_runs]
     skipped = skip_reasons(runs)
     if "classification" in skipped:
         runs["class_attention"].remove(("finetuned", None))
-    results_by_task, from_store = load_results({task: names for task, names in runs.items() if task not in skipped})
-    inputs = Inputs(results_by_task, skipped, manifest, labeled, experiment)
+    expected = {task: names for task, names in runs.items() if names and task not in skipped}
+    results_by_task, from_store = load_results(expected)
+    inputs = Inputs(results_by_task, skipped, manifest, labeled, experiment, skipped_runs)
 
     folders = (FIGURES, TABLES, PLOTS)
     remove_folders(*folders)

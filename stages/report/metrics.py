@@ -23,9 +23,11 @@ def task_metrics(inputs: Inputs) -> dict[str, Metric]:
     The runs of a task share one seed, so that all of them are measured on the same samples of images.
     """
     seed_for = inputs.experiment.seed_for
+    miou = miou_metric(inputs.manifest, seed_for(segmentation.BOOTSTRAP))  # one for both tasks: they are compared
     recall = recall_metric(seed_for(retrieval.BOOTSTRAP))  # one for both tables: claims compare rows across them
     metrics = {
-        "segmentation": miou_metric(inputs.manifest, seed_for(segmentation.BOOTSTRAP)),
+        "segmentation": miou,
+        "backbones": miou,
         "captioning": bleu_metric(seed_for(captioning.BOOTSTRAP)),
         "retrieval": recall,
         "retrieval_grid": recall,

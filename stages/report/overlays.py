@@ -13,6 +13,7 @@ from stages.segmentation.class_colors import class_colors
 from stages.segmentation.overlay import NAME_LENGTH, overlay
 
 IMAGE_INCHES = 1.55  # width of one image in the figure
+TITLE_LENGTH = 20  # characters of a row's title, which fit beside a square image
 
 
 def plot_masks(
@@ -20,14 +21,15 @@ def plot_masks(
     label: str,
     rows: tuple[Row, ...],
     truths: dict[str, np.ndarray],
-    predictions: dict[str, np.ndarray],
+    predictions: dict[str, dict[str, np.ndarray]],
     classes: tuple[str, ...],
 ) -> None:
-    """One column per image: the image, its true mask, its predicted mask; the legend names the classes that occur.
+    """One column per image: the image, its true mask, its predicted masks; the legend names the classes that occur.
 
-    `truths` and `predictions` hold masks `(H, W)` by image ID.
+    `truths` holds masks `(H, W)` by image ID, `predictions` those of each model by its name.
     """
-    masks = [masks_by_id[row.image_id] for masks_by_id in (truths, predictions) for row in rows]
+    masks_by_title = {"truth": truths, **predictions}
+    masks = [masks_by_id[row.image_id] for masks_by_id in masks_by_title.values() for row in rows]
     indices = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)) - {VOID})
     names = [classes[index] for index in indices if classes[index] != BACKGROUND]
     aspect = max(row.height / row.width for row in rows)
@@ -37,18 +39,18 @@ def plot_masks(
     fitting = int(14 * width / (6 + max(map(len, labels), default=0)))
     columns = max(1, min(7, fitting, len(labels)))
     legend_lines = -(-len(labels) // columns)
-    size = (width, 3 * IMAGE_INCHES * aspect + 0.35 + 0.24 * legend_lines)
-    with figure(path, 3, len(rows), figsize=size, squeeze=False) as (fig, axes):
+    lines = 1 + len(masks_by_title)
+    size = (width, lines * IMAGE_INCHES * aspect + 0.35 + 0.24 * legend_lines)
+    with figure(path, lines, len(rows), figsize=size, squeeze=False) as (fig, axes):
         for row, axes_of_row in zip(rows, axes.T, strict=True):
             pixels = np.asarray(read_image(Path(row.image)), np.float32) / 255
-            truth = overlay(pixels, truths[row.image_id], classes)
-            prediction = overlay(pixels, predictions[row.image_id], classes)
-            for axis, picture in zip(axes_of_row, (pixels, truth, prediction), strict=True):
+            overlays = [overlay(pixels, masks_by_id[row.image_id], classes) for masks_by_id in masks_by_title.values()]
+            for axis, picture in zip(axes_of_row, (pixels, *overlays), strict=True):
                 axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
-        for axis, title in zip(axes[:, 0], ("image", "truth", "prediction"), strict=True):
-            axis.set_ylabel(title, fontsize=9)
+        for axis, title in zip(axes[:, 0], ("image", *masks_by_title), strict=True):
+            axis.set_ylabel(label_text(title, TITLE_LENGTH), fontsize=9)
         fig.suptitle(label_text(label), fontsize=11)
         colors = class_colors(classes)
         patches = [Patch(color=colors[name], label=text) for name, text in zip(names, labels, strict=True)]

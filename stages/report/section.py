@@ -25,13 +25,17 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the sections are made from: results and reasons of skipped stages by task, data, and params."""
+    """What the sections are made from: results and reasons of skipped stages by task, data, and params.
+
+    `skipped_runs` has the reasons of single runs that were skipped, by name.
+    """
 
     results: dict[str, list[Result]]
     skipped: dict[str, str]
     manifest: Manifest
     labeled: Manifest
     experiment: Experiment
+    skipped_runs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def plot_head(head: Result, manifest: Manifest) -> dict[str, Path]:
     examples = evenly_spaced(manifest.split("val"), EXAMPLES)
     truths = {row.image_id: read_mask(Path(row.mask)) for row in examples if row.mask}
     predictions = read_masks(head.predictions, [row.image_id for row in examples])
-    plot_masks(masks, label, examples, truths, predictions, manifest.classes)
+    plot_masks(masks, label, examples, truths, {"prediction": predictions}, manifest.classes)
     return {
         "Validation mIoU per epoch": miou,
         "Validation IoU of every class per epoch": class_iou,

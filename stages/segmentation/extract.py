@@ -28,6 +28,7 @@ from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.profiles import ViewParams
 from stages.segmentation import FEATURES
+from stages.segmentation.cost import measure_cost, write_cost
 
 BATCH = 32  # views per batch at most
 PIXELS = 2**21  # pixels per batch at most: 32 views of 256x256; a single view may have more
@@ -122,10 +123,15 @@ def check_sizes(manifest: Manifest, backbone: vit.Backbone, crop: int, profile: 
             raise InputError(f"{row.image}: {row.width}x{row.height} pixels, smaller than one {rows}x{columns} patch")
 
 
-def build_metadata(experiment: Experiment, backbone: vit.Backbone, transform: str) -> FeatureMetadata:
-    """Return the metadata of a table of this experiment whose views are cut by `transform`."""
+def build_metadata(
+    experiment: Experiment, backbone: vit.Backbone, transform: str, source: str | None = None, layers: str = "last"
+) -> FeatureMetadata:
+    """Return the metadata of a table of this experiment whose views are cut by `transform`.
+
+    `source` is the backbone's, by default that of the profile's own.
+    """
     return FeatureMetadata(
-        backbone=experiment.active.backbone,
+        backbone=source or experiment.active.backbone,
         weights=vit.weights_hash(backbone.vit),
         transform=f"{transform}, mean {backbone.mean}, std {backbone.std}",
         dim=backbone.dim,
@@ -133,19 +139,24 @@ def build_metadata(experiment: Experiment, backbone: vit.Backbone, transform: st
         patch=f"{backbone.patch[0]}x{backbone.patch[1]}",
         manifest=manifests.manifest_hash(),
         precision=experiment.compute.precision,
+        layers=layers,
     )
 
 
-def main() -> None:
-    experiment = load_experiment()
-    manifest = manifests.read_manifest()
-    if not all(row.mask for row in manifest.rows):
-        mark_skipped(f"{manifest.source} has no masks: no segmentation", FEATURES)
-        return
-    backbone = load_vit("backbone", experiment)
+def extract(
+    experiment: Experiment,
+    manifest: Manifest,
+    backbone: vit.Backbone,
+    folder: Path,
+    source: str | None = None,
+    layers: str = "last",
+) -> None:
+    """Write the tables `train` and `val` of a backbone to `folder`, and what the backbone costs.
+
+    `source` and `layers` are those of `build_metadata`. Raises `InputError` for images smaller than a patch.
+    """
     params = experiment.active.view
     check_sizes(manifest, backbone, params.crop, experiment.profile)
-
     views = experiment.segmentation.views
     view_seed = experiment.seed_for("segmentation/views")
     views_by_split = {
@@ -154,20 +165,34 @@ def main() -> None:
     }
     short_side = f"short side {params.short_side_min} to {params.short_side_max}"
     transforms = {"train": f"{views} views, {short_side}, crop {params.crop}, flip", "val": "native size"}
-    metadata = {split: build_metadata(experiment, backbone, transform) for split, transform in transforms.items()}
+    metadata = {
+        split: build_metadata(experiment, backbone, transform, source, layers)
+        for split, transform in transforms.items()
+    }
 
-    remove_folders(FEATURES)
+    remove_folders(folder)
     # Params that the tokens depend on and that their metadata does not hold.
     resume_key = {"seed": experiment.seed, "compile": experiment.compute.compile}
+    cost = measure_cost(backbone, params.crop)  # before `compile` replaces the backbone's own code
     tables = []
     for split, split_views in views_by_split.items():
         key = vars(metadata[split]) | resume_key
-        shards = Shards(FEATURES / split, view_keys(split_views), key, location=experiment.compute.store)
+        shards = Shards(folder / split, view_keys(split_views), key, location=experiment.compute.store)
         job = SegmentationJob(backbone, split_views, metadata[split], experiment.compute)
         extract_shards(job, shards, experiment.compute, f"extract {split}")
         tables.append(shards)
+    write_cost(folder, cost)
     for shards in tables:  # all or none: a table alone is of no use
         shards.commit()
+
+
+def main() -> None:
+    experiment = load_experiment()
+    manifest = manifests.read_manifest()
+    if not manifest.has_masks:
+        mark_skipped(f"{manifest.source} has no masks: no segmentation", FEATURES)
+        return
+    extract(experiment, manifest, load_vit("backbone", experiment), FEATURES)
 
 
 if __name__ == "__main__":

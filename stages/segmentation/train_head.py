@@ -1,7 +1,10 @@
-"""Stage `train_head@NAME-SEED`: train one segmentation head on cached tokens."""
+"""Stages `train_head@HEAD-SEED` and `train_backbone@BACKBONE-HEAD-SEED`: train one segmentation head on cached tokens.
+
+The first uses the tokens of the profile's own backbone, the second those of a backbone that is compared with it.
+"""
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from stages.features.tokens import FeatureTable
 from stages.models.compute import get_device
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.segmentation import Segmentation
-from stages.segmentation import BOOTSTRAP, FEATURES, PREDICTIONS
+from stages.segmentation import BACKBONE_FEATURES, BOOTSTRAP, FEATURES, PREDICTIONS
+from stages.segmentation.cost import read_cost
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.evaluation import Validation, predict
 from stages.segmentation.heads import build_head, check_heads, resolve_options
@@ -33,6 +37,7 @@ from stages.segmentation.live_head import LiveHead, name_classes
 from stages.segmentation.training import DivergedError, train_head
 
 TASK = "segmentation"
+BACKBONES = "backbones"  # the task of the runs on compared backbones
 WEIGHTS = Path("data/models/segmentation")
 
 
@@ -59,24 +64,55 @@ def write_predictions(path: Path, head: nn.Module, images: ValImages) -> None:
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def run_head(experiment: Experiment, name: str, seed: int, recorder: Recorder = OFF) -> Run:
+@dataclass(frozen=True)
+class Features:
+    """The tables that a head is trained on: of the profile's own backbone, or of `backbones.NAME`."""
+
+    backbone: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the tables `train` and `val`."""
+        return BACKBONE_FEATURES / self.backbone if self.backbone else FEATURES
+
+    @property
+    def task(self) -> str:
+        """The task of runs on these tables."""
+        return BACKBONES if self.backbone else TASK
+
+    def run_name(self, head: str) -> str:
+        """The name of a head's runs."""
+        return f"{self.backbone}-{head}" if self.backbone else head
+
+    def stage_name(self, head: str, seed: int) -> str:
+        """The name of the stage in `dvc.yaml`."""
+        return f"train_{'backbone' if self.backbone else 'head'}@{self.run_name(head)}-{seed}"
+
+
+OWN = Features()
+
+
+def run_head(experiment: Experiment, name: str, seed: int, recorder: Recorder = OFF, features: Features = OWN) -> Run:
     """Train the head `segmentation.heads.NAME` with one of the seeds; write its weights, predictions and record."""
     task = experiment.segmentation
     if name not in task.heads:
         raise InputError(f"unknown head '{name}'; segmentation.heads has: {', '.join(task.heads)}")
     check_heads(task.heads)
     manifest = manifests.read_manifest()
-    expect = {"backbone": experiment.active.backbone, "manifest": manifests.manifest_hash()}
-    train_table = FeatureTable(FEATURES / "train", **expect)
-    val_table = FeatureTable(FEATURES / "val", **expect)
+    expect = {"manifest": manifests.manifest_hash()}
+    if not features.backbone:
+        expect["backbone"] = experiment.active.backbone
+    train_table = FeatureTable(features.folder / "train", **expect)
+    val_table = FeatureTable(features.folder / "val", **expect)
 
     kind = task.heads[name].kind
     options = resolve_options(kind, task.heads[name].options, name)
-    features = train_table.metadata
+    metadata = train_table.metadata
     classes = len(manifest.classes)
-    shape = {"dim": features.dim, "classes": classes, "attention_heads": features.heads}
+    shape = {"dim": metadata.dim, "classes": classes, "attention_heads": metadata.heads}
     config: dict[str, Any] = {"kind": kind, "options": options, **shape}
-    run_seed = experiment.seed_for(f"segmentation/{name}", seed)
+    run_name = features.run_name(name)
+    run_seed = experiment.seed_for(f"{features.task}/{run_name}", seed)
     torch.manual_seed(run_seed)  # of the initial weights
     head = build_head(**config, name=name).to(get_device())
     check_tables(name, head, task, train_table, val_table)
@@ -84,15 +120,25 @@ def run_head(experiment: Experiment, name: str, seed: int, recorder: Recorder = 
     masks = {row.image_id: Path(row.mask) for row in manifest.rows if row.mask}
     views = TrainViews(train_table, masks, views=task.views, epochs=task.epochs)
     val = ValImages(val_table, masks)
-    head_params = {**task.model_dump(exclude={"heads", "seeds"}), "kind": kind, **options}
+    params = {
+        "profile": experiment.profile,
+        "base_seed": experiment.seed,
+        "seed": seed,
+        **task.model_dump(exclude={"heads", "compare", "seeds"}),
+        "kind": kind,
+        **options,
+    }
+    if features.backbone:
+        is_random = experiment.backbones[features.backbone].random
+        params |= {"backbone": features.backbone, "head": name, "random": is_random}
     run = Run(
-        task=TASK,
-        name=name,
+        task=features.task,
+        name=run_name,
         seed=seed,
-        stage=stage_name(name, seed),
-        params={"profile": experiment.profile, "base_seed": experiment.seed, "seed": seed, **head_params},
+        stage=features.stage_name(name, seed),
+        params=params,
         metrics={},
-        inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(features)},
+        inputs={"source": manifest.source, "train_images": len(manifest.split("train")), **vars(metadata)},
         versions=package_versions("torch", "torchvision", "timm", "numpy", "pillow"),
     )
     live_run = recorder.open(run)
@@ -112,7 +158,11 @@ def run_head(experiment: Experiment, name: str, seed: int, recorder: Recorder = 
         metrics=_metrics(history, validation.matrices, experiment.seed_for(BOOTSTRAP)),
         history=[name_classes(row, manifest.classes) for row in history],
         artifacts={"weights": str(weights_path), "predictions": str(predictions_path)},
-        details={"absent_classes": absent_classes(history, manifest.classes)},
+        details={
+            "absent_classes": absent_classes(history, manifest.classes),
+            "backbone": asdict(read_cost(features.folder)),
+            "feature_bytes": train_table.token_bytes + val_table.token_bytes,
+        },
     )
     write_run(run)
     live_run.finish()
@@ -155,29 +205,26 @@ def _metrics(history: list[dict], matrices: np.ndarray, seed: int) -> dict[str, 
     }
 
 
-def stage_name(name: str, seed: int) -> str:
-    """The name of the stage in `dvc.yaml`."""
-    return f"train_head@{name}-{seed}"
-
-
-def main(name: str, seed: int) -> None:
-    key = run_key(name, seed)
-    reason = skip_reason(FEATURES)
+def main(name: str, seed: int, features: Features = OWN) -> None:
+    key = run_key(features.run_name(name), seed)
+    reason = skip_reason(features.folder)
     if reason:
-        mark_skipped(reason, *output_paths(key), record_path(TASK, key))
+        mark_skipped(reason, *output_paths(key), record_path(features.task, key))
         return
     experiment = load_experiment()
-    with record_live(stage_name(name, seed), experiment.compute.live) as recorder:
-        run = run_head(experiment, name, seed, recorder)
+    with record_live(features.stage_name(name, seed), experiment.compute.live) as recorder:
+        run = run_head(experiment, name, seed, recorder, features)
     absent = run.details["absent_classes"]
     if absent:
         print(f"{name}: in neither truth nor prediction, left out of mIoU: {', '.join(absent)}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", help="a key of backbones in params.yaml; default: the profile's own backbone")
     parser.add_argument("--head", required=True, help="a key of segmentation.heads in params.yaml")
     parser.add_argument("--seed", required=True, type=int, help="one of segmentation.seeds")
     args = parser.parse_args()
-    with stage(stage_name(args.head, args.seed)):
-        main(args.head, args.seed)
+    tables = Features(args.backbone)
+    with stage(tables.stage_name(args.head, args.seed)):
+        main(args.head, args.seed, tables)

@@ -76,13 +76,15 @@ def test_images_in_a_folder_are_counted_in_its_manifest(project):
 
 def test_stored_features_have_the_size_of_their_shapes(project):
     shipped = build_models(load_experiment())
-    models = Models(shipped.backbone, None, shipped.blip, side=80)
+    models = Models(shipped.backbone, None, {"last4": shipped.compared["last4"]}, shipped.blip, side=80)
     images = DatasetSize(train=10, val=5, image_size=(80, 160), captions=30)
     outputs = list_stored(load_experiment(), images, DatasetSize(3, 3, (80, 80)), models)
     # Patches of 8x8 pixels, 128 numbers of two bytes per token, and one class token per image of BLIP
     assert {output.path: output.size for output in outputs} == {
         "data/features/segmentation/train": 10 * 4 * (10 * 10) * 128 * 2,
         "data/features/segmentation/val": 5 * (10 * 20) * 128 * 2,
+        "data/features/backbones/last4/train": 10 * 4 * (10 * 10) * 4 * 128 * 2,
+        "data/features/backbones/last4/val": 5 * (10 * 20) * 4 * 128 * 2,
         "data/features/captioning/val": 5 * (1 + 10 * 10) * 128 * 2,
         "data/features/retrieval": (10 * 4 + 5 + 30) * 128 * 2,
     }
@@ -97,6 +99,8 @@ def test_a_plan_prints_three_tables_and_writes_nothing(project, capsys):
     assert "\nDownload\n" in text
     assert "\nStore\n" in text
     assert re.search(r"train_head@transformer-1 +15 epochs, train and val images +750 ", text)
+    assert re.search(r"extract_backbone@last4 +train views of 80x80 +120 ", text)
+    assert re.search(r"train_backbone@last4-linear-1 +15 epochs, train and val images +750 ", text)
     assert re.search(r"caption +captions, 29 per image +580 ", text)
     assert re.search(r"finetune@accumulated-1 +5 epochs, train and val images +2800 ", text)
     assert re.search(r"\ntotal +\d", text)

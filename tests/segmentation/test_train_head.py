@@ -29,6 +29,7 @@ from stages.params.experiment import load_experiment
 from stages.params.profiles import ViewParams
 from stages.params.segmentation import Head
 from stages.segmentation import FEATURES, train_head
+from stages.segmentation.cost import Cost, write_cost
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.evaluation import Validation, evaluate
 from stages.segmentation.extract import SegmentationJob, check_sizes, split_batches, train_views, val_views, view_keys
@@ -259,6 +260,7 @@ def test_arrays_in_memory_give_the_head_and_the_masks_of_the_stage(tmp_path, bac
     views = train_views(manifest.split("train"), 1, VIEW, seed=1)
     for split, split_views in {"train": views, "val": val_views(manifest.split("val"))}.items():
         extract_table(FEATURES / split, backbone, split_views, manifests.manifest_hash())
+    write_cost(FEATURES, Cost(parameters=1, flops=2, tokens=3))
     experiment = load_experiment(ROOT / "params.yaml")
     settings = {"views": 1, "epochs": 3, "batch_size": 2}
     changes = {
