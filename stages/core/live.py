@@ -3,8 +3,9 @@
 The stage itself never imports MLflow, which takes seconds: it starts `stages.tracking.recorder` as a child process and
 writes messages to its stdin, one JSON object per line. When the pipe closes, however the stage ended, the recorder
 marks every run without a `finish` message as failed; after a kill, data loading processes hold the pipe open for up to
-five seconds. No error here ever costs a result: the run's record is the truth, and the report registers the runs that
-MLflow lacks.
+five seconds. A stage that ends well within `START_SECONDS` starts no process: it ends before anyone looks.
+
+No error here ever costs a result: the run's record is the truth, and the report registers the runs that MLflow lacks.
 """
 
 import base64
@@ -23,47 +24,66 @@ from stages.core.runs import Run
 # A local store needs less than a second after the last message, plus what is left of MLflow's import. A recorder that
 # takes longer (a slow server) is left alone: it finishes by itself, with all messages in its memory.
 WAIT_SECONDS = 10.0
+# The process takes 4 to 7 s of CPU time, nearly all of it MLflow's import. In the embedded profile, all stages' together
+# were a tenth of `make repro` on 2 cores.
+START_SECONDS = 30.0
 
 
 class Recorder:
-    """The recorder process of a stage; without one, nothing is recorded."""
+    """The recorder process of a stage, which starts once the stage takes long; if not `enabled`, nothing is recorded."""
 
-    def __init__(self, stage: str = "", process: subprocess.Popen[bytes] | None = None):
+    def __init__(self, stage: str = "", enabled: bool = False):
         self.stage = stage
-        self._process = process
-        self._opened = False
+        self.enabled = enabled
+        self._created = time.monotonic()
+        self._waiting: list[bytes] = []  # messages for a process that is not started yet
+        self._process: subprocess.Popen[bytes] | None = None
 
     def open(self, run: Run) -> "LiveRun":
         """Open a run: its metrics, history and artifacts are still empty."""
-        self._opened = True
         live_run = LiveRun(self, run.key)
         self.send("open", run.key, run=asdict(run), machine=describe_machine())
         return live_run
 
     def send(self, kind: str, key: str, **content: Any) -> None:
         """Send a message about the run with this key, with the time in milliseconds."""
-        if self._process is None or self._process.stdin is None or self._process.stdin.closed:
+        if not self.enabled:
             return
         message = {"kind": kind, "key": key, "time": int(time.time() * 1000), **content}
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:  # the recorder has died
-            self._close_pipe()
+        self._waiting.append(json.dumps(message).encode() + b"\n")
+        takes_long = time.monotonic() - self._created >= START_SECONDS
+        if self._process or (takes_long and kind != "finish"):  # not for a run that has just finished
+            self._write_waiting()
 
-    def close(self) -> None:
-        """Close the pipe, and wait for the recorder for a few seconds. Prints a line if it has failed."""
+    def close(self, failed: bool) -> None:
+        """Close the pipe, and wait for the recorder for a few seconds. Prints a line if it has failed.
+
+        A stage that has failed is recorded however short it was.
+        """
+        if failed and self._waiting:
+            self._write_waiting()
         if self._process is None:
-            return
-        if not self._opened:  # wrong input: there is nothing to record
-            self._process.kill()
-            self._close_pipe()
-            self._process.wait()
             return
         self._close_pipe()
         with suppress(subprocess.TimeoutExpired):
             if self._process.wait(WAIT_SECONDS):
                 _warn(self.stage, f"its recorder ended with code {self._process.returncode}")
+
+    def _write_waiting(self) -> None:
+        """Start the process if necessary, and write the messages to it."""
+        if self._process is None:
+            self._process = _start(self.stage)
+        if self._process is None:  # it cannot be started
+            self.enabled = False
+            return
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(b"".join(self._waiting))
+            self._process.stdin.flush()
+        except OSError:  # the recorder has died
+            self.enabled = False
+            self._close_pipe()
+        self._waiting.clear()
 
     def _close_pipe(self) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -96,17 +116,19 @@ OFF = Recorder()  # records nothing
 
 @contextmanager
 def record_live(stage: str, enabled: bool) -> Iterator[Recorder]:
-    """Yield the recorder of a stage's runs. Enter early: it imports MLflow while the stage reads its input."""
-    recorder = _start(stage) if enabled else OFF
+    """Yield the recorder of a stage's runs."""
+    recorder = Recorder(stage, enabled)
     try:
         yield recorder
-    finally:
-        recorder.close()
+    except BaseException:
+        recorder.close(failed=True)
+        raise
+    recorder.close(failed=False)
 
 
-def _start(stage: str) -> Recorder:
+def _start(stage: str) -> subprocess.Popen[bytes] | None:
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "stages.tracking.recorder", stage],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -114,8 +136,7 @@ def _start(stage: str) -> Recorder:
         )
     except OSError as error:
         _warn(stage, f"its recorder cannot be started: {error.strerror}")
-        return OFF
-    return Recorder(stage, process)
+        return None
 
 
 def _warn(stage: str, reason: str) -> None:

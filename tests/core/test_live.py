@@ -16,6 +16,12 @@ RUN = Run("segmentation", "linear", "train_head@linear-1", {"lr": 0.1}, metrics=
 ROWS = [{"epoch": epoch, "miou": 10.0 * epoch} for epoch in (1, 2, 3)]
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Do not wait until a stage takes long."""
+    monkeypatch.setattr(live, "START_SECONDS", 0.0)
+
+
 @pytest.fixture
 def recorder_script(tmp_path, monkeypatch):
     """Let a shell script be the recorder: it runs in place of Python."""
@@ -92,12 +98,36 @@ def test_a_stage_does_not_wait_for_a_slow_recorder(recorder_script, monkeypatch,
     assert capfd.readouterr().err == ""
 
 
-def test_a_stage_that_opens_no_run_ends_its_recorder(recorder_script):
-    recorder_script("exec sleep 600")
-    start = time.monotonic()
+def test_a_stage_that_opens_no_run_starts_no_recorder(monkeypatch):
+    monkeypatch.setattr(live, "_start", pytest.fail)
     with record_live(RUN.stage, enabled=True):
         pass
-    assert time.monotonic() - start < live.WAIT_SECONDS
+
+
+def test_a_short_stage_starts_no_recorder_unless_it_fails(recorder_script, monkeypatch):
+    monkeypatch.setattr(live, "START_SECONDS", 600.0)
+    recorder_script("cat > received")
+    train()
+    assert not Path("received").exists()
+    with pytest.raises(KeyboardInterrupt), record_live(RUN.stage, enabled=True) as recorder:
+        recorder.open(RUN).epoch(ROWS[0])
+        raise KeyboardInterrupt
+    assert [message["kind"] for message in received()] == ["open", "epoch"]
+
+
+def test_what_was_sent_before_a_stage_takes_long_is_recorded(recorder_script, monkeypatch):
+    monkeypatch.setattr(live, "START_SECONDS", 600.0)
+    recorder_script("cat > received")
+    with record_live(RUN.stage, enabled=True) as recorder:
+        run = recorder.open(RUN)
+        run.epoch(ROWS[0])
+        assert not Path("received").exists()
+        monkeypatch.setattr(live, "START_SECONDS", 0.0)
+        run.epoch(ROWS[1])
+        run.finish()
+    assert [message["kind"] for message in received()] == ["open", "epoch", "epoch", "finish"]
+    times = [message["time"] for message in received()]
+    assert times == sorted(times)
 
 
 def test_nothing_is_started_when_switched_off(monkeypatch):

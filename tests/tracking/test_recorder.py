@@ -49,6 +49,7 @@ def project(tmp_path_factory):
         patch.setenv("DVC_ROOT", str(root))
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(live, "START_SECONDS", 0.0)
         patch.setattr(live, "WAIT_SECONDS", 300.0)  # the recorder imports MLflow longer than these trainings take
         torch.manual_seed(0)
         architecture = vit.Architecture(outputs=28)
@@ -116,7 +117,8 @@ def wait_for_end(name):
 
 def test_a_head_killed_after_three_epochs_is_a_failed_run_with_three_epochs(project):
     kill = (
-        "import os, signal, sys; from stages.segmentation import live_head, train_head\n"
+        "import os, signal, sys; from stages.core import live; from stages.segmentation import live_head, train_head\n"
+        "live.START_SECONDS = 0.0\n"
         "end_epoch = live_head.LiveHead.end_epoch\n"
         "def end_third_epoch(live, row):\n"
         "    end_epoch(live, row)\n"
