@@ -24,13 +24,13 @@ from stages.core.runs import Run
 # A local store needs less than a second after the last message, plus what is left of MLflow's import. A recorder that
 # takes longer (a slow server) is left alone: it finishes by itself, with all messages in its memory.
 WAIT_SECONDS = 10.0
-# The process takes 4 to 7 s of CPU time, nearly all of it MLflow's import. In the embedded profile, all stages' together
-# were a tenth of `make repro` on 2 cores.
+# The process takes 4 to 7 s of CPU time, nearly all of it MLflow's import: about 50 s in all for the short trainings of
+# the embedded profile.
 START_SECONDS = 30.0
 
 
 class Recorder:
-    """The recorder process of a stage, which starts once the stage takes long; if not `enabled`, nothing is recorded."""
+    """The recorder process of a stage, started once the stage takes long. If not `enabled`, nothing is recorded."""
 
     def __init__(self, stage: str = "", enabled: bool = False):
         self.stage = stage

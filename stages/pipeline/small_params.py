@@ -43,6 +43,7 @@ LEFT_OUT = (
     "segmentation.heads.convolutional",
     "segmentation.heads.convolutional_5x5",
     "segmentation.heads.transformer_shared_qk",
+    "backbones.last4",
     "backbones.random",
     "backbones.blip_tower",
     "captioning.cells.k50_t01",

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from stages.core.atomic import remove_folders
 from stages.core.skipped import mark_skipped
@@ -28,7 +30,7 @@ from stages.params.compute import Compute
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.profiles import ViewParams
 from stages.segmentation import FEATURES
-from stages.segmentation.cost import measure_cost, write_cost
+from stages.segmentation.cost import Cost, write_cost
 
 BATCH = 32  # views per batch at most
 PIXELS = 2**21  # pixels per batch at most: 32 views of 256x256; a single view may have more
@@ -141,6 +143,19 @@ def build_metadata(
         precision=experiment.compute.precision,
         layers=layers,
     )
+
+
+@torch.inference_mode()
+def measure_cost(backbone: vit.Backbone, side: int) -> Cost:
+    """The cost of a backbone on a training view of `side` x `side` pixels."""
+    device = next(backbone.parameters()).device
+    view = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
+    # The counter does not know the fused attention kernels of CPUs. MATH is attention as two products of matrices.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        patches = backbone(view).patches
+    # A classification layer, which the patch tokens do not depend on, is not counted.
+    parameters = sum(weight.numel() for name, weight in backbone.named_parameters() if not name.startswith("vit.head."))
+    return Cost(parameters, counter.get_total_flops(), patches[0, ..., 0].numel())
 
 
 def extract(

@@ -139,7 +139,7 @@ def test_masks_and_confusion(tmp_path, drawn, name):
     path = tmp_path / "a.png"
     row = image_row(tmp_path)
     masks = {"a": np.ones((HEIGHT, WIDTH), np.uint8)}
-    plot_masks(path, "label", (row,), masks, masks, ("background", name))
+    plot_masks(path, "label", (row,), masks, {"prediction": masks, name: masks}, ("background", name))
     check_figure(path, drawn, name)
     drawn.clear()
     details = {"confusion": [[1, 0], [1, 1]]}
@@ -182,7 +182,7 @@ def test_long_names_leave_room_for_the_plot(tmp_path, drawn):
     prediction = {"image_id": "a", "label": LONG, "predicted": LONG, "probabilities": [0.3, 0.7]}
     plot_miou(tmp_path / "1.png", {LONG: head})
     plot_class_iou(tmp_path / "2.png", LONG, head.run)
-    plot_masks(tmp_path / "3.png", LONG, (row,), masks, masks, ("background", LONG))
+    plot_masks(tmp_path / "3.png", LONG, (row,), masks, {LONG: masks}, ("background", LONG))
     plot_confusion_matrix(tmp_path / "4.png", head, (LONG, "other"))
     plot_mistakes(tmp_path / "5.png", LONG, (row,), [prediction])
     plot_captions(tmp_path / "6.png", (row,), {f'greedy, "{LONG}"': {"a": (LONG, LONG)}})

@@ -12,7 +12,7 @@ from stages.core.runs import Run
 from stages.data.manifest import Manifest, Row
 from stages.params.experiment import load_experiment
 from stages.report import __main__ as report
-from stages.report import captioning, classification, retrieval, segmentation
+from stages.report import backbones, captioning, classification, retrieval, segmentation
 from stages.report.claims import evaluate_claims
 from stages.report.html import document, page
 from stages.report.html.browse import Browsing
@@ -79,6 +79,7 @@ def committed(monkeypatch):
     monkeypatch.setattr(segmentation, "plot_head", lambda head, _: {"Masks": FIGURES / f"{ALL.encode().hex()}.png"})
     for module, names in (
         (segmentation, ("plot_miou", "write_plot")),
+        (backbones, ("plot_backbones",)),
         (captioning, ("plot_bleu", "plot_captions", "_example_captions", "write_plot")),
         (retrieval, ("plot_recall", "plot_retrieved", "read_rows", "write_plot")),
         (
@@ -113,6 +114,7 @@ def poison(run: Run) -> None:
 def build_report(inputs: Inputs) -> Markdown:
     metrics = {
         "segmentation": metric("miou"),
+        "backbones": metric("miou"),
         "captioning": metric("bleu"),
         "retrieval": metric(RECALL),
         "retrieval_grid": metric(RECALL),

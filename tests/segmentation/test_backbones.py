@@ -21,7 +21,8 @@ from stages.params.backbones import ComparedBackbone
 from stages.params.experiment import load_experiment
 from stages.plan.overrides import set_param
 from stages.segmentation import BACKBONE_FEATURES, extract_backbone
-from stages.segmentation.cost import Cost, measure_cost
+from stages.segmentation.cost import Cost
+from stages.segmentation.extract import measure_cost
 
 PIXELS = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 ARCHITECTURE = vit.Architecture(side=24, dim=12, depth=3, heads=3, stem=(4, 4, 4, 4))
