@@ -182,7 +182,6 @@ def clone(root: Path) -> Project:
     small_catr(root / "data/checkpoints/catr_scenes")
     project.set_params(SMALL_PARAMS)
     project.set(  # and what the tests need: rows of their own, two seeds and the workers of a long run
-        embedded__catr="data/checkpoints/catr_scenes",
         embedded__examples={"class_token": ["heart_1001", "three_1001"], "captions": 2},
         classification__settings={
             "base": {"lr": "base", "augment": False, "size": "base", "batch_size": 4, "accumulate": 1, "epochs": 1},
