@@ -64,7 +64,11 @@ def build_table(own: list[Result], compared: list[Result], metric: Metric) -> Ta
         others = [result for result in compared if result.run.params["head"] == reference.name]
         for result in (reference, *others):
             rows.append(table_row(result, reference, metric))
-    return Table("Backbones compared, under the same heads", pd.DataFrame(rows, dtype=object), ("Name", "Backbone"))
+    return Table(
+        "Backbones compared, under the same heads",
+        pd.DataFrame(rows, dtype=object),
+        ("Name", "Backbone", "Layers", "Head"),
+    )
 
 
 def table_row(result: Result, reference: Result, metric: Metric) -> dict[str, str]:
