@@ -8,12 +8,13 @@ from functools import cache
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from sklearn.datasets import load_sample_images
 
 
 @cache
 def photographs() -> tuple[Image.Image, ...]:
     """Return scikit-learn's two bundled photographs: a temple and a flower (CC BY)."""
+    from sklearn.datasets import load_sample_images  # half a second, which stages that draw no scenes need not wait for
+
     return tuple(Image.fromarray(image) for image in load_sample_images().images)
 
 

@@ -8,7 +8,6 @@ from functools import cache
 
 import numpy as np
 from scipy import ndimage
-from sklearn.datasets import load_digits
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -36,6 +35,8 @@ def glyphs(writers: str) -> tuple[np.ndarray, ...]:
     Ten arrays in the order of `DIGITS`, each `(scans, 72, 72)` float32 in 0..1 with the stroke's edge at 0.5. Raises
     `KeyError` for an unknown block.
     """
+    from sklearn.datasets import load_digits  # late, as in backgrounds.py
+
     rows = WRITERS[writers]
     scans = load_digits()
     labels = scans.target[rows]
