@@ -86,7 +86,7 @@ def test_unknown_backbones_are_errors_with_suggestions():
 
 def test_shipped_checkpoints_load_and_stay_small():
     files = [path for path in CHECKPOINTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert sum(path.stat().st_size for path in files) <= 24e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".png"}
     shipped = vit.load(str(CHECKPOINTS / "vit_scenes/model.safetensors"))
     assert (shipped.dim, shipped.heads, shipped.patch) == (128, 4, (8, 8))

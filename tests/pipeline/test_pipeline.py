@@ -260,6 +260,22 @@ def test_images_are_found_by_a_sentence_and_captions_by_an_image(undisturbed):
     assert missing.stderr.strip() == "search: nowhere.jpg: missing"
 
 
+def test_an_added_backbone_gets_a_row_and_reruns_nothing_else(undisturbed):
+    change = "+backbones.mine={source: backbone, layers: [0, -1]}"
+    result = undisturbed.run("dvc", "exp", "run", "-S", change)
+    assert result.returncode == 0, result.stdout + result.stderr
+    ran = re.findall(r"Running stage '(.*?)'", result.stdout)
+    assert sorted(ran) == ["check_params", "extract_backbone@mine", "report", "train_backbone@mine-linear-1"]
+    own, mine = csv.DictReader(undisturbed.read("reports/tables/backbones.csv").decode().splitlines())
+    assert (own["Name"], mine["Name"], mine["Layers"]) == ("the profile's own", "mine", "blocks 0, -1")
+    assert (own["Width"], mine["Width"]) == ("128", "256")
+    record = json.loads(undisturbed.read("reports/runs/backbones/mine-linear-seed1.json"))
+    assert mine["mIoU"] == f"{record['metrics']['miou']:.2f}"
+    report = undisturbed.read("reports/report.md").decode()
+    assert "figures/backbones/masks.png" in report
+    undisturbed.run("git", "checkout", "params.yaml")
+
+
 def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
     changes = ("segmentation.heads.transformer.shared_qk=true", "retrieval.lr=3e-3")
     options = [word for change in changes for word in ("-S", change)]
@@ -274,22 +290,6 @@ def test_changed_params_rerun_only_their_stages_and_the_report(undisturbed):
     assert "other" in names
     assert all(text in compared.stdout for text in ("shared_qk", "0.003"))
     assert max(map(len, compared.stdout.splitlines())) <= 110
-    undisturbed.run("git", "checkout", "params.yaml")
-
-
-def test_an_added_backbone_gets_a_row_and_reruns_nothing_else(undisturbed):
-    change = "+backbones.mine={source: backbone, layers: [0, -1]}"
-    result = undisturbed.run("dvc", "exp", "run", "-S", change)
-    assert result.returncode == 0, result.stdout + result.stderr
-    ran = re.findall(r"Running stage '(.*?)'", result.stdout)
-    assert sorted(ran) == ["check_params", "extract_backbone@mine", "report", "train_backbone@mine-linear-1"]
-    own, mine = csv.DictReader(undisturbed.read("reports/tables/backbones.csv").decode().splitlines())
-    assert (own["Name"], mine["Name"], mine["Layers"]) == ("the profile's own", "mine", "blocks 0, -1")
-    assert (own["Width"], mine["Width"]) == ("128", "256")
-    record = json.loads(undisturbed.read("reports/runs/backbones/mine-linear-seed1.json"))
-    assert mine["mIoU"] == f"{record['metrics']['miou']:.2f}"
-    report = undisturbed.read("reports/report.md").decode()
-    assert "figures/backbones/masks.png" in report
     undisturbed.run("git", "checkout", "params.yaml")
 
 
