@@ -42,6 +42,7 @@ SMALL_PARAMS: dict[str, Any] = {
 LEFT_OUT = (
     "segmentation.heads.convolutional",
     "segmentation.heads.convolutional_5x5",
+    "segmentation.heads.transformer",
     "segmentation.heads.transformer_shared_qk",
     "backbones.last4",
     "backbones.random",

@@ -31,7 +31,7 @@ def test_the_small_params_are_valid_and_small():
     assert experiment.segmentation.epochs <= 2
     assert {row.epochs for row in experiment.retrieval.grid.values()} == {2}
     assert {setting.epochs for setting in experiment.classification.settings.values()} == {1}
-    assert len(stage_names(read_pipeline(ROOT / "dvc.yaml"), params)) == 16
+    assert len(stage_names(read_pipeline(ROOT / "dvc.yaml"), params)) == 15
 
 
 def test_everything_left_out_is_in_the_shipped_params():
@@ -45,7 +45,7 @@ def test_everything_left_out_is_in_the_shipped_params():
 
 def test_a_users_own_head_and_overrides_are_tried():
     _, experiment = small_experiment("segmentation.epochs=5", head="mine")
-    assert list(experiment.segmentation.heads) == ["linear", "transformer", "mine"]
+    assert list(experiment.segmentation.heads) == ["linear", "mine"]
     assert experiment.segmentation.epochs == 5
 
 
