@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, untrained_blip
+from loopback import Loopback
 from PIL import Image
 from ruamel.yaml import YAML
 from small_checkpoints import small_backbone
@@ -136,6 +137,17 @@ def test_a_timm_model_with_random_weights_needs_no_file_and_no_network(project):
 def test_a_source_that_does_not_exist_is_named(project, source):
     with pytest.raises(InputError, match=f"^backbones.mine.source = '{source}': "):
         load_compared(source=source)
+
+
+def test_a_file_on_the_web_is_downloaded_once(project):
+    with Loopback({"/mine.safetensors": (project / WEIGHTS).read_bytes()}) as server:
+        url = server.url("/mine.safetensors")
+        backbone, source = load_compared(source=url)
+        load_compared(source=url)
+        assert server.count("/mine.safetensors") == 1
+    assert source == url
+    own, _ = load_compared(source="backbone")
+    assert vit.weights_hash(backbone) == vit.weights_hash(own)
 
 
 def test_blips_tower_is_the_image_tower(project):
