@@ -23,6 +23,7 @@ from stages.report.tables import Table
 
 TASK = "backbones"
 TABLE = "backbones"
+OWN = "the profile's own"  # no key of `backbones` can be this
 MASKS = FIGURES / "backbones" / "masks.png"
 
 
@@ -80,7 +81,7 @@ def table_row(result: Result, reference: Result, metric: Metric) -> dict[str, st
         margin = compare(result, reference, metric)
         difference = f"{margin.difference:+.2f} ({margin.low:+.2f} to {margin.high:+.2f})"
     return {
-        "Name": run.params.get("backbone", "the profile's own"),
+        "Name": run.params.get("backbone", OWN),
         "Backbone": describe_backbone(run),
         "Layers": describe_layers(run.inputs["layers"]),
         "Head": head_label(reference),
@@ -100,17 +101,19 @@ def plot_backbones(own: Result, compared: list[Result], inputs: Inputs) -> None:
     examples = evenly_spaced(inputs.manifest.split("val"), EXAMPLES)
     truths = {row.image_id: read_mask(Path(row.mask)) for row in examples if row.mask}
     image_ids = [row.image_id for row in examples]
-    predictions = {"own": read_masks(own.predictions, image_ids)}
+    predictions = {OWN: read_masks(own.predictions, image_ids)}
     for result in compared:
         predictions[result.run.params["backbone"]] = read_masks(result.predictions, image_ids)
     plot_masks(MASKS, f"Head: {head_label(own)}", examples, truths, predictions, inputs.manifest.classes)
 
 
 def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
-    """The table and a figure of masks; empty if the params compare nothing, or all of it was skipped."""
+    """The table and a figure of masks; empty if the params compare nothing, or if segmentation was skipped."""
     compared = inputs.results.get(TASK, [])
-    if not compared:
+    if "segmentation" in inputs.skipped or not (compared or inputs.skipped_runs):
         return Section(Markdown(""))
+    if not compared:
+        return Section(render("backbones.md", table=None, skipped=inputs.skipped_runs))
     metric = metrics[TASK]
     heads = inputs.experiment.segmentation.compare
     own = [result for result in inputs.results["segmentation"] if result.name in heads]

@@ -28,8 +28,9 @@ def plot_masks(
 
     `truths` holds masks `(H, W)` by image ID, `predictions` those of each model by its name.
     """
-    masks_by_title = {"truth": truths, **predictions}
-    masks = [masks_by_id[row.image_id] for masks_by_id in masks_by_title.values() for row in rows]
+    titles = ("image", "truth", *predictions)
+    lines = (truths, *predictions.values())
+    masks = [masks_by_id[row.image_id] for masks_by_id in lines for row in rows]
     indices = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)) - {VOID})
     names = [classes[index] for index in indices if classes[index] != BACKGROUND]
     aspect = max(row.height / row.width for row in rows)
@@ -39,17 +40,16 @@ def plot_masks(
     fitting = int(14 * width / (6 + max(map(len, labels), default=0)))
     columns = max(1, min(7, fitting, len(labels)))
     legend_lines = -(-len(labels) // columns)
-    lines = 1 + len(masks_by_title)
-    size = (width, lines * IMAGE_INCHES * aspect + 0.35 + 0.24 * legend_lines)
-    with figure(path, lines, len(rows), figsize=size, squeeze=False) as (fig, axes):
+    size = (width, len(titles) * IMAGE_INCHES * aspect + 0.35 + 0.24 * legend_lines)
+    with figure(path, len(titles), len(rows), figsize=size, squeeze=False) as (fig, axes):
         for row, axes_of_row in zip(rows, axes.T, strict=True):
             pixels = np.asarray(read_image(Path(row.image)), np.float32) / 255
-            overlays = [overlay(pixels, masks_by_id[row.image_id], classes) for masks_by_id in masks_by_title.values()]
+            overlays = [overlay(pixels, masks_by_id[row.image_id], classes) for masks_by_id in lines]
             for axis, picture in zip(axes_of_row, (pixels, *overlays), strict=True):
                 axis.imshow(picture, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
-        for axis, title in zip(axes[:, 0], ("image", *masks_by_title), strict=True):
+        for axis, title in zip(axes[:, 0], titles, strict=True):
             axis.set_ylabel(label_text(title, TITLE_LENGTH), fontsize=9)
         fig.suptitle(label_text(label), fontsize=11)
         colors = class_colors(classes)
