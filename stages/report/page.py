@@ -33,7 +33,8 @@ def build_page(
     manifest_hashes = {}
     weight_hashes = {}
     for run in runs:
-        weight_hashes[display_name(run.inputs["backbone"])] = run.inputs["weights"]
+        if not run.params.get("random"):  # a compared backbone with weights that are not those of its source
+            weight_hashes[display_name(run.inputs["backbone"])] = run.inputs["weights"]
         if {"source", "manifest"} <= run.inputs.keys():
             manifest_hashes[run.inputs["source"]] = run.inputs["manifest"]
     return render(

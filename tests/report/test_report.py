@@ -523,8 +523,10 @@ def test_no_result_is_typed_in_a_template(path):
 def test_the_page_describes_images_of_different_sizes_and_a_source_without_masks():
     rows = (Row("a", "train", "a.jpg", height=20, width=30), Row("b", "val", "b.jpg", height=40, width=25))
     run = Run("task", "name", "s", {}, {}, inputs={"backbone": "vit", "weights": "ab" * 32})
+    untrained = Run("task", "other", "s", {"random": True}, {}, inputs={"backbone": "vit", "weights": "cd" * 32})
+    runs = [run, untrained]
     sections = [Section(Markdown("## Task\n"))]
-    page = build_page([Manifest(rows, "somewhere", ())], "folder", sections, Markdown("## Claims\n"), False, [run])
+    page = build_page([Manifest(rows, "somewhere", ())], "folder", sections, Markdown("## Claims\n"), False, runs)
     assert (
         """
 - Source: `somewhere`; license: unknown
