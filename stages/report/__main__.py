@@ -41,7 +41,7 @@ SECTIONS = {
 # How MLflow groups the runs of a task: the group's title, and the tables in which the runs are rows.
 GROUPS = {
     "segmentation": ("Table 1", (segmentation.TABLE,)),
-    "backbones": ("Backbones compared", (backbones.TABLE,)),
+    "backbones": ("Backbones compared", (backbones.TABLE, backbones.COST_TABLE)),
     "captioning": ("Tables 2 and 3", (captioning.TABLE2, captioning.TABLE3)),
     "retrieval": ("Table 4", (retrieval.TABLE4,)),
     "retrieval_grid": ("Table 5", (retrieval.TABLE5,)),

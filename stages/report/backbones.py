@@ -23,6 +23,7 @@ from stages.report.tables import Table
 
 TASK = "backbones"
 TABLE = "backbones"
+COST_TABLE = "backbone_costs"
 OWN = "the profile's own"  # no key of `backbones` can be this
 MASKS = FIGURES / "backbones" / "masks.png"
 
@@ -75,7 +76,6 @@ def build_table(own: list[Result], compared: list[Result], metric: Metric) -> Ta
 def table_row(result: Result, reference: Result, metric: Metric) -> dict[str, str]:
     """The cells of one result by column; `reference` is the same head on the profile's own backbone."""
     run = result.run
-    cost = run.details["backbone"]
     difference = MISSING
     if result is not reference:
         margin = compare(result, reference, metric)
@@ -88,12 +88,25 @@ def table_row(result: Result, reference: Result, metric: Metric) -> dict[str, st
         "mIoU": format_number(result.metrics[metric.key]),
         "95 % interval": format_range(*metric.interval(result)),
         "Minus the profile's own": difference,
-        "Parameters (M)": f"{cost['parameters'] / 1e6:.2f}",
-        "Tokens": str(cost["tokens"]),
-        "Width": str(run.inputs["dim"]),
-        "GFLOPs": f"{cost['flops'] / 1e9:.2f}",
-        "Cache (GB)": f"{run.details['feature_bytes'] / 1e9:.3f}",
     }
+
+
+def build_cost_table(own: Result, compared: list[Result]) -> Table:
+    """What every backbone costs, whatever the head; `own` is any result of the profile's own backbone."""
+    runs = {OWN: own.run} | {result.run.params["backbone"]: result.run for result in compared}
+    rows = []
+    for name, run in runs.items():
+        cost = run.details["backbone"]
+        row = {
+            "Name": name,
+            "Parameters (M)": f"{cost['parameters'] / 1e6:.2f}",
+            "GFLOPs": f"{cost['flops'] / 1e9:.2f}",
+            "Tokens": str(cost["tokens"]),
+            "Width": str(run.inputs["dim"]),
+            "Cache (GB)": f"{run.details['feature_bytes'] / 1e9:.3f}",
+        }
+        rows.append(row)
+    return Table("What the backbones cost", pd.DataFrame(rows, dtype=object), ("Name",))
 
 
 def plot_backbones(own: Result, compared: list[Result], inputs: Inputs) -> None:
@@ -113,16 +126,16 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     if "segmentation" in inputs.skipped or not (compared or inputs.skipped_runs):
         return Section(Markdown(""))
     if not compared:
-        return Section(render("backbones.md", table=None, skipped=inputs.skipped_runs))
+        return Section(render("backbones.md", tables=[], skipped=inputs.skipped_runs))
     metric = metrics[TASK]
     heads = inputs.experiment.segmentation.compare
     own = [result for result in inputs.results["segmentation"] if result.name in heads]
     first = own[0]
-    table = build_table(own, compared, metric)
+    tables = {TABLE: build_table(own, compared, metric), COST_TABLE: build_cost_table(first, compared)}
     plot_backbones(first, [result for result in compared if result.run.params["head"] == first.name], inputs)
     text = render(
         "backbones.md",
-        table=table,
+        tables=list(tables.values()),
         crop=inputs.experiment.active.view.crop,
         figure=MASKS,
         seeds=len(first.runs),
@@ -132,4 +145,4 @@ def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
         record for result in compared for record in result_numbers(TABLE, result, metric.key, metric.interval(result))
     ]
     headline = {result.name: {metric.key: result.metrics[metric.key]} for result in compared}
-    return Section(text, tables={TABLE: table}, numbers=numbers, metrics=headline, figures={first.run_id: [MASKS]})
+    return Section(text, tables=tables, numbers=numbers, metrics=headline, figures={first.run_id: [MASKS]})

@@ -64,9 +64,12 @@ def test_every_backbone_is_compared_with_the_profiles_own_under_the_same_head():
         "+1.50 (+1.50 to +1.50)",
     ]
     assert rows[1]["Backbone"] == "vit_small_patch16_224.dino, random weights"
-    assert (rows[3]["Layers"], rows[3]["Width"]) == ("blocks 3, 7, 11", "1536")
-    assert (rows[0]["Parameters (M)"], rows[0]["GFLOPs"], rows[0]["Tokens"]) == ("21.67", "8.50", "256")
-    assert rows[0]["Cache (GB)"] == "4.610"
+    assert rows[3]["Layers"] == "blocks 3, 7, 11"
+    costs = backbones.build_cost_table(own[0], compared).frame.to_dict("records")
+    assert [row["Name"] for row in costs] == ["the profile's own", "untrained", "mine"]
+    assert (costs[0]["Parameters (M)"], costs[0]["GFLOPs"], costs[0]["Tokens"]) == ("21.67", "8.50", "256")
+    assert [row["Width"] for row in costs] == ["384", "384", "1536"]
+    assert costs[0]["Cache (GB)"] == "4.610"
 
 
 def test_what_was_not_compared_is_named_with_the_reason(inputs, tmp_path, monkeypatch):
