@@ -130,9 +130,10 @@ def run_command(arguments: Sequence[str] | None = None, prog: str | None = None)
     """Run the command line `arguments`, by default those of this process."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", nargs="?", help=f"embedded, folder or paper; default: that of {PARAMS}")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="params to change, as with dvc exp run -S")
+    override_help = "params to change, as with dvc exp run -S: KEY=VALUE, +KEY=VALUE for a new key, ~KEY to remove one"
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=override_help)
     args = parser.parse_args(arguments)
-    if args.profile and "=" in args.profile:  # overrides without a profile
+    if args.profile and ("=" in args.profile or args.profile.startswith("~")):  # overrides without a profile
         args.overrides.insert(0, args.profile)
         args.profile = None
     with stage("plan", record=False):

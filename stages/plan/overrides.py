@@ -16,7 +16,22 @@ def set_param(params: dict[str, Any], key: str, value: Any) -> None:
 
     Raises `InputError` if the params have no such section.
     """
-    *parents, name = key.split(".")
+    for section in _sections(params, key):
+        section[key.split(".")[-1]] = value
+
+
+def remove_param(params: dict[str, Any], key: str) -> None:
+    """Remove a dotted key in place. Raises `InputError` if the params do not have it."""
+    name = key.split(".")[-1]
+    for section in _sections(params, key):
+        if name not in section:
+            raise InputError(f"{PARAMS} has no key '{key}'")
+        del section[name]
+
+
+def _sections(params: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The sections that hold the last name of a dotted key."""
+    *parents, _ = key.split(".")
     sections: list[Any] = [params]
     for parent in parents:
         if parent == EVERY_NAME:
@@ -25,14 +40,19 @@ def set_param(params: dict[str, Any], key: str, value: Any) -> None:
             sections = [section.get(parent) for section in sections]
         if not all(isinstance(section, dict) for section in sections):
             raise InputError(f"{PARAMS} has no key '{key}'")
-    for section in sections:
-        section[name] = value
+    return sections
 
 
 def apply_overrides(params: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Apply `KEY=VALUE` overrides in place, as `dvc exp run -S` does. Raises `InputError` for one that is wrong."""
+    """Apply overrides in place, as `dvc exp run -S` does. Raises `InputError` for one that is wrong.
+
+    `KEY=VALUE` changes a param, `+KEY=VALUE` adds one, and `~KEY` removes one.
+    """
     for override in overrides:
-        key, _, value = override.partition("=")
+        if override.startswith("~"):
+            remove_param(params, override[1:])
+            continue
+        key, _, value = override.removeprefix("+").partition("=")
         try:
             parsed = parse_yaml(value)
         except ValueError as error:

@@ -18,6 +18,14 @@ def test_overrides_are_yaml():
     assert params == {"heads": {"mine": {"kind": "linear"}}, "seed": 2}
 
 
+def test_keys_are_added_and_removed_as_by_hydra():
+    params = {"heads": {"a": {"kind": "linear"}, "b": {"kind": "linear"}}}
+    apply_overrides(params, ["+heads.mine={kind: linear}", "~heads.a"])
+    assert list(params["heads"]) == ["b", "mine"]
+    with pytest.raises(InputError, match="params.yaml has no key 'heads.a'"):
+        apply_overrides(params, ["~heads.a"])
+
+
 @pytest.mark.parametrize("key", ["nowhere.a", "seed.a", "*.a", "nowhere.*.a"])
 def test_a_key_of_no_section_is_named(key):
     with pytest.raises(InputError, match="params.yaml has no key") as raised:
