@@ -5,22 +5,15 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StrictBool
 
 from stages.params.model_source import ModelSource
-from stages.params.section import Between, Section, expects
+from stages.params.section import Between, Section, expects, no_duplicates
 
 OWN_SOURCES = ("backbone", "blip")  # the models of the active profile under these keys
 LAST = 4  # blocks of `last4`
 
-
-def _no_block_twice(blocks: list[int]) -> list[int]:
-    if len(set(blocks)) < len(blocks):
-        raise ValueError("duplicate")
-    return blocks
-
-
 Blocks = Annotated[
     list[Annotated[int, Between(-1000, 1000)]],
     Field(min_length=1),
-    AfterValidator(_no_block_twice),
+    AfterValidator(no_duplicates),
     expects("a list of different block indices, from 0, or from -1 for the last"),
 ]
 

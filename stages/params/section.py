@@ -62,10 +62,11 @@ class Between(GroupedMetadata):
         yield expects(f"an integer from {self.low} to {self.high}")
 
 
-def _no_seed_twice(seeds: list[int]) -> list[int]:
-    if len(set(seeds)) < len(seeds):
+def no_duplicates(numbers: list[int]) -> list[int]:
+    """Return `numbers`; raise `ValueError` if one is there twice."""
+    if len(set(numbers)) < len(numbers):
         raise ValueError("duplicate")
-    return seeds
+    return numbers
 
 
 def _no_seed_in_name(name: str) -> str:
@@ -87,7 +88,7 @@ Seed = Annotated[int, Between(0, 2**32 - 1)]
 Seeds = Annotated[
     list[Seed],
     Field(min_length=1),
-    AfterValidator(_no_seed_twice),
+    AfterValidator(no_duplicates),
     expects("a list of one or more different integers from 0 to 4294967295"),
 ]
 # A strict float still takes `0` for `0.0`.

@@ -16,6 +16,7 @@ from stages.models.blip_tower import as_vit
 from stages.params.backbones import ComparedBackbone
 from stages.params.experiment import Experiment
 from stages.params.model_source import is_checkpoint_file, split_revision
+from stages.segmentation.extract_backbone import use_layers
 
 # BLIP's two image towers, of ViT-B/16 and ViT-L/16
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -48,7 +49,7 @@ class Models:
 
 
 def build_models(experiment: Experiment) -> Models:
-    """The models that the params name. Raises `ValueError` for a name that timm does not know, or a missing block."""
+    """The models that the params name. Raises `ValueError` for a name that timm does not know."""
     active = experiment.active
     backbone = build_vit(active.backbone)
     classifier = build_vit(active.classifier.backbone)
@@ -57,7 +58,7 @@ def build_models(experiment: Experiment) -> Models:
     for name, params in experiment.backbones.items():
         if params.source == "blip" and not active.has_captions:
             continue  # nor does the run use it
-        compared[name] = build_compared(params, backbone, model)
+        compared[name] = build_compared(params, name, backbone, model)
     return Models(backbone, classifier, compared, model, side)
 
 
@@ -73,16 +74,15 @@ def build_blip(source: str) -> tuple[BlipForConditionalGeneration, int]:
 
 
 def build_compared(
-    params: ComparedBackbone, own: vit.Backbone | None, model: BlipForConditionalGeneration
+    params: ComparedBackbone, name: str, own: vit.Backbone | None, model: BlipForConditionalGeneration
 ) -> vit.Backbone | None:
-    """A compared backbone; `own` and `model` are the profile's backbone and BLIP."""
+    """The compared backbone `backbones.NAME`; `own` and `model` are the profile's backbone and BLIP."""
     if params.source == "blip":
         backbone: vit.Backbone | None = as_vit(model.vision_model, "BLIP")
     else:
         backbone = deepcopy(own) if params.source == "backbone" else build_vit(params.source)
-    blocks = params.block_indices(len(backbone.blocks)) if backbone else None
-    if backbone and blocks is not None:
-        backbone.use_blocks(blocks)
+    if backbone:
+        use_layers(backbone, params, name)
     return backbone
 
 

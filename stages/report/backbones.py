@@ -1,27 +1,21 @@
 """The section that compares backbones: one head on the patch tokens of each, with intervals and costs."""
 
-from pathlib import Path
-
 import pandas as pd
 
 from stages.core.runs import Run, record_path, run_key
 from stages.core.skipped import skip_reason
-from stages.data.images import read_mask
-from stages.data.manifest import evenly_spaced
 from stages.params.experiment import Experiment
 from stages.params.model_source import display_name
 from stages.report.comparison import result_numbers
 from stages.report.markdown import Markdown
 from stages.report.numbers import MISSING, format_number, format_range
-from stages.report.overlays import plot_masks
-from stages.report.predictions import read_masks
 from stages.report.results import Result, RunNames
 from stages.report.section import FIGURES, Inputs, Section, render
-from stages.report.segmentation import EXAMPLES, head_label
+from stages.report.segmentation import head_label, plot_examples
 from stages.report.significance import Metric, compare
 from stages.report.tables import Table
+from stages.segmentation import BACKBONES, backbone_run_name
 
-TASK = "backbones"
 TABLE = "backbones"
 COST_TABLE = "backbone_costs"
 OWN = "the profile's own"  # no key of `backbones` can be this
@@ -31,7 +25,7 @@ MASKS = FIGURES / "backbones" / "masks.png"
 def backbone_runs(experiment: Experiment) -> RunNames:
     """Names and seeds of the runs on compared backbones."""
     return [
-        (f"{backbone}-{head}", seed)
+        (backbone_run_name(backbone, head), seed)
         for head in experiment.segmentation.compare
         for backbone in experiment.backbones
         for seed in experiment.segmentation.seeds
@@ -42,7 +36,7 @@ def skipped_backbones(names: RunNames) -> dict[str, str]:
     """The reason of every run whose backbone was skipped, by the run's name."""
     reasons = {}
     for name, seed in names:
-        reason = skip_reason(record_path(TASK, run_key(name, seed)))
+        reason = skip_reason(record_path(BACKBONES, run_key(name, seed)))
         if reason:
             reasons[name] = reason
     return reasons
@@ -63,8 +57,8 @@ def build_table(own: list[Result], compared: list[Result], metric: Metric) -> Ta
     """For every compared head, a row of the profile's own backbone, then one per compared backbone."""
     rows = []
     for reference in own:
-        others = [result for result in compared if result.run.params["head"] == reference.name]
-        for result in (reference, *others):
+        with_this_head = [result for result in compared if result.run.params["head"] == reference.name]
+        for result in (reference, *with_this_head):
             rows.append(table_row(result, reference, metric))
     return Table(
         "Backbones compared, under the same heads",
@@ -111,23 +105,18 @@ def build_cost_table(own: Result, compared: list[Result]) -> Table:
 
 def plot_backbones(own: Result, compared: list[Result], inputs: Inputs) -> None:
     """Predicted masks of the same validation images, one row per backbone."""
-    examples = evenly_spaced(inputs.manifest.split("val"), EXAMPLES)
-    truths = {row.image_id: read_mask(Path(row.mask)) for row in examples if row.mask}
-    image_ids = [row.image_id for row in examples]
-    predictions = {OWN: read_masks(own.predictions, image_ids)}
-    for result in compared:
-        predictions[result.run.params["backbone"]] = read_masks(result.predictions, image_ids)
-    plot_masks(MASKS, f"Head: {head_label(own)}", examples, truths, predictions, inputs.manifest.classes)
+    results = {OWN: own} | {result.run.params["backbone"]: result for result in compared}
+    plot_examples(MASKS, f"Head: {head_label(own)}", results, inputs.manifest)
 
 
 def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:
     """The table and a figure of masks; empty if the params compare nothing, or if segmentation was skipped."""
-    compared = inputs.results.get(TASK, [])
+    compared = inputs.results.get(BACKBONES, [])
     if "segmentation" in inputs.skipped or not (compared or inputs.skipped_runs):
         return Section(Markdown(""))
     if not compared:
         return Section(render("backbones.md", tables=[], skipped=inputs.skipped_runs))
-    metric = metrics[TASK]
+    metric = metrics[BACKBONES]
     heads = inputs.experiment.segmentation.compare
     own = [result for result in inputs.results["segmentation"] if result.name in heads]
     first = own[0]

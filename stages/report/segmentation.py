@@ -49,15 +49,21 @@ def plot_head(head: Result, manifest: Manifest) -> dict[str, Path]:
     )
     plot_miou(miou, {label: head})
     plot_class_iou(class_iou, label, head.run)
-    examples = evenly_spaced(manifest.split("val"), EXAMPLES)
-    truths = {row.image_id: read_mask(Path(row.mask)) for row in examples if row.mask}
-    predictions = read_masks(head.predictions, [row.image_id for row in examples])
-    plot_masks(masks, label, examples, truths, {"prediction": predictions}, manifest.classes)
+    plot_examples(masks, label, {"prediction": head}, manifest)
     return {
         "Validation mIoU per epoch": miou,
         "Validation IoU of every class per epoch": class_iou,
         "Validation images with true and predicted masks; void is not painted": masks,
     }
+
+
+def plot_examples(path: Path, label: str, results: dict[str, Result], manifest: Manifest) -> None:
+    """Validation images with their true masks and those that results predict, by title; of the first seeds."""
+    examples = evenly_spaced(manifest.split("val"), EXAMPLES)
+    image_ids = [row.image_id for row in examples]
+    truths = {row.image_id: read_mask(Path(row.mask)) for row in examples if row.mask}
+    predictions = {title: read_masks(result.predictions, image_ids) for title, result in results.items()}
+    plot_masks(path, label, examples, truths, predictions, manifest.classes)
 
 
 def section(inputs: Inputs, metrics: dict[str, Metric]) -> Section:

@@ -1,7 +1,6 @@
 """Stage `extract_backbone@NAME`: the patch tokens of a compared backbone, as `extract_segmentation` computes them."""
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -11,7 +10,8 @@ from stages.data import manifest as manifests
 from stages.data.manifest import Manifest
 from stages.models import vit
 from stages.models.checkpoints.record import loading_errors, read_checkpoint
-from stages.models.checkpoints.resolver import CheckpointResolver
+from stages.models.checkpoints.resolver import resolve_model
+from stages.params.backbones import ComparedBackbone
 from stages.params.experiment import Experiment, load_experiment
 from stages.segmentation import BACKBONE_FEATURES
 from stages.segmentation.extract import extract
@@ -39,26 +39,21 @@ def load_backbone(experiment: Experiment, name: str) -> tuple[vit.Backbone, str]
             source = experiment.active.backbone
             path = read_checkpoint("backbone", source).file
         elif not params.random:
-            path = resolve_weights(experiment, key, source)
+            path = resolve_model("backbone", f"{key}.source", source, experiment.paper).file
         with loading_errors(f"{key}.source", source):
             backbone = vit.load(source, path, params.random)
-    try:
-        blocks = params.block_indices(len(backbone.blocks))
-    except ValueError as error:
-        raise InputError(f"{key}.{error}") from error
-    if blocks is not None:
-        backbone.use_blocks(blocks)
+    use_layers(backbone, params, name)
     return backbone, source
 
 
-def resolve_weights(experiment: Experiment, key: str, source: str) -> Path:
-    """The local file with the weights of a ViT that is not the profile's."""
-    paper = experiment.paper  # its download folder and mirrors serve every profile
-    resolver = CheckpointResolver(paper.downloads, paper.vocabulary, paper.mirrors)
+def use_layers(backbone: vit.Backbone, params: ComparedBackbone, name: str) -> None:
+    """Let a backbone return the outputs of the layers of `backbones.NAME`; raise `InputError` if it lacks one."""
     try:
-        return resolver.resolve_vit(source).file
-    except (InputError, ValueError) as error:
-        raise InputError(f"{key}.source = {source!r}: {error}") from error
+        blocks = params.block_indices(len(backbone.blocks))
+    except ValueError as error:
+        raise InputError(f"backbones.{name}.{error}") from error
+    if blocks is not None:
+        backbone.use_blocks(blocks)
 
 
 def cause_to_skip(experiment: Experiment, name: str, manifest: Manifest) -> str | None:

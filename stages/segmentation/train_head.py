@@ -26,7 +26,7 @@ from stages.features.tokens import FeatureTable
 from stages.models.compute import get_device
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.segmentation import Segmentation
-from stages.segmentation import BACKBONE_FEATURES, BOOTSTRAP, FEATURES, PREDICTIONS
+from stages.segmentation import BACKBONE_FEATURES, BACKBONES, BOOTSTRAP, FEATURES, PREDICTIONS, backbone_run_name
 from stages.segmentation.cost import read_cost
 from stages.segmentation.dataset import TrainViews, ValImages
 from stages.segmentation.evaluation import Validation, predict
@@ -37,7 +37,6 @@ from stages.segmentation.live_head import LiveHead, name_classes
 from stages.segmentation.training import DivergedError, train_head
 
 TASK = "segmentation"
-BACKBONES = "backbones"  # the task of the runs on compared backbones
 WEIGHTS = Path("data/models/segmentation")
 
 
@@ -82,7 +81,7 @@ class Features:
 
     def run_name(self, head: str) -> str:
         """The name of a head's runs."""
-        return f"{self.backbone}-{head}" if self.backbone else head
+        return backbone_run_name(self.backbone, head) if self.backbone else head
 
     def stage_name(self, head: str, seed: int) -> str:
         """The name of the stage in `dvc.yaml`."""

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, untrained_blip
+from conftest import ROOT, Project, untrained_blip
 from loopback import Loopback
 from PIL import Image
-from ruamel.yaml import YAML
 from small_checkpoints import small_backbone
 from timm.models.vision_transformer import VisionTransformer
 from transformers import BlipConfig, BlipForConditionalGeneration
@@ -20,7 +19,6 @@ from stages.models.blip_tower import as_vit
 from stages.models.checkpoints.record import Checkpoint, write_checkpoint
 from stages.params.backbones import ComparedBackbone
 from stages.params.experiment import load_experiment
-from stages.plan.overrides import set_param
 from stages.segmentation import BACKBONE_FEATURES, extract_backbone
 from stages.segmentation.cost import Cost
 from stages.segmentation.extract import measure_cost
@@ -34,11 +32,8 @@ WEIGHTS = "vit.safetensors"
 def project(tmp_path, monkeypatch):
     """A folder with params of its own: the profile's backbone is a small ViT."""
     monkeypatch.chdir(tmp_path)
-    params = YAML().load(ROOT / "params.yaml")
-    set_param(params, "embedded.backbone", WEIGHTS)
-    set_param(params, "embedded.blip", "blip")
-    set_param(params, "backbones", {})
-    YAML().dump(params, tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    Project(tmp_path).set(embedded__backbone=WEIGHTS, embedded__blip="blip", backbones={})
     torch.manual_seed(5)
     vit.save(tmp_path / WEIGHTS, vit.build(ARCHITECTURE), ARCHITECTURE)
     write_checkpoint("backbone", Checkpoint(WEIGHTS, WEIGHTS, "0"))
@@ -201,12 +196,12 @@ def test_costs_are_those_counted_by_hand():
     assert measure_cost(backbone, 16) == Cost(weights, 2 * multiplications, 4)
 
 
-def test_a_backbone_that_cannot_be_used_is_skipped_with_the_reason(project, monkeypatch):
+def test_a_backbone_that_cannot_be_used_is_skipped_with_the_reason(project):
     Image.new("RGB", (24, 24)).save(project / "image.jpg")
     row = Row("a", "train", "image.jpg", height=24, width=24)
     masked = replace(row, mask="image.png")
     write_manifest(Manifest((row, replace(row, image_id="b", split="val")), "photos", ()))
-    set_backbones(project, {"mine": {"source": "backbone"}, "tower": {"source": "blip"}})
+    Project(project).set(backbones={"mine": {"source": "backbone"}, "tower": {"source": "blip"}})
     extract_backbone.main("mine")
     assert skip_reason(BACKBONE_FEATURES / "mine") == "photos has no masks: no segmentation"
     experiment = load_experiment()
@@ -219,9 +214,3 @@ def test_a_backbone_that_cannot_be_used_is_skipped_with_the_reason(project, monk
     assert extract_backbone.cause_to_skip(experiment, "tower", manifest) is None
     with pytest.raises(InputError, match="unknown backbone 'other'; backbones has: mine, tower"):
         extract_backbone.main("other")
-
-
-def set_backbones(project, backbones):
-    params = YAML().load(project / "params.yaml")
-    params["backbones"] = backbones
-    YAML().dump(params, project / "params.yaml")

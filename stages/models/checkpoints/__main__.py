@@ -1,9 +1,8 @@
 """Stage `checkpoints`: downloads and converts the models of the profile that are not on this machine yet."""
 
-from stages.core.messages import quote_value
 from stages.core.stage import InputError, stage
 from stages.models.checkpoints.record import write_checkpoint
-from stages.models.checkpoints.resolver import RESOLVERS, CheckpointResolver
+from stages.models.checkpoints.resolver import resolve_model
 from stages.params.experiment import Experiment, load_experiment
 from stages.params.model_source import is_url
 from stages.params.remote_file import RemoteFile
@@ -31,16 +30,11 @@ def requested_models(experiment: Experiment) -> dict[str, tuple[str, str | None]
 def main() -> None:
     """Resolve each model and write its record."""
     experiment = load_experiment()
-    paper = experiment.paper  # its download folder and mirrors serve every profile
-    resolver = CheckpointResolver(paper.downloads, paper.vocabulary, paper.mirrors)
     for kind, (key, source) in requested_models(experiment).items():
         if source is None:
             write_checkpoint(kind, None)
             continue
-        try:
-            checkpoint = RESOLVERS[kind](resolver, source)
-        except (InputError, ValueError) as error:
-            raise InputError(f"{key} = {quote_value(source)}: {error}") from error
+        checkpoint = resolve_model(kind, key, source, experiment.paper)
         write_checkpoint(kind, checkpoint)
         print(f"{kind}: {checkpoint.path} ({checkpoint.sha256[:12]})")
         if is_url(source) and RemoteFile.parse(source).digest is None:

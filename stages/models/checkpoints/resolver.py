@@ -7,11 +7,13 @@ from importlib import import_module
 from pathlib import Path
 
 from stages.core.hashes import file_sha256
+from stages.core.messages import quote_value
 from stages.core.stage import InputError
 from stages.fetch.download import download_file
 from stages.models.checkpoints.hub import WEIGHTS, download_model, find_weights
 from stages.models.checkpoints.record import Checkpoint
 from stages.params.model_source import CHECKPOINT_SUFFIXES, is_checkpoint_file, is_url, split_revision
+from stages.params.profiles import Paper
 from stages.params.remote_file import RemoteFile
 
 BLIP_FILES = ("*.json", "vocab.txt")
@@ -116,3 +118,15 @@ RESOLVERS: dict[str, Callable[[CheckpointResolver, str], Checkpoint]] = {
     "classifier": CheckpointResolver.resolve_vit,
     "catr": CheckpointResolver.resolve_catr,
 }
+
+
+def resolve_model(kind: str, key: str, source: str, paper: Paper) -> Checkpoint:
+    """Resolve the `source` that the param `key` gives for a kind of model; raise `InputError` with both if that fails.
+
+    The download folder and the mirrors of `paper` serve every profile.
+    """
+    resolver = CheckpointResolver(paper.downloads, paper.vocabulary, paper.mirrors)
+    try:
+        return RESOLVERS[kind](resolver, source)
+    except (InputError, ValueError) as error:
+        raise InputError(f"{key} = {quote_value(source)}: {error}") from error
